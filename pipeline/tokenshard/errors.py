@@ -1,0 +1,45 @@
+"""The few error types of tokenshard.
+
+Every message names the input, says what is wrong with it and what the user can do. The command line prints a
+:class:`TokenshardError` as one line; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class TokenshardError(Exception):
+    """Base of all errors a user can do something about."""
+
+    exit_code = 1
+
+
+class SpecError(TokenshardError):
+    """A job spec, option or argument is wrong (exit code 2, as for any usage error)."""
+
+    exit_code = 2
+
+
+class StoreError(TokenshardError):
+    """A file or object store refused or failed an operation after the allowed retries."""
+
+
+class FormatError(TokenshardError):
+    """A file of a dataset is damaged, incomplete, or needs a newer version of tokenshard."""
+
+
+class ManifestConflict(TokenshardError):
+    """Another job committed this manifest version first: re-read the newest manifest, rebase on it and commit again."""
+
+
+class InputError(TokenshardError):
+    """One raw input cannot be read or encoded. Becomes a row of the rejects table, never the end of a job."""
+
+
+class JobError(TokenshardError):
+    """A job could not be completed."""
+
+
+class TooManyRejects(JobError):
+    """The job finished its work but more inputs were rejected than ``max_rejects`` allows."""
+
+    exit_code = 3

@@ -1,0 +1,430 @@
+"""All storage of tokenshard goes through here: local disk, S3, and every other fsspec file system look the same.
+
+A :class:`Store` is the files below one root. It lists as a stream in one fixed order, reads ranges, replaces a file
+atomically, and creates a file only if it is absent (first writer wins): the primitive every commit rests on.
+Transient failures are retried with jitter a bounded number of times; what remains is a :class:`StoreError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import posixpath
+import random
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from tokenshard import listing
+from tokenshard.errors import StoreError
+
+T = TypeVar("T")
+Content = bytes | Path
+"""What a put takes: the bytes themselves, or a local file that holds them."""
+
+ATTEMPTS = 6
+FIRST_DELAY = 0.2
+LONGEST_DELAY = 10.0
+"""Retry bounds: attempts in all, and seconds between them (doubling, full jitter)."""
+
+TEMPORARY = ".tmp"
+"""Folder below a local root that holds files being written; never listed, removed by ``clean_temporary``."""
+
+_TAG = "tokenshard-writer"
+_TRANSIENT_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET}
+_S3_DEFAULTS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "retries": {"mode": "standard", "total_max_attempts": 2},
+    },
+}
+_memory_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One listed file: name relative to the root, and its bytes."""
+
+    name: str
+    size: int
+
+
+class Store:
+    """The files below ``root`` (a local path, ``s3://bucket/prefix``, ``memory://x``, or any fsspec URL).
+
+    Names are relative to the root with ``/`` as separator. Missing files raise FileNotFoundError, everything else
+    StoreError. Instances are picklable and may be used from several threads.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
+        text = os.fspath(root)
+        self.options = dict(options or {})
+        self.protocol = text.split("://", 1)[0] if "://" in text else "file"
+        if self.protocol == "file":
+            self.root = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+        else:
+            self.root = text.rstrip("/") if not text.endswith("://") else text
+        self._filesystem: Any = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.protocol == "file"
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.protocol in {"s3", "s3a"}
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_filesystem": None}
+
+    def url(self, name: str = "") -> str:
+        """Full path or URL of a name, for messages and for other programs."""
+        if not name:
+            return self.root
+        return os.path.join(self.root, name) if self.is_local else posixpath.join(self.root, name)
+
+    def child(self, name: str) -> Store:
+        """The store whose root is a folder of this one."""
+        return Store(self.url(name), self.options)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """The bytes of a file, or of a range of it (shorter than ``length`` where the file ends before)."""
+        if length == 0:
+            return b""
+        return self._retry(name, "read", lambda: self._read_once(name, start, length))
+
+    def _read_once(self, name: str, start: int, length: int | None) -> bytes:
+        if self.is_local:
+            with open(self.url(name), "rb") as file:
+                file.seek(start)
+                return file.read(-1 if length is None else length)
+        end = None if length is None else start + length
+        try:
+            return cast(bytes, self.filesystem.cat_file(self.url(name), start=start or None, end=end))
+        except OSError as error:
+            if _boto_code(error) in {"InvalidRange", "416"}:
+                return b""
+            raise
+
+    def open(self, name: str, size: int | None = None) -> BinaryIO:
+        """A seekable binary file; remote ones read exactly the ranges asked for (no read-ahead)."""
+        if self.is_local:
+            return self._retry(name, "open", lambda: open(self.url(name), "rb"))
+        return cast(BinaryIO, _RangeFile(self, name, self.size(name) if size is None else size))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        if self.is_local:
+            return self._retry(name, "stat", lambda: os.stat(self.url(name)).st_size)
+        found = self._retry(name, "stat", lambda: self.filesystem.info(self.url(name)))
+        if found["type"] != "file":
+            raise FileNotFoundError(errno.ENOENT, "no such file", self.url(name))
+        return int(found["size"])
+
+    def exists(self, name: str) -> bool:
+        """Whether a file of that name exists."""
+        if self.is_local:
+            return os.path.isfile(self.url(name))
+        try:
+            return bool(self._retry(name, "stat", lambda: self.filesystem.info(self.url(name)))["type"] == "file")
+        except FileNotFoundError:
+            return False
+
+    def is_dir(self, name: str = "") -> bool:
+        """Whether there is a folder (on an object store: any file below that prefix)."""
+        if self.is_local:
+            return os.path.isdir(self.url(name))
+        return next(iter(self.list(name)), None) is not None
+
+    def list(self, prefix: str = "", skipped: Callable[[str, str], None] | None = None) -> Iterator[Entry]:
+        """All files in the folder ``prefix`` and below, as a stream sorted by the bytes of their names.
+
+        The order is the same on every file system, and memory does not grow with the number of files. A missing
+        folder is empty. Locally, symbolic links to files inside the root count as files; links to folders, links
+        leaving the root, and special files (FIFO, socket, device) are never opened: they, and folders that cannot be
+        read, are reported to ``skipped(name, reason)``.
+        """
+        prefix = prefix.strip("/")
+        if self.is_local:
+            entries = listing.local_files(self.root, prefix, skipped or (lambda name, reason: None), TEMPORARY)
+        elif self._is_s3:
+            entries = self._list_s3(prefix)
+        else:
+            entries = listing.remote_files(self.filesystem, self.url(), prefix)
+        return (Entry(name, size) for name, size in entries)
+
+    def _list_s3(self, prefix: str) -> Iterator[tuple[str, int]]:
+        bucket, _, base = self.root.split("://", 1)[1].partition("/")
+        base = f"{base.rstrip('/')}/" if base else ""
+        where = f"{base}{prefix}/" if prefix else base
+
+        def page(after: str) -> list[tuple[str, int]]:
+            more = {"StartAfter": after} if after else {}
+            answer = self._retry(
+                prefix,
+                "list",
+                lambda: self.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=where, **more),
+            )
+            return [(item["Key"], int(item["Size"])) for item in answer.get("Contents", [])]
+
+        after = ""
+        while items := page(after):
+            after = items[-1][0]
+            for key, size in items:
+                if not key.endswith("/"):  # folder markers some tools create
+                    yield key.removeprefix(base), size
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def put(self, name: str, content: Content) -> None:
+        """Write a file atomically: readers see the old content or the new one, never a part."""
+        self._retry(name, "write", lambda: self._put_once(name, content))
+
+    def _put_once(self, name: str, content: Content) -> None:
+        if self.is_local:
+            temporary = self._write_temporary(name, content)
+            try:
+                os.replace(temporary, self.url(name))
+                _sync_folder(os.path.dirname(self.url(name)))
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        elif isinstance(content, Path):
+            self.filesystem.put_file(str(content), self.url(name))
+        else:
+            self.filesystem.pipe_file(self.url(name), content)
+
+    def put_if_absent(self, name: str, content: Content) -> bool:
+        """Create a file unless it exists; True if this call created it. Of several writers exactly one wins.
+
+        Locally a fully written and synced temporary file is linked to its name. On S3 the upload carries
+        ``If-None-Match: *`` and a tag of this call: clients repeat requests whose response was lost, and the tag says
+        whether an existing file is what such a request created. Elsewhere, a file with the same bytes is ours if an
+        attempt failed before.
+        """
+        tag = uuid.uuid4().hex
+        failed = False
+
+        def attempt() -> bool:
+            nonlocal failed
+            try:
+                self._create_once(name, content, tag)
+                return True
+            except Exception as error:
+                if not isinstance(error, FileExistsError) and _boto_code(error) not in {"PreconditionFailed", "412"}:
+                    failed = True
+                    raise
+                if self._is_s3:
+                    return self._tag(name) == tag
+                return failed and self._holds(name, content)
+
+        return self._retry(name, "create", attempt)
+
+    def _create_once(self, name: str, content: Content, tag: str) -> None:
+        if self.is_local:
+            if os.path.exists(self.url(name)):
+                raise FileExistsError(errno.EEXIST, "exists", name)
+            temporary = self._write_temporary(name, content)
+            try:
+                os.link(temporary, self.url(name))
+                _sync_folder(os.path.dirname(self.url(name)))
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+            return
+        in_memory = self.protocol == "memory"
+        marks = {"Metadata": {_TAG: tag}} if self._is_s3 else {}
+        with _memory_lock if in_memory else contextlib.nullcontext():
+            if in_memory and self.filesystem.exists(self.url(name)):
+                raise FileExistsError(errno.EEXIST, "exists", name)
+            if isinstance(content, Path):
+                self.filesystem.put_file(str(content), self.url(name), mode="create", **marks)
+            else:
+                self.filesystem.pipe_file(self.url(name), content, mode="create", **marks)
+
+    def _tag(self, name: str) -> str | None:
+        bucket, key, _ = self.filesystem.split_path(self.url(name))
+        found = self.filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+        return cast("str | None", found["Metadata"].get(_TAG))
+
+    def _holds(self, name: str, content: Content) -> bool:
+        mine = hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content).digest()
+        return hashlib.sha256(self.read(name)).digest() == mine
+
+    def _write_temporary(self, name: str, content: Content) -> str:
+        folder = os.path.join(self.root, TEMPORARY)
+        os.makedirs(folder, exist_ok=True)
+        os.makedirs(os.path.dirname(self.url(name)), exist_ok=True)
+        temporary = os.path.join(folder, uuid.uuid4().hex)
+        try:
+            with open(temporary, "xb") as target:
+                if isinstance(content, Path):
+                    with open(content, "rb") as source:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                else:
+                    target.write(content)
+                target.flush()
+                os.fsync(target.fileno())
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def delete(self, name: str) -> None:
+        """Remove a file; a missing one is no error."""
+        try:
+            remove = os.unlink if self.is_local else self.filesystem.rm_file
+            self._retry(name, "delete", lambda: remove(self.url(name)))
+        except FileNotFoundError:
+            return
+
+    def clean_temporary(self) -> int:
+        """Remove what killed writers left behind (local stores only); files removed."""
+        folder = os.path.join(self.root, TEMPORARY)
+        if not self.is_local or not os.path.isdir(folder):
+            return 0
+        return self._retry(TEMPORARY, "remove", lambda: _remove_files(folder))
+
+    # -- the file system below ----------------------------------------------------------------------------------------
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system (remote stores)."""
+        if self._filesystem is None:
+            import fsspec
+
+            defaults = _S3_DEFAULTS if self._is_s3 else {}
+            try:
+                filesystem = fsspec.filesystem(self.protocol, **{**defaults, **self.options})
+            except (ValueError, ImportError) as error:
+                raise StoreError(f"{self.root}: cannot open this kind of storage: {error}") from error
+            if self._is_s3:
+                filesystem.retries = 1  # s3fs's own loop would multiply the time that ours is bounded to
+            self._filesystem = filesystem
+        return self._filesystem
+
+    def _retry(self, name: str, action: str, call: Callable[[], T]) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return call()
+            except StoreError:
+                raise
+            except Exception as error:
+                lost = _boto_code(error) in {"NoSuchBucket", "NoSuchUpload"}
+                if isinstance(error, FileNotFoundError) and not lost:
+                    raise
+                if not self._transient(error) or attempt == ATTEMPTS:
+                    raise StoreError(_explain(self.url(name), action, error, attempt)) from error
+            time.sleep(random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**attempt)))
+        raise AssertionError("unreachable")
+
+    def _transient(self, error: Exception) -> bool:
+        if self.is_local or isinstance(error, PermissionError):
+            return False
+        if isinstance(error, TimeoutError | ConnectionError) or _boto_code(error) == "NoSuchUpload":
+            return True  # NoSuchUpload: an earlier, unanswered request had completed or aborted the upload
+        if isinstance(error, OSError):
+            return error.errno in _TRANSIENT_ERRNO
+        clients = {"botocore", "aiobotocore", "aiohttp", "urllib3"}
+        return type(error).__module__.split(".")[0] in clients and not _credentials(error)
+
+
+class _RangeFile(io.RawIOBase):
+    """A read-only remote file whose reads are range requests of exactly the bytes asked for."""
+
+    def __init__(self, store: Store, name: str, size: int) -> None:
+        self._store, self._name, self._size, self._position = store, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def size(self) -> int:
+        return self._size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        data = self._store.read(self._name, self._position, left if size is None or size < 0 else min(size, left))
+        self._position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_files(folder: str) -> int:
+    names = os.listdir(folder)
+    for name in names:
+        Path(folder, name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another writer has begun a file there
+        os.rmdir(folder)
+    return len(names)
+
+
+def _boto_code(error: BaseException) -> str | None:
+    """S3 error code behind a translated exception."""
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    return str(response["Error"].get("Code")) if response and "Error" in response else None
+
+
+def _credentials(error: BaseException) -> bool:
+    return "Credential" in type(error).__name__ or "Token" in type(error).__name__ or "Profile" in type(error).__name__
+
+
+def _explain(url: str, action: str, error: Exception, attempts: int) -> str:
+    tried = f" (after {attempts} attempts)" if attempts > 1 else ""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if _boto_code(error) == "NoSuchBucket":
+        return f"{url}: cannot {action}: there is no such bucket; create it or correct the URL"
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"{url}: cannot {action}: the disk is full; free some space and run the same command again"
+    if isinstance(error, PermissionError) or _credentials(error):
+        where = (
+            "the file permissions"
+            if "://" not in url
+            else "the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) and the bucket policy"
+        )
+        return f"{url}: cannot {action}: access denied ({reason}); check {where}"
+    if isinstance(error, NotADirectoryError | IsADirectoryError):
+        return f"{url}: cannot {action}: {error.strerror}; choose another path"
+    kind = type(error).__name__
+    if isinstance(error, TimeoutError | ConnectionError) or "Connect" in kind or "Timeout" in kind:
+        endpoint = "the network and the endpoint (storage option endpoint_url, AWS_ENDPOINT_URL)"
+        return f"{url}: cannot {action}{tried}: {reason}; check {endpoint}"
+    return f"{url}: cannot {action}{tried}: {reason}"

@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests: the developer data, and a real S3-protocol server on loopback."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Timings on shared machines say nothing; the same examples everywhere make a red run repeatable.
+settings.register_profile("tokenshard", deadline=None, derandomize=True)
+settings.load_profile("tokenshard")
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The developer data (real images, broken files, …) beside the checkout; not part of the product."""
+    root = Path(os.environ.get("TOKENSHARD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / "SOURCES.md").is_file():
+        pytest.skip(f"developer data not found at {root}; set TOKENSHARD_DATA to run this test")
+    return root
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of an S3-protocol server (moto) on loopback; AWS_* variables point to it while the session lasts."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    saved = {name: os.environ.get(name) for name in (*S3_ENVIRONMENT, "AWS_ENDPOINT_URL")}
+    os.environ.update(S3_ENVIRONMENT, AWS_ENDPOINT_URL=endpoint)
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="tokens")
+    yield endpoint
+    server.stop()
+    for name, value in saved.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def s3_url(s3_server: str) -> str:
+    """An empty prefix in a bucket of that server."""
+    return f"s3://tokens/{uuid.uuid4().hex}"
