@@ -1,0 +1,185 @@
+"""Job specs: what `tokenshard run JOB.yaml` reads. One model a kind of job, looked up by `kind`.
+
+The part of a spec that decides a dataset's bytes (:meth:`ConvertJob.output_fields`) is kept apart from the part that
+only decides how the work is run (engine, retries, places), so that a job can resume on other hardware.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError
+
+from tokenshard.errors import SpecError
+from tokenshard.spec.base import Document, SourceSpec, digest
+from tokenshard.spec.images import ImageSourceSpec
+from tokenshard.spec.manifest import DatasetKind
+
+
+class UnitSpec(Document):
+    """How inputs are cut into work units. One unit makes one shard."""
+
+    samples: int = Field(default=4096, ge=1, le=1 << 20, description="most inputs of a unit")
+    bytes: ByteSize = Field(default=ByteSize(256 << 20), ge=1, description="most raw bytes of a unit, e.g. 256MiB")
+
+
+class PilotSpec(Document):
+    """The sample of the inputs that the tokenizer (where it is trained here) and the codec are fitted on."""
+
+    samples: int = Field(default=512, ge=1, le=100_000, description="most inputs read")
+    ids: int = Field(default=2_000_000, ge=1, description="stop after that many ids")
+
+
+class EngineSpec(Document):
+    """Where and how wide the work runs. Never changes the output."""
+
+    kind: Literal["auto", "local", "ray"] = Field(
+        default="auto", description="auto: ray when an address is set or the input is large, else local"
+    )
+    address: str | None = Field(
+        default=None, description="Ray address (`auto`, HOST:PORT, ray://…); none: embedded Ray"
+    )
+    workers: int | None = Field(
+        default=None, ge=0, le=10_000, description="unit workers; 0: in this process; default: CPUs"
+    )
+    cpus: float = Field(default=1, gt=0, description="CPUs of one worker (Ray)")
+    gpus: float = Field(default=0, ge=0, description="GPUs of one worker (Ray); fractions share one GPU")
+    decode_threads: int = Field(default=1, ge=1, le=256, description="threads that fetch and decode, a worker")
+    batch_size: int = Field(default=32, ge=1, le=4096, description="most samples encoded together")
+    batch_bytes: ByteSize = Field(default=ByteSize(32 << 20), ge=1, description="most decoded bytes encoded together")
+
+
+class RetrySpec(Document):
+    """When to give up. Never changes the output of a job that has no poison inputs."""
+
+    attempts: int = Field(
+        default=3, ge=1, le=100, description="attempts of a unit before its poison input is looked for"
+    )
+    unit_timeout: float | None = Field(default=None, gt=0, description="seconds after which a unit's worker is killed")
+    drain_seconds: float = Field(default=60, ge=0, description="seconds that running units get after the first Ctrl-C")
+
+
+class JobSpec(Document):
+    """What all jobs have in common."""
+
+    kind: str
+    version: Literal[1] = 1
+    output: str = Field(min_length=1, description="folder or URL of the dataset")
+    storage: dict[str, JsonValue] = Field(
+        default_factory=dict, description="fsspec options, e.g. endpoint_url; no secrets"
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    engine: EngineSpec = EngineSpec()
+    retry: RetrySpec = RetrySpec()
+
+
+class ConvertJob(JobSpec):
+    """Raw inputs in, committed token shards out. The model behind every `convert-…` kind."""
+
+    dataset_kind: ClassVar[DatasetKind]
+    source: SourceSpec
+    tokenizer: str = Field(
+        default="patch", min_length=1, description="`NAME:OPTIONS` trained on the input, or a saved folder"
+    )
+    codec: Literal["auto", "pack", "zstd", "context"] = "auto"
+    unit: UnitSpec = UnitSpec()
+    pilot: PilotSpec = PilotSpec()
+    max_rejects: float = Field(
+        default=0.01, ge=0, le=1, description="share of rejected inputs above which the job fails"
+    )
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        """The fields that decide the bytes of the output (with the planned inputs)."""
+        fields = self.model_dump(
+            mode="json", include={"kind", "version", "seed", "tokenizer", "codec", "unit", "pilot"}
+        )
+        return {**fields, "source": self.source.output_fields()}
+
+    def output_sha256(self) -> str:
+        return digest(self.output_fields())
+
+
+class ConvertImages(ConvertJob):
+    """`convert-images`: images in any of the usual forms."""
+
+    dataset_kind: ClassVar[DatasetKind] = "image"
+    kind: Literal["convert-images"] = "convert-images"
+    source: ImageSourceSpec
+
+
+JOB_KINDS: dict[str, type[JobSpec]] = {"convert-images": ConvertImages}
+"""Every kind of job; a new one is a model and a line here."""
+
+
+def job_schema() -> dict[str, Any]:
+    """JSON Schema of a job spec."""
+    models = tuple(JOB_KINDS.values())
+    schema = TypeAdapter(models[0] if len(models) == 1 else Any).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def parse_job(text: str, name: str = "job spec") -> JobSpec:
+    """A job spec from YAML (or JSON). SpecError names the line, the field and the allowed values."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SpecError(f"{name}:{line}: not valid YAML: {error.problem}") from error
+    if not isinstance(data, dict):
+        raise SpecError(f"{name}:1: expected a mapping with `kind`, `source` and `output`; see `tokenshard run --help`")
+    model = JOB_KINDS.get(str(data.get("kind")))
+    if model is None:
+        line = _line_of(node, ("kind",))
+        raise SpecError(f"{name}:{line}: kind: {data.get('kind')!r} is unknown; allowed: {', '.join(JOB_KINDS)}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(_explain(error, name, node, model)) from error
+
+
+def build_job(model: type[JobSpec], data: dict[str, Any]) -> JobSpec:
+    """A job spec from Python or command-line values, with the same one-line errors."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(_explain(error, "", None, model)) from error
+
+
+def _explain(error: ValidationError, name: str, node: yaml.Node | None, model: type[JobSpec]) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown field; allowed: {', '.join(_fields(model, item['loc'][:-1]))}"
+        elif item["type"] != "missing" and not isinstance(item.get("input"), dict):
+            message += f" (got {item.get('input')!r})"
+        place = f"{name}:{_line_of(node, item['loc'])}: " if node is not None else ""
+        lines.append(f"{place}{where}: {message}" if where else f"{place}{message}")
+    return "; ".join(lines)
+
+
+def _fields(model: Any, loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _line_of(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
+    """1-based line of the deepest node on the way to ``loc`` that exists in the file."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

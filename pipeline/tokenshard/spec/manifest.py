@@ -1,0 +1,163 @@
+"""The manifest: the only entry point of readers into a dataset (`OUT/manifest/00000001.json`, highest number wins)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from tokenshard.spec.base import StoredDocument, digest
+from tokenshard.spec.codec import CodecSpec
+
+FORMAT: Literal["tokenshard"] = "tokenshard"
+FORMAT_VERSION = 1
+"""Version of the shard format this package writes, and the newest one it reads."""
+
+NOT_IN_FINGERPRINT = ("source", "shards_file", "fingerprint")
+"""Fields that say where and how a dataset is stored, not what it holds."""
+
+DatasetKind = Literal["image", "video", "grid", "document", "generic"]
+
+
+class ChunkEntry(StoredDocument):
+    """A byte range of a shard file that readers fetch and check as one."""
+
+    offset: int = Field(ge=0, description="first byte")
+    length: int = Field(ge=0, description="bytes")
+    xxh64: str = Field(description="xxHash64 (16 hex digits) of those bytes")
+
+
+class RowGroupEntry(StoredDocument):
+    """One row group of a shard."""
+
+    rows: int = Field(ge=1)
+    sizes: ChunkEntry = Field(
+        description="the column chunks from `num_tokens` to the last `code_len`, which lie side by side"
+    )
+    codes: tuple[ChunkEntry, ...] = Field(
+        description="one entry a code column, in the order of `code.columns`: the streams alone (no page header, "
+        "no lengths) of a binary column, the whole column chunk of a list column"
+    )
+
+
+class ShardEntry(StoredDocument):
+    """One committed shard file."""
+
+    path: str = Field(description="relative to the dataset folder, always below data/")
+    rows: int = Field(ge=1)
+    ids: int = Field(ge=0, description="ids of all levels together")
+    bytes: int = Field(ge=1)
+    raw_bytes: int = Field(ge=0, description="bytes of the raw inputs that became rows")
+    sha256: str
+    min_key: str
+    max_key: str
+    grid: tuple[int | None, ...] = Field(description="grid dims all rows share; null where they differ")
+    footer: ChunkEntry = Field(description="Parquet metadata with the 8 bytes behind it, at the end of the file")
+    row_groups: tuple[RowGroupEntry, ...]
+
+
+class ShardsFile(StoredDocument):
+    """A Parquet file beside the manifest that holds the shard list of a very large dataset."""
+
+    path: str = Field(description="relative to the dataset folder, always below manifest/")
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str
+
+
+class RejectsEntry(StoredDocument):
+    """One rejects file."""
+
+    path: str = Field(description="relative to the dataset folder, always below rejects/")
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str
+
+
+class LevelEntry(StoredDocument):
+    """One level of the codes (RVQ depth, PQ sub-quantizer)."""
+
+    alphabet: int = Field(ge=1)
+    used: int = Field(ge=0, description="ids that occurred in the pilot sample")
+    remap: tuple[int, ...] | None = Field(default=None, description="stored id -> tokenizer id, where they differ")
+
+
+class CodeEntry(StoredDocument):
+    """What the ids are and how they are stored."""
+
+    levels: tuple[LevelEntry, ...]
+    grid: tuple[int | None, ...] = Field(description="grid dims all samples share; null where they differ")
+    neighbours: tuple[str, ...] = Field(default=(), description="context neighbours, e.g. left, up")
+    columns: tuple[CodecSpec, ...] = Field(description="one code column a level")
+
+
+class TokenizerEntry(StoredDocument):
+    """The tokenizer of the dataset (stored below `tokenizer/<fingerprint>/`)."""
+
+    fingerprint: str
+    numerics: str
+
+
+class ColumnEntry(StoredDocument):
+    """One column of the shards as users see it."""
+
+    name: str
+    type: str = Field(description="Arrow type, as text")
+    role: Literal["key", "code", "length", "label", "metadata"]
+    names: tuple[str, ...] | None = Field(default=None, description="class names of a label column, by label value")
+
+
+class JobEntry(StoredDocument):
+    """One job whose shards this version holds."""
+
+    id: str
+    spec_sha256: str = Field(description="hash of the part of the job spec that decides the output")
+    plan_sha256: str = Field(description="hash of the planned inputs")
+    units: int
+    inputs: int
+    retried: int = Field(default=0, description="inputs among them that an earlier version had rejected")
+
+
+class Totals(StoredDocument):
+    samples: int
+    ids: int
+    raw_bytes: int
+    token_bytes: int = Field(description="bytes of all shard files")
+    rejects: int
+
+
+class Manifest(StoredDocument):
+    """One version of a dataset. Created once, never changed; an append writes the next version."""
+
+    format: Literal["tokenshard"] = FORMAT
+    format_version: int = FORMAT_VERSION
+    min_reader: int = FORMAT_VERSION
+    version: int = Field(ge=1)
+    parent: int | None = None
+    kind: DatasetKind
+    totals: Totals
+    code: CodeEntry
+    tokenizer: TokenizerEntry
+    models: dict[str, int] = Field(default_factory=dict, description="SHA-256 -> bytes of the files below models/")
+    columns: tuple[ColumnEntry, ...]
+    preprocess: dict[str, JsonValue] = Field(
+        default_factory=dict, description="what was done to a raw input before encoding"
+    )
+    source: dict[str, JsonValue] = Field(
+        default_factory=dict, description="where the raw inputs came from (not in the fingerprint)"
+    )
+    jobs: tuple[JobEntry, ...]
+    splits: dict[str, int] = Field(
+        default_factory=dict, description="samples of each value of the `split` column, if there is one"
+    )
+    shards: tuple[ShardEntry, ...]
+    shards_file: ShardsFile | None = Field(
+        default=None,
+        description="where the shard list is stored when `shards` is empty in the JSON (not in the fingerprint)",
+    )
+    rejects: tuple[RejectsEntry, ...] = ()
+    fingerprint: str = Field(default="", description="hash of everything above that is not time- or host-dependent")
+
+    def computed_fingerprint(self) -> str:
+        """SHA-256 over the manifest without :data:`NOT_IN_FINGERPRINT`; shard bytes enter through their hashes."""
+        return digest(self.model_dump(mode="json", exclude=set(NOT_IN_FINGERPRINT)))
