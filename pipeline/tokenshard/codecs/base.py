@@ -1,0 +1,80 @@
+"""The codec contract: ids of many samples ⇄ one run of bytes. Stands between tokenizers and shards, knows neither.
+
+A *block* is any number of samples of one code column, back to back: ``ids`` is flat, and sample ``i`` covers
+``prod(grids[i])`` of them in C order. Each sample gets a stream of its own (``lengths[i]`` bytes) unless the codec
+groups short samples, so that one sample decodes alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.errors import FormatError
+from tokenshard.spec.codec import CodecName
+
+Ids = NDArray[np.uint16 | np.int32]
+Bytes = NDArray[np.uint8]
+Lengths = NDArray[np.int32]
+Grids = NDArray[np.int32]
+"""[samples, rank]: grid dims of each sample, rank 1 to 3."""
+
+
+class Codec(Protocol):
+    """Encodes and decodes blocks of ids in ``[0, alphabet)``.
+
+    Instances are immutable, picklable and safe to use from several threads.
+    """
+
+    @property
+    def name(self) -> CodecName: ...
+
+    @property
+    def alphabet(self) -> int: ...
+
+    @property
+    def layout(self) -> Literal["binary", "list"]:
+        """Parquet column for the streams: `binary` holds them as they are; `list` holds the ids themselves, and
+        ``encode`` only gives their little-endian bytes."""
+        ...
+
+    @property
+    def group(self) -> int:
+        """Rows that share one stream: it belongs to the first row of a group, the others have length 0. A block to
+        decode starts with a whole group; only the last group of a block may be shorter."""
+        ...
+
+    def encode(self, ids: Ids, grids: Grids) -> tuple[Bytes, Lengths]:
+        """Streams of all samples back to back (uint8 [total]) and the bytes of each (int32 [samples]).
+
+        Raises :class:`~tokenshard.errors.InputError` when an id is outside the alphabet.
+        """
+        ...
+
+    def decode(self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None) -> Ids:
+        """The ids of all samples back to back (dtype: :func:`id_dtype`), written to ``out`` where given.
+
+        Raises :class:`~tokenshard.errors.FormatError` on damaged streams; never reads or writes outside the buffers.
+        """
+        ...
+
+    def model_bytes(self) -> bytes | None:
+        """The model file (`.tsm`) needed to decode, or None for a codec without one."""
+        ...
+
+
+def id_dtype(alphabet: int) -> type[np.uint16] | type[np.int32]:
+    """Dtype of ids on the API: uint16 when the alphabet has at most 65,536 entries, else int32."""
+    return np.uint16 if alphabet <= 1 << 16 else np.int32
+
+
+def sample_sizes(grids: Grids) -> NDArray[np.int64]:
+    """Ids of each sample (int64 [samples]). Raises FormatError for grids of a negative side or 2^31 ids or more."""
+    if grids.size and (grids.min() < 0 or np.prod(grids, axis=1, dtype=np.float64).max() >= 1 << 31):
+        raise FormatError(
+            "a sample's grid has a negative side or 2^31 ids or more; the lengths of the shard are damaged"
+        )
+    sizes: NDArray[np.int64] = np.prod(grids, axis=1, dtype=np.int64)
+    return sizes

@@ -1,0 +1,157 @@
+"""The `context` codec: an id is a short path through a tree, each step rANS-coded by a table its neighbours choose.
+
+With one table a node it is an order-0 coder. One 32-bit state a sample (3 bytes on average), so that a sample decodes
+alone; throughput comes from decoding four samples in lockstep. Streams and model: `schemas/shard-format.md`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, sample_sizes
+from tokenshard.codecs.blocks import check_ids, check_lengths, ids_buffer, read_only
+from tokenshard.codecs.model import ContextModel
+from tokenshard.codecs.tree import fit_order0
+from tokenshard.errors import FormatError
+
+_WORD_BITS = 16
+_SYMBOL_BITS = 12
+"""The most a symbol can cost: a frequency of 1 in 4096."""
+
+
+class _Layout(NamedTuple):
+    """Where the samples of a block lie, as the compiled loops take it."""
+
+    first_ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    strides: NDArray[np.uint64]
+    periods: NDArray[np.uint64]
+    order: NDArray[np.int64]
+
+
+class ContextCodec:
+    """Codec over a :class:`ContextModel`; an alphabet of one id needs no bytes at all."""
+
+    name: ClassVar[Literal["context"]] = "context"
+    layout: ClassVar[Literal["binary"]] = "binary"
+    group: ClassVar[int] = 1
+
+    def __init__(self, model: ContextModel) -> None:
+        self.model = model
+        self.alphabet = model.alphabet
+        self._arrays = model.kernel_arrays()
+        nodes = self._arrays.nodes
+        tree_size = len(nodes) + self.alphabet
+        children = np.concatenate([step.children for step in model.steps])
+        self._parents = np.zeros(tree_size, np.uint32)
+        self._parents[1:] = np.repeat(np.arange(len(nodes), dtype=np.uint32), children)
+        self._leaf_nodes = np.empty(self.alphabet, np.uint32)
+        self._leaf_nodes[model.leaves] = np.arange(len(nodes), tree_size, dtype=np.uint32)
+
+    @classmethod
+    def fit(cls, ids: Ids, grids: Grids, alphabet: int) -> ContextCodec:
+        """Fit an order-0 model to the samples of a pilot (fewer than 2^31 ids). Equal pilots give equal models."""
+        check_ids(ids, sample_sizes(grids), alphabet)
+        return cls(fit_order0(np.bincount(ids, minlength=alphabet), len(grids)))
+
+    @classmethod
+    def from_model(cls, data: bytes) -> ContextCodec:
+        """The codec of a `.tsm` file. Raises :class:`FormatError` when the file is damaged."""
+        return cls(ContextModel.from_bytes(data))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (ContextCodec.from_model, (self.model_bytes(),))
+
+    def model_bytes(self) -> bytes:
+        return self.model.to_bytes()
+
+    def encode(self, ids: Ids, grids: Grids) -> tuple[Bytes, Lengths]:
+        sizes = sample_sizes(grids)
+        check_ids(ids, sizes, self.alphabet)
+        num_words = np.zeros(len(sizes), np.int64)
+        if self.alphabet == 1 or len(ids) == 0:
+            return np.zeros(0, np.uint8), num_words.astype(np.int32)
+        from tokenshard.codecs import rans_kernels
+
+        depth = len(self.model.steps)
+        # Two words of state, one that the loop writes and takes back, and the dearest symbols throughout.
+        rooms = np.where(sizes > 0, 3 + (sizes * depth * _SYMBOL_BITS + _WORD_BITS - 1) // _WORD_BITS, 0)
+        stops = np.cumsum(rooms)
+        scratch = np.empty(int(stops[-1]), np.uint16)
+        layout = self._layout(grids, sizes, sizes > 0)
+        tree = (self._leaf_nodes, self._parents)
+        rans_kernels.encode(read_only(ids), tuple(layout), depth, tuple(self._arrays), tree, scratch, stops, num_words)
+        words = np.empty(int(num_words.sum()), np.uint16)
+        rans_kernels.gather(scratch, stops, num_words, words)
+        return words.astype("<u2", copy=False).view(np.uint8), (2 * num_words).astype(np.int32)
+
+    def decode(self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None) -> Ids:
+        ids, damaged = self.try_decode(data, lengths, grids, out)
+        if damaged.any():
+            raise FormatError(
+                f"{int(damaged.sum())} of {len(damaged)} streams are damaged, the first is that of sample "
+                f"{int(damaged.argmax())} of its block; restore the shard or convert it again"
+            )
+        return ids
+
+    def try_decode(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None
+    ) -> tuple[Ids, NDArray[np.bool_]]:
+        """Like :meth:`decode`, but says which streams are damaged (bool [samples]) instead of raising.
+
+        The ids of a damaged stream are meaningless but inside the alphabet. Lengths that do not fit the data still
+        raise :class:`FormatError`.
+        """
+        first_bytes = check_lengths(data, lengths, grids)
+        sizes = sample_sizes(grids)
+        if len(lengths) and (lengths & 1).any():
+            raise FormatError("a stream of an odd number of bytes; the shard is damaged")
+        ids = ids_buffer(out, int(sizes.sum()), self.alphabet)
+        if self.alphabet == 1 or len(data) == 0:
+            ids.fill(0)
+            return ids, (lengths > 0) | (sizes > 0) & (self.alphabet > 1)
+        from tokenshard.codecs import rans_kernels
+
+        words = _as_words(data)
+        damaged = np.where(sizes > 0, lengths < 4, lengths > 0)
+        state = np.flatnonzero((sizes > 0) & ~damaged)
+        damaged[state] = words[first_bytes[state] // 2 + 1] == 0  # a state below 2^16
+        layout = self._layout(grids, sizes, (sizes > 0) & ~damaged)
+        for sample in np.flatnonzero(damaged & (sizes > 0)):
+            ids[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
+        rans_kernels.decode(
+            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), len(self.model.steps),
+            tuple(self._arrays), ids, damaged,
+        )  # fmt: skip
+        return ids, damaged
+
+    def _layout(self, grids: Grids, sizes: NDArray[np.int64], coded: NDArray[np.bool_]) -> _Layout:
+        """Samples of like size (and shape, where neighbours matter) go through the compiled loops together."""
+        order = np.flatnonzero(coded)
+        strides, periods = _neighbour_strides(grids, self.model.neighbours)
+        keys = (strides[order, 0], strides[order, 1], sizes[order]) if len(self._arrays.tables) else (sizes[order],)
+        order = order[np.lexsort(keys)]
+        return _Layout(np.cumsum(sizes) - sizes, sizes, strides, periods, order)
+
+
+def _neighbour_strides(grids: Grids, neighbours: tuple[str, str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """How many ids before an id its two neighbours lie, and the run of ids in which they exist (uint64 [samples, 2]).
+
+    Position ``p`` of a sample has the neighbour ``p - stride`` where ``p % period >= stride``.
+    """
+    axis = {"left": 1, "up": 2, "previous": 3}
+    boxed = np.concatenate([np.ones((len(grids), 4 - grids.shape[1]), np.int64), grids], axis=1)
+    products = np.cumprod(boxed[:, ::-1], axis=1, dtype=np.uint64)  # W, H W, T H W, T H W
+    strides = np.concatenate([np.ones((len(grids), 1), np.uint64), products], axis=1)
+    chosen = [axis[name] for name in neighbours]
+    return strides[:, [at - 1 for at in chosen]], strides[:, chosen]
+
+
+def _as_words(data: Bytes) -> NDArray[np.uint16]:
+    """The stream words of a block; copied only where the buffer starts at an odd address."""
+    words = np.ascontiguousarray(data).view("<u2")
+    aligned: NDArray[np.uint16] = np.require(words, np.uint16, ["ALIGNED"])
+    return read_only(aligned)

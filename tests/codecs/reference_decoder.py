@@ -1,0 +1,109 @@
+"""A second implementation of `context` streams and `.tsm` files, written from schemas/shard-format.md alone.
+
+Plain Python integers and lists, nothing shared with the package: if both agree, the specification says enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from itertools import accumulate, product
+
+import zstandard
+
+
+@dataclass
+class Step:
+    children: list[int]
+    tables: list[int]
+    map_of: list[int]
+    class_maps: list[int]
+    classes: tuple[int, int]
+    pairs: list[int]
+    frequencies: list[int]
+
+    def frequencies_of(self, node: int, table: int) -> list[int]:
+        before = sum(c * t for c, t in zip(self.children[:node], self.tables[:node], strict=True))
+        begin = before + table * self.children[node]
+        return self.frequencies[begin : begin + self.children[node]]
+
+
+@dataclass
+class Model:
+    alphabet: int
+    neighbours: list[str]
+    steps: list[Step]
+    leaves: list[int]
+
+
+def read_model(data: bytes) -> Model:
+    assert data[:8] == b"TSMODEL\0"
+    assert hashlib.sha256(data[:-32]).digest() == data[-32:]
+    version, length = struct.unpack("<II", data[8:16])
+    assert version == 1
+    header = json.loads(data[16 : 16 + length])
+    payload = zstandard.ZstdDecompressor().decompress(data[16 + length : -32])
+    at = 0
+
+    def take(count: int, width: int) -> list[int]:
+        nonlocal at
+        planes = [payload[at + count * i : at + count * (i + 1)] for i in range(width)]
+        at += count * width
+        return [sum(plane[k] << 8 * i for i, plane in enumerate(planes)) for k in range(count)]
+
+    alphabet, steps = header["alphabet"], []
+    for step in header["steps"]:
+        nodes, (a, b) = step["nodes"], step["classes"]
+        children, tables, map_of = take(nodes, 1), take(nodes, 2), take(nodes, 2)
+        class_maps = take(step["class_maps"] * 2 * (alphabet + 1), 1)
+        pairs, frequencies = take(nodes * a * b, 2), take(step["frequencies"], 2)
+        steps.append(Step(children, tables, map_of, class_maps, (a, b), pairs, frequencies))
+    leaves = take(alphabet, 2 if alphabet <= 65536 else 4)
+    assert at == len(payload)
+    return Model(alphabet, header["neighbours"], steps, leaves)
+
+
+def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...]) -> list[int]:
+    """The ids of one sample; AssertionError if the stream is damaged."""
+    places = list(product(*(range(side) for side in grid)))
+    if model.alphabet == 1 or not places:
+        assert stream == b""
+        return [0] * len(places)
+    words = list(struct.unpack(f"<{len(stream) // 2}H", stream))
+    x = words.pop(0) + (words.pop(0) << 16)
+    assert x >= 1 << 16
+    ids: dict[tuple[int, ...], int] = {}
+    for place in places:
+        around = [ids.get(_back(place, name), model.alphabet) for name in model.neighbours]
+        node = 0
+        for step in model.steps:
+            frequencies = step.frequencies_of(node, _table(model, step, node, around))
+            starts = [0, *accumulate(frequencies)]
+            slot = x % 4096
+            symbol = max(k for k in range(len(frequencies)) if starts[k] <= slot)
+            x = frequencies[symbol] * (x // 4096) + slot - starts[symbol]
+            if x < 1 << 16:
+                x = (x << 16) + words.pop(0)
+            node = sum(step.children[:node]) + symbol
+        ids[place] = model.leaves[node]
+    assert x == 1 << 16
+    assert not words
+    return [ids[place] for place in places]
+
+
+def _back(place: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The place of a neighbour; one that is in no grid where the axis is missing."""
+    axis = len(place) - {"left": 1, "up": 2, "previous": 3}[name]
+    return (*place[:axis], place[axis] - 1, *place[axis + 1 :]) if axis >= 0 else ()
+
+
+def _table(model: Model, step: Step, node: int, around: list[int]) -> int:
+    classes = [0, 0]
+    if step.class_maps:
+        width = model.alphabet + 1
+        base = step.map_of[node] * 2 * width
+        classes = [step.class_maps[base + around[0]], step.class_maps[base + width + around[1]]]
+    a, b = step.classes
+    return step.pairs[(node * a + classes[0]) * b + classes[1]]
