@@ -1,0 +1,94 @@
+"""The source contract: raw inputs -> planned inputs -> decoded samples or rejects.
+
+A source is asked twice. Once, in one process, ``plan()`` streams the inputs in a fixed order; the engine cuts them into
+work units and writes them down. Then, on any worker and in any order, ``read()`` turns the planned rows of one unit
+into thunks that fetch and decode one input each; the engine runs them on its decode threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+from numpy.typing import NDArray
+
+PLAN_COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # unique in the dataset
+        pa.field(
+            "uri", pa.string(), nullable=False
+        ),  # relative to the source root with "/" as separator, or a full URL
+        pa.field("offset", pa.int64()),  # byte range inside uri (null: the whole file)
+        pa.field("bytes", pa.int64()),  # raw bytes of this input (null: unknown until read)
+        pa.field("index", pa.int64()),  # position inside uri for containers without byte ranges (row, record, member)
+        pa.field("error", pa.string()),  # set when planning already found the input unusable
+    ]
+)
+"""Columns every plan has. A source may add columns of its own (`meta.<name>` are carried to the shards as they are)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded input."""
+
+    key: str
+    uri: str
+    data: NDArray[Any]
+    """images: uint8 [height, width, 3]"""
+    raw_bytes: int
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """values of the user's columns (labels and metadata), by column name"""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One input that could not be read or encoded: a row of the rejects table."""
+
+    key: str
+    uri: str
+    stage: str
+    """plan | fetch | decode | encode | worker"""
+    error: str
+    """error type, e.g. `UnidentifiedImageError`"""
+    message: str
+    traceback_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceColumn:
+    """A label or metadata column that the source delivers with every sample."""
+
+    name: str
+    type: pa.DataType
+    role: str
+    """label | metadata"""
+    names: tuple[str, ...] | None = None
+    """class names of a label column, by label value"""
+
+
+Thunk = Callable[[], Sample | Reject]
+
+
+class Source(Protocol):
+    """Raw inputs of one job."""
+
+    def plan(self) -> Iterator[pa.RecordBatch]:
+        """All inputs in an order that depends on the inputs alone, as batches of :data:`PLAN_COLUMNS` (+ own columns).
+
+        Streams: memory does not grow with the number of inputs. Raises SpecError when there is nothing to read.
+        """
+        ...
+
+    def columns(self) -> tuple[SourceColumn, ...]:
+        """Label and metadata columns; complete only after :meth:`plan` was exhausted."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able findings of :meth:`plan` that :meth:`read` needs on another machine (e.g. class names)."""
+        ...
+
+    def read(self, inputs: pa.Table) -> Iterator[Thunk]:
+        """One thunk a planned row, in order. A thunk fetches and decodes; it returns a Reject instead of raising."""
+        ...

@@ -1,0 +1,1 @@
+"""Raw images in any of the usual forms."""
