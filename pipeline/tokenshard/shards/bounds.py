@@ -1,0 +1,124 @@
+"""Hard limits of the shard format, and the checks a reader makes before it allocates or seeks.
+
+A dataset may come from anywhere. Sizes in its files are believed only within these limits and only where the
+manifest, the footer and the columns agree; everything else is a :class:`~tokenshard.errors.FormatError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+
+from tokenshard.codecs.base import Grids
+from tokenshard.errors import FormatError
+from tokenshard.spec.manifest import ChunkEntry, Manifest, ShardEntry
+
+MAX_ROW_GROUPS = 4_096
+MAX_GROUP_ROWS = 1 << 16
+MAX_GROUP_IDS = (1 << 31) - 1
+"""Ids of one level of one row group, and so of one sample."""
+MAX_GROUP_BYTES = 1 << 28
+"""Bytes of codes a writer puts into one row group."""
+MAX_CHUNK_BYTES = (1 << 31) - 1
+MAX_FOOTER_BYTES = 1 << 26
+MAX_LEVELS = 256
+MAX_MODEL_BYTES = 1 << 24
+
+
+REMEDY = "restore the file from a copy, or convert the dataset again"
+
+
+@contextmanager
+def damage_reported(where: str) -> Iterator[None]:
+    """Turns whatever damaged bytes make Arrow, numpy or a codec raise into one FormatError that names ``where``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FormatError(f"{where}: the file is missing; {REMEDY}") from error
+    except FormatError as error:
+        if str(error).startswith(where):
+            raise
+        raise FormatError(f"{where}: {error}") from error
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, MemoryError) as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise FormatError(f"{where}: damaged ({reason}); {REMEDY}") from error
+
+
+def require(condition: bool, what: str) -> None:
+    """Raises FormatError(what) unless the condition holds."""
+    if not condition:
+        raise FormatError(what)
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raises FormatError unless counts add up, limits hold and no path leaves the dataset folder."""
+    levels = len(manifest.code.levels)
+    require(1 <= levels <= MAX_LEVELS, f"{levels} code levels (1 to {MAX_LEVELS} are possible)")
+    require(len(manifest.code.columns) == levels, "code levels and code columns differ in number")
+    for shard in manifest.shards:
+        require(_below(shard.path, "data"), f"shard path {shard.path!r} is not below data/")
+        _check_shard(shard, levels, len(manifest.code.grid))
+    for rejects in manifest.rejects:
+        require(_below(rejects.path, "rejects"), f"rejects path {rejects.path!r} is not below rejects/")
+    paths = [shard.path for shard in manifest.shards] + [entry.path for entry in manifest.rejects]
+    require(len(set(paths)) == len(paths), "a file is listed twice")
+    for name, listed in (
+        ("samples", sum(shard.rows for shard in manifest.shards)),
+        ("ids", sum(shard.ids for shard in manifest.shards)),
+        ("raw_bytes", sum(shard.raw_bytes for shard in manifest.shards)),
+        ("token_bytes", sum(shard.bytes for shard in manifest.shards)),
+        ("rejects", sum(entry.rows for entry in manifest.rejects)),
+    ):
+        stated = getattr(manifest.totals, name)
+        require(stated == listed, f"totals.{name} is {stated}, but the listed files add up to {listed}")
+    for sha256, size in manifest.models.items():
+        require(_is_hex(sha256, 64), f"model name {sha256!r} is not a SHA-256")
+        require(0 < size <= MAX_MODEL_BYTES, f"model {sha256} of {size} bytes (at most {MAX_MODEL_BYTES})")
+    require(_is_hex(manifest.tokenizer.fingerprint, 16), "tokenizer fingerprint is not 16 hex digits")
+
+
+def _check_shard(shard: ShardEntry, levels: int, rank: int) -> None:
+    where = shard.path
+    require(len(shard.row_groups) <= MAX_ROW_GROUPS, f"{where}: more than {MAX_ROW_GROUPS} row groups")
+    require(sum(group.rows for group in shard.row_groups) == shard.rows, f"{where}: rows do not add up")
+    require(len(shard.grid) == rank, f"{where}: grid has {len(shard.grid)} axes instead of {rank}")
+    require(shard.footer.length <= MAX_FOOTER_BYTES, f"{where}: footer of {shard.footer.length} bytes")
+    require(_end(shard.footer) == shard.bytes, f"{where}: the footer is not at the end of the file")
+    for group in shard.row_groups:
+        require(group.rows <= MAX_GROUP_ROWS, f"{where}: row group of {group.rows} rows (at most {MAX_GROUP_ROWS})")
+        require(len(group.codes) == levels, f"{where}: {len(group.codes)} code chunks for {levels} levels")
+        position = 0
+        for chunk in (group.sizes, *group.codes, shard.footer):
+            require(chunk.offset >= position, f"{where}: byte ranges overlap or are out of order")
+            require(chunk.length <= MAX_CHUNK_BYTES, f"{where}: chunk of {chunk.length} bytes")
+            position = _end(chunk)
+
+
+def check_sizes(num_tokens: np.ndarray[tuple[int], np.dtype[np.int32]], grids: Grids, ids: int) -> None:
+    """Raises FormatError unless the grids of a row group agree with ``num_tokens`` and hold at most ``ids`` ids."""
+    require(bool((grids >= 0).all()), "negative grid size")
+    # float64 products are exact far beyond the limit and cannot wrap around as integers would
+    products = np.prod(grids.astype(np.float64), axis=1)
+    require(bool((products == num_tokens).all()), "num_tokens differs from the token grid")
+    total = float(products.sum())
+    require(total <= min(ids, MAX_GROUP_IDS), f"{total:.0f} ids a level, more than the manifest or the format allows")
+
+
+def _end(chunk: ChunkEntry) -> int:
+    return chunk.offset + chunk.length
+
+
+def _below(path: str, folder: str) -> bool:
+    first, *rest = path.split("/")
+    return (
+        first == folder
+        and bool(rest)
+        and not any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in rest)
+    )
+
+
+def _is_hex(text: str, digits: int) -> bool:
+    return len(text) == digits and not set(text) - set("0123456789abcdef")

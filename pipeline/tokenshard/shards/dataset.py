@@ -1,0 +1,266 @@
+"""A dataset as users see it: samples by number or key, codes as arrays, the other columns as tables.
+
+Opened from its manifest alone; shards are touched when their rows are asked for. The loader and the command line
+start here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype
+from tokenshard.codecs.choose import load_codec
+from tokenshard.errors import FormatError, SpecError
+from tokenshard.shards.bounds import damage_reported, require
+from tokenshard.shards.manifest import read_manifest
+from tokenshard.shards.reader import RowGroup, ShardReader, arrange
+from tokenshard.shards.schema import KEY, length_name
+from tokenshard.spec.codec import CodecSpec
+from tokenshard.spec.manifest import Manifest
+from tokenshard.spec.tokenizer import TokenizerSpec
+from tokenshard.store import Store
+
+OPEN_SHARDS = 64
+CACHED_GROUPS = 8
+"""Footers, and encoded row groups of about 2 MiB, kept in memory."""
+TABLE_THREADS = 8
+Codes = NDArray[Any] | list[NDArray[Any]]
+
+
+def open_dataset(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, version: int | None = None
+) -> Dataset:
+    """The dataset in a folder or bucket prefix, at its newest version or the given one.
+
+    Raises SpecError when there is none, FormatError when its manifest is damaged or too new.
+    """
+    store = Store(url, storage_options)
+    return Dataset(store, read_manifest(store, version))
+
+
+class Dataset:
+    """One version of a dataset. Thread-safe, picklable; memory holds the manifest and a small cache."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store, self.manifest = store, manifest
+        rows = [group.rows for shard in manifest.shards for group in shard.row_groups]
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
+        counts = [len(shard.row_groups) for shard in manifest.shards]
+        self._first_group = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        grid = manifest.code.grid
+        self._fixed = tuple(dim for dim in grid if dim is not None) if None not in grid else None
+        self._reader: Callable[[int], ShardReader] = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._codec: Callable[[CodecSpec], Codec] = lru_cache(256)(self._load_codec)
+        self._group: Callable[[int], RowGroup] = lru_cache(CACHED_GROUPS)(self.read_group)
+        self._shard_keys: Callable[[int], pa.ChunkedArray] = lru_cache(CACHED_GROUPS)(self._read_shard_keys)
+        self._group_table: Callable[[int], pa.Table] = lru_cache(CACHED_GROUPS)(self._read_group_table)
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[Store, Manifest]]:
+        return Dataset, (self.store, self.manifest)
+
+    def __repr__(self) -> str:
+        return f"<tokenshard.Dataset {self.store.root} version {self.manifest.version}: {len(self)} samples>"
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything in the dataset; equal fingerprints mean equal shard bytes."""
+        return self.manifest.fingerprint
+
+    @property
+    def num_row_groups(self) -> int:
+        return len(self._starts) - 1
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of :meth:`table`: everything except the encoded codes. Columns of appended shards come last."""
+        fields: dict[str, pa.Field] = {}
+        for shard in range(len(self.manifest.shards)):
+            fields |= {field.name: field for field in self._reader(shard).schema if field.name not in fields}
+            if all(name in fields for name in self._names):
+                break
+        return pa.schema([fields[name] for name in self._names if name in fields])
+
+    @property
+    def _names(self) -> list[str]:
+        hidden = {name for spec in self.manifest.code.columns for name in (spec.column, length_name(spec))}
+        return [column.name for column in self.manifest.columns if column.name not in hidden]
+
+    # -- samples ------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, item: int | slice | Sequence[int]) -> dict[str, Any]:
+        """One sample: its columns as Python values and `codes` [*grid] ([levels, *grid] for several levels).
+
+        A slice or a list of numbers gives the same dict with a list (of codes: what :meth:`codes` gives) a column.
+        """
+        if isinstance(item, int | np.integer):
+            return {**self._rows([int(item)]).to_pylist()[0], "codes": self.codes([int(item)])[0]}
+        ids = range(len(self))[item] if isinstance(item, slice) else item
+        return {**self._rows(ids).to_pydict(), "codes": self.codes(ids)}
+
+    def codes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> Codes:
+        """Codes of the samples with these numbers, in that order: [n, *grid], or [n, levels, *grid] for several levels.
+
+        uint16 (int32 for alphabets above 65,536). A list with one array a sample where the grid varies.
+        """
+        wanted = self._numbers(ids)
+        out: list[Any] = [None] * len(wanted)
+        if self._fixed is not None:
+            array = np.empty((len(wanted), *self._shape()), self._dtype())
+        for group, places, rows in self._by_group(wanted):
+            part = self._arranged(self._group(group), rows)
+            if self._fixed is not None:
+                array[places] = part
+                continue
+            for place, sample in zip(places.tolist(), part, strict=True):
+                out[place] = sample
+        return out if self._fixed is None else array
+
+    def iter_codes(self) -> Iterator[Codes]:
+        """Codes of the whole dataset in order, one row group at a time."""
+        for group in range(self.num_row_groups):
+            yield self._arranged(self.read_group(group), None)
+
+    def index(self, key: str) -> int:
+        """Number of the sample with this key. Raises KeyError."""
+        for shard, entry in enumerate(self.manifest.shards):
+            if not entry.min_key <= key <= entry.max_key:
+                continue
+            place = pc.index(self._shard_keys(shard), key).as_py()
+            if place >= 0:
+                return int(self._starts[self._first_group[shard]]) + int(place)
+        raise KeyError(key)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The named columns of all samples (None: all but the codes), in order. Raises SpecError for unknown names."""
+        known = [column.name for column in self.manifest.columns]
+        for name in columns or ():
+            if name not in known:
+                raise SpecError(f"{self.store.root}: no column {name!r}; there are {', '.join(known)}")
+        names = list(self._names if columns is None else columns)
+        with ThreadPoolExecutor(TABLE_THREADS) as threads:
+            tables = list(threads.map(lambda group: self._columns(group, names), range(self.num_row_groups)))
+        if not tables:
+            return pa.table({name: pa.nulls(0) for name in names})
+        joined = pa.concat_tables(tables, promote_options="default")
+        return joined.select([name for name in names if name in joined.column_names])
+
+    # -- what decodes them --------------------------------------------------------------------------------------------
+
+    def tokenizer_files(self) -> tuple[TokenizerSpec, bytes]:
+        """The dataset's own tokenizer: its description and the bytes of its safetensors file, checked by hash."""
+        folder = f"tokenizer/{self.manifest.tokenizer.fingerprint}"
+        with damage_reported(self.store.url(folder)):
+            spec = TokenizerSpec.model_validate_json(self.store.read(f"{folder}/tokenizer.json"))
+            weights = self.store.read(f"{folder}/model.safetensors")
+            require(hashlib.sha256(weights).hexdigest() == spec.weights_sha256, "weights differ from tokenizer.json")
+            require(spec.fingerprint == self.manifest.tokenizer.fingerprint, "tokenizer.json is another tokenizer's")
+        return spec, weights
+
+    def reader(self, shard: int) -> ShardReader:
+        """The open reader of the shard with this number (cached)."""
+        return self._reader(shard)
+
+    def _open_shard(self, shard: int) -> ShardReader:
+        reader = ShardReader(self.store, self.manifest.shards[shard], self._codec)
+        levels = [(spec.column, spec.alphabet) for spec in reader.columns.codes]
+        if levels != [(spec.column, spec.alphabet) for spec in self.manifest.code.columns]:
+            raise FormatError(f"{reader.url}: code columns differ from the manifest")
+        return reader
+
+    def _load_codec(self, spec: CodecSpec) -> Codec:
+        return load_codec(spec, read_model(self.store, self.manifest, spec.model) if spec.model else None)
+
+    # -- row groups ---------------------------------------------------------------------------------------------------
+
+    def _place(self, group: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._first_group, group, "right")) - 1
+        return shard, group - int(self._first_group[shard])
+
+    def read_group(self, group: int) -> RowGroup:
+        """The encoded codes of a row group, by its number in the whole dataset (one range read, not cached)."""
+        shard, local = self._place(group)
+        return self._reader(shard).read_group(local)
+
+    def _columns(self, group: int, names: Sequence[str]) -> pa.Table:
+        shard, local = self._place(group)
+        return self._reader(shard).read_columns(local, names)
+
+    def _read_group_table(self, group: int) -> pa.Table:
+        return self._columns(group, self._names)
+
+    def _read_shard_keys(self, shard: int) -> pa.ChunkedArray:
+        groups = range(int(self._first_group[shard]), int(self._first_group[shard + 1]))
+        return pa.concat_tables([self._columns(group, [KEY]) for group in groups])[KEY]
+
+    def _numbers(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        numbers = np.asarray(ids, np.int64)
+        if numbers.ndim != 1 or ((numbers < -len(self)) | (numbers >= len(self))).any():
+            known = f"sample numbers go from 0 to {len(self) - 1}" if len(self) else "the dataset is empty"
+            raise IndexError(f"{self.store.root}: {known}")
+        return np.where(numbers < 0, numbers + len(self), numbers)
+
+    def _by_group(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """(row group, places in ``numbers``, rows inside the row group), ascending."""
+        groups = np.searchsorted(self._starts, numbers, "right") - 1
+        order = np.lexsort((numbers, groups))
+        if not len(order):
+            return
+        found, first = np.unique(groups[order], return_index=True)
+        for group, places in zip(found.tolist(), np.split(order, first[1:]), strict=True):
+            yield group, places, numbers[places] - self._starts[group]
+
+    def _rows(self, ids: Sequence[int]) -> pa.Table:
+        numbers = self._numbers(ids)
+        parts, order = [self.schema.empty_table()], []  # gives rows of older shards the columns of later ones
+        for group, places, rows in self._by_group(numbers):
+            parts.append(self._group_table(group).take(pa.array(rows)))
+            order.append(places)
+        if not order:
+            return parts[0]
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return pa.concat_tables(parts, promote_options="default").take(pa.array(back))
+
+    def _arranged(self, group: RowGroup, rows: NDArray[np.int64] | None) -> Codes:
+        levels = [self._tokenizer_ids(level, ids) for level, ids in enumerate(group.decode(rows))]
+        grids: Grids = group.grids if rows is None else group.grids[rows]
+        if self._fixed is not None:
+            with damage_reported(group.where):
+                require(bool((grids == self._fixed).all()), "token grid differs from the manifest")
+        return arrange(levels, grids, self._fixed)
+
+    def _tokenizer_ids(self, level: int, ids: Ids) -> Ids:
+        remap = self.manifest.code.levels[level].remap
+        return ids if remap is None else cast(Ids, np.array(remap, self._dtype())[ids])
+
+    def _dtype(self) -> type[np.uint16] | type[np.int32]:
+        return id_dtype(max(level.alphabet for level in self.manifest.code.levels))
+
+    def _shape(self) -> tuple[int, ...]:
+        levels = len(self.manifest.code.levels)
+        assert self._fixed is not None
+        return self._fixed if levels == 1 else (levels, *self._fixed)
+
+
+def read_model(store: Store, manifest: Manifest, sha256: str) -> bytes:
+    """A codec model of the dataset. Raises FormatError when the manifest does not list it or its hash differs."""
+    name = f"models/{sha256}.tsm"
+    with damage_reported(store.url(name)):
+        size = manifest.models.get(sha256)
+        if size is None:
+            raise FormatError("codec model is not listed in the manifest")
+        data = store.read(name, 0, size + 1)
+        require(hashlib.sha256(data).hexdigest() == sha256, "damaged (SHA-256 differs)")
+    return data

@@ -1,0 +1,147 @@
+"""Reads and commits manifests: the numbered documents that make a set of shard files a dataset.
+
+A version is created once and never changed; the highest number wins. Readers check the document against its own
+fingerprint before they believe a number in it. Of several writers of one version exactly one succeeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from tokenshard.errors import FormatError, ManifestConflict, SpecError
+from tokenshard.shards.bounds import REMEDY, check_manifest, damage_reported, require
+from tokenshard.shards.schema import check_min_reader
+from tokenshard.spec.base import digest
+from tokenshard.spec.manifest import FORMAT, NOT_IN_FINGERPRINT, Manifest, ShardsFile
+from tokenshard.store import Store
+
+MAX_JSON_SHARDS = 50_000
+"""Longer shard lists go into a Parquet file beside the JSON."""
+_NAME = re.compile(r"manifest/(\d{8})\.json")
+_CHUNK = pa.struct([("offset", pa.int64()), ("length", pa.int64()), ("xxh64", pa.string())])
+SHARD_LIST = pa.schema(
+    [
+        ("path", pa.string()),
+        ("rows", pa.int64()),
+        ("ids", pa.int64()),
+        ("bytes", pa.int64()),
+        ("raw_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("min_key", pa.string()),
+        ("max_key", pa.string()),
+        ("grid", pa.list_(pa.int32())),
+        ("footer", _CHUNK),
+        ("row_groups", pa.list_(pa.struct([("rows", pa.int64()), ("sizes", _CHUNK), ("codes", pa.list_(_CHUNK))]))),
+    ]
+)
+"""The shard list as Parquet: field by field the JSON of a ShardEntry."""
+
+
+def manifest_name(version: int) -> str:
+    return f"manifest/{version:08d}.json"
+
+
+def list_versions(store: Store) -> list[int]:
+    """Numbers of all committed versions, ascending; empty where there is no dataset."""
+    matches = (_NAME.fullmatch(entry.name) for entry in store.list("manifest"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_manifest(store: Store, version: int | None = None) -> Manifest:
+    """The newest manifest, or the given version.
+
+    Raises SpecError when there is no dataset or no such version, FormatError when the manifest is damaged or needs a
+    newer tokenshard.
+    """
+    versions = list_versions(store)
+    if not versions:
+        raise SpecError(
+            f"{store.root}: no token dataset here (no manifest/); give the folder a finished `tokenshard convert` "
+            "wrote, or run the conversion again to complete it"
+        )
+    chosen = versions[-1] if version is None else version
+    if chosen not in versions:
+        raise SpecError(f"{store.root}: no version {chosen}; there are {', '.join(map(str, versions))}")
+    name = manifest_name(chosen)
+    with damage_reported(store.url(name)):
+        document = _document(store, store.read(name))
+        require(document.get("version") == chosen, f"says it is version {document.get('version')}")
+        try:
+            manifest = Manifest.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise FormatError(f"{place}: {first['msg']}; {REMEDY}") from error
+        check_manifest(manifest)
+    return manifest
+
+
+def commit_manifest(store: Store, manifest: Manifest, max_json_shards: int = MAX_JSON_SHARDS) -> Manifest:
+    """Creates ``manifest.version`` and returns it with its fingerprint.
+
+    Raises ManifestConflict when that version exists already: re-read, rebase and commit the next number.
+    """
+    manifest = manifest.model_copy(update={"shards_file": None})
+    check_manifest(manifest)
+    manifest = manifest.model_copy(update={"fingerprint": manifest.computed_fingerprint()})
+    document = manifest.model_dump(mode="json")
+    if len(manifest.shards) > max_json_shards:
+        document |= {"shards": [], "shards_file": _put_shard_list(store, manifest).model_dump(mode="json")}
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    if not store.put_if_absent(manifest_name(manifest.version), text.encode()):
+        raise ManifestConflict(
+            f"{store.url(manifest_name(manifest.version))}: version {manifest.version} was committed by another job; "
+            "run the command again to add to the newest version"
+        )
+    return manifest
+
+
+def _document(store: Store, data: bytes) -> dict[str, Any]:
+    """The JSON document with its shard list filled in, checked for format, reader version and fingerprint."""
+    try:
+        document: dict[str, Any] = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON ({error}); {REMEDY}") from error
+    require(isinstance(document, dict) and document.get("format") == FORMAT, "not a tokenshard manifest")
+    min_reader = document.get("min_reader")
+    if not isinstance(min_reader, int):
+        raise FormatError("no min_reader")
+    check_min_reader(min_reader)
+    if document.get("shards_file") is not None:
+        document["shards"] = _read_shard_list(store, ShardsFile.model_validate(document["shards_file"]))
+    stated = document.get("fingerprint")
+    # over the document as stored, not as parsed: fields of later versions count although this reader ignores them
+    content = {name: value for name, value in document.items() if name not in NOT_IN_FINGERPRINT}
+    require(digest(content) == stated, f"damaged (fingerprint differs); {REMEDY}")
+    return document
+
+
+def _put_shard_list(store: Store, manifest: Manifest) -> ShardsFile:
+    file = io.BytesIO()
+    rows = [shard.model_dump(mode="json") for shard in manifest.shards]
+    table = pa.Table.from_pylist(rows, schema=SHARD_LIST)
+    pq.write_table(table, file, version="2.6", compression="zstd", write_page_checksum=True)
+    data = file.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    # named by content: after a crash between the two puts, the same version can be committed with another list
+    path = f"manifest/{manifest.version:08d}-{sha256[:16]}.shards.parquet"
+    store.put_if_absent(path, data)
+    return ShardsFile(path=path, rows=len(rows), bytes=len(data), sha256=sha256)
+
+
+def _read_shard_list(store: Store, listed: ShardsFile) -> list[dict[str, Any]]:
+    require(re.fullmatch(r"manifest/[\w.-]+", listed.path) is not None, f"bad shard list path {listed.path!r}")
+    with damage_reported(store.url(listed.path)):
+        data = store.read(listed.path, 0, listed.bytes + 1)
+        require(hashlib.sha256(data).hexdigest() == listed.sha256, f"damaged (SHA-256 differs); {REMEDY}")
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        require(table.num_rows == listed.rows, f"{table.num_rows} rows instead of {listed.rows}")
+        return [dict(row) for row in table.to_pylist()]

@@ -1,0 +1,228 @@
+"""Reads one shard: the codes of a row group with one range read, and the user's columns by projection.
+
+Everything is checked on the way: the footer, the size columns and the streams against the checksums in the manifest,
+other columns against their page CRCs, and all sizes before anything is allocated. Loader and search build on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, id_dtype, sample_sizes
+from tokenshard.errors import FormatError
+from tokenshard.shards.bounds import MAX_FOOTER_BYTES, check_sizes, damage_reported, require
+from tokenshard.shards.chunks import Span, column_chunks
+from tokenshard.shards.describe import MAGIC
+from tokenshard.shards.schema import NUM_TOKENS, ShardFooter, is_list, length_name, size_names
+from tokenshard.shards.window import Window
+from tokenshard.spec.codec import CodecSpec
+from tokenshard.spec.manifest import ChunkEntry, ShardEntry
+from tokenshard.store import Store
+
+CodecLoader = Callable[[CodecSpec], Codec]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The fetched and verified codes of one row group, still encoded (list columns: decoded by Arrow already)."""
+
+    where: str
+    """shard and row group, for messages"""
+    grids: Grids
+    """int32 [rows, rank]"""
+    codecs: tuple[Codec, ...]
+    """one a fetched level"""
+    specs: tuple[CodecSpec, ...]
+    streams: tuple[NDArray[Any], ...]
+    """one a fetched level: uint8 streams back to back, or the ids themselves where ``lengths`` is None"""
+    lengths: tuple[Lengths | None, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.grids)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stream.nbytes for stream in self.streams) + self.grids.nbytes
+
+    def decode(self, rows: NDArray[np.int64] | None = None) -> tuple[Ids, ...]:
+        """Ids of the given rows (in that order; None: all), one flat array a level, samples back to back in C order.
+
+        uint16 where the level's alphabet has at most 65,536 entries, else int32. Raises FormatError on damage.
+        """
+        return tuple(self._level(level, rows) for level in range(len(self.specs)))
+
+    def _level(self, level: int, rows: NDArray[np.int64] | None) -> Ids:
+        data, lengths, spec = self.streams[level], self.lengths[level], self.specs[level]
+        sizes = sample_sizes(self.grids)
+        if lengths is None:
+            return cast(Ids, data if rows is None else _gather(data, sizes, rows))
+        with damage_reported(f"{self.where}, column {spec.column}"):
+            codec = self.codecs[level]
+            if rows is None:
+                return codec.decode(data, lengths, self.grids)
+            if codec.group == 1:
+                return codec.decode(_gather(data, lengths, rows), lengths[rows], self.grids[rows])
+            first = np.unique(rows // codec.group) * codec.group
+            members = (first[:, None] + np.arange(codec.group)).ravel()
+            members = members[members < self.rows]
+            ids = codec.decode(_gather(data, lengths, members), lengths[members], self.grids[members])
+            return cast(Ids, _gather(ids, sizes[members], np.searchsorted(members, rows)))
+
+
+class ShardReader:
+    """One shard of a dataset. Holds its footer (one range read) and nothing else; may be used from several threads."""
+
+    def __init__(self, store: Store, entry: ShardEntry, codecs: CodecLoader) -> None:
+        """Reads the footer. Raises FormatError when it is damaged, missing or needs a newer reader."""
+        self.entry, self.store, self._codecs = entry, store, codecs
+        self.url = store.url(entry.path)
+        with damage_reported(self.url):
+            require(entry.footer.length <= MAX_FOOTER_BYTES, "footer too large")
+            footer = self._fetch(entry.footer.offset, entry.footer.length)
+            self._verify(footer, entry.footer, "footer")
+            with pq.ParquetFile(pa.BufferReader(MAGIC + footer)) as parquet:  # Arrow parses metadata from a file only
+                self.metadata, self.schema = parquet.metadata, parquet.schema_arrow
+            self._footer_bytes = footer
+            self.footer = ShardFooter.parse(self.metadata.metadata)
+            self.columns = self.footer.columns
+            require(self.metadata.num_row_groups == len(entry.row_groups), "row groups differ from the manifest")
+            for group, listed in enumerate(entry.row_groups):
+                rows = self.metadata.row_group(group).num_rows
+                require(rows == listed.rows, f"row group {group} has {rows} rows instead of {listed.rows}")
+            require(self.footer.totals.rows == entry.rows, "row count differs from the manifest")
+            require(self.footer.totals.ids == entry.ids, "number of ids differs from the manifest")
+
+    def read_group(self, group: int, levels: int | None = None) -> RowGroup:
+        """Codes of a row group with one range read; ``levels``: only the first so many (None: all; 0: sizes only).
+
+        Raises FormatError naming shard and row group when checksums, sizes or limits do not hold.
+        """
+        where = self.where(group)
+        listed = self.entry.row_groups[group]
+        specs = self.columns.codes[:levels]
+        wanted = (listed.sizes, *listed.codes[: len(specs)])
+        start, end = wanted[0].offset, wanted[-1].offset + wanted[-1].length
+        with damage_reported(where):
+            require(len(specs) == len(wanted) - 1, "fewer code columns than the manifest lists")
+            data = memoryview(self._fetch(start, end - start))
+            parts = []
+            for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
+                parts.append(data[chunk.offset - start : chunk.offset - start + chunk.length])
+                self._verify(parts[-1], chunk, what)
+            table = self._parse(group, size_names(self.columns, self.schema), Window(self.entry.bytes, start, parts[0]))
+            grids, num_tokens = self._grids(table), _int32(table, NUM_TOKENS)
+            check_sizes(num_tokens, grids, self.entry.ids)
+            streams: list[NDArray[Any]] = []
+            lengths: list[Lengths | None] = []
+            for spec, chunk, part in zip(specs, wanted[1:], parts[1:], strict=True):
+                if is_list(self.schema, spec):
+                    column = self._parse(group, [spec.column], Window(self.entry.bytes, chunk.offset, part))[
+                        spec.column
+                    ]
+                    streams.append(_listed_ids(column, num_tokens, spec))
+                    lengths.append(None)
+                else:
+                    stream_bytes = _int32(table, length_name(spec))
+                    require(bool((stream_bytes >= 0).all()), "negative stream length")
+                    require(int(stream_bytes.sum(dtype=np.int64)) == chunk.length, "stream lengths do not add up")
+                    lengths.append(stream_bytes)
+                    streams.append(np.frombuffer(part, np.uint8))
+            codecs = tuple(self._codecs(spec) for spec in specs)
+        return RowGroup(where, grids, codecs, specs, tuple(streams), tuple(lengths))
+
+    def where(self, group: int) -> str:
+        """Shard, row group and its rows, for messages."""
+        start = sum(listed.rows for listed in self.entry.row_groups[:group])
+        return f"{self.url}: row group {group} (rows {start} to {start + self.entry.row_groups[group].rows - 1})"
+
+    def read_columns(self, group: int, names: Sequence[str]) -> pa.Table:
+        """The named columns of a row group as stored (names the shard lacks are left out), with few range reads."""
+        wanted = [name for name in self.schema.names if name in set(names)]
+        with damage_reported(self.where(group)):
+            read = wanted or [NUM_TOKENS]  # a table without columns still needs its number of rows
+            with self.store.open(self.entry.path, self.entry.bytes) as file:
+                return self._parse(group, read, file).select(wanted)
+
+    @cached_property
+    def chunks(self) -> list[dict[str, Span]]:
+        """For each row group the byte range of every column."""
+        with damage_reported(self.url):
+            return column_chunks(self._footer_bytes)
+
+    def _grids(self, table: pa.Table) -> Grids:
+        columns = self.columns
+        if columns.extents:
+            sizes = np.stack([_int32(table, name) for name in columns.extents], axis=1)
+            require(bool((sizes >= 0).all()), "negative extent")
+            return columns.grids(sizes)
+        if columns.rank == 1:
+            return _int32(table, NUM_TOKENS)[:, None]
+        return np.tile(np.array(columns.grid, np.int32), (table.num_rows, 1))
+
+    def _parse(self, group: int, names: Sequence[str], file: Any) -> pa.Table:
+        options = {"page_checksum_verification": True, "pre_buffer": True}
+        with pq.ParquetFile(file, metadata=self.metadata, **options) as parquet:
+            table = parquet.read_row_group(group, columns=list(names), use_threads=False)
+        require(table.num_rows == self.entry.row_groups[group].rows, "columns are shorter than the row group")
+        return table
+
+    def _fetch(self, offset: int, length: int) -> bytes:
+        require(offset >= 0 and offset + length <= self.entry.bytes, "byte range outside the file")
+        data = self.store.read(self.entry.path, offset, length)
+        require(len(data) == length, f"the file ends before byte {offset + length}")
+        return data
+
+    def _verify(self, data: bytes | memoryview, chunk: ChunkEntry, what: str) -> None:
+        if xxhash.xxh64(data).hexdigest() != chunk.xxh64:
+            raise FormatError(f"{what} damaged (checksum differs)")
+
+
+def arrange(levels: Sequence[Ids], grids: Grids, fixed: tuple[int, ...] | None) -> NDArray[Any] | list[NDArray[Any]]:
+    """Flat ids of each level -> one array [rows, *grid] ([rows, levels, *grid] for several levels).
+
+    Without one ``fixed`` grid: a list with one array a row.
+    """
+    dtype = np.result_type(*levels)
+    if fixed is not None:
+        shaped = [ids.reshape(len(grids), *fixed) for ids in levels]
+        return shaped[0] if len(shaped) == 1 else np.stack(shaped, axis=1, dtype=dtype)
+    ends = np.cumsum(sample_sizes(grids)).tolist()
+    spans = list(zip([0, *ends], ends, grids.tolist(), strict=False))
+    if len(levels) == 1:
+        return [levels[0][start:end].reshape(grid) for start, end, grid in spans]
+    return [np.stack([ids[start:end].reshape(grid) for ids in levels], dtype=dtype) for start, end, grid in spans]
+
+
+def _int32(table: pa.Table, name: str) -> NDArray[np.int32]:
+    column = table[name]
+    require(column.type == pa.int32() and column.null_count == 0, f"column {name!r} is not int32 without nulls")
+    return cast("NDArray[np.int32]", column.to_numpy())
+
+
+def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: CodecSpec) -> Ids:
+    array = column.combine_chunks()
+    require(array.null_count == 0, f"nulls in column {spec.column!r}")
+    lengths = np.diff(array.offsets.to_numpy())
+    require(bool((lengths == num_tokens).all()), f"list lengths of {spec.column!r} differ from num_tokens")
+    ids = array.flatten().to_numpy()
+    require(not len(ids) or int(ids.max()) < spec.alphabet, f"ids of {spec.column!r} outside the alphabet")
+    return cast(Ids, ids.astype(id_dtype(spec.alphabet), copy=False))
+
+
+def _gather(data: NDArray[Any], lengths: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The pieces of ``data`` (piece i has ``lengths[i]`` elements) named by ``rows``, back to back."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+        return data[ends[rows[0]] - lengths[rows[0]] : ends[rows[-1]]]
+    pieces = [data[ends[row] - lengths[row] : ends[row]] for row in rows.tolist()]
+    return np.concatenate(pieces) if pieces else data[:0]

@@ -1,0 +1,104 @@
+"""What a dataset costs: bits a token, entropy, codebook use, and where the bytes of the files go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.schema import KEY, length_name
+
+
+def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]:
+    """Figures of a dataset as a JSON-able dict; ``sample``: decode only about so many samples, spread evenly.
+
+    `bits_per_token`: bits of the streams alone; `file_bits_per_token`: of whole shard files; `order0_entropy`: bits
+    of the empirical id distribution (mean over levels), exact for the decoded samples. Sizes always cover all files.
+    """
+    manifest = dataset.manifest
+    decoded, histograms = _histograms(dataset, sample)
+    names = [spec.column for spec in manifest.code.columns]
+    bytes_of = _column_bytes(dataset)
+    code_bytes = _code_bytes(dataset)
+    ids_per_level = manifest.totals.ids / len(names)
+    levels = [
+        {
+            "column": spec.column,
+            "codec": spec.codec,
+            "alphabet": spec.alphabet,
+            "codes_used": int((histogram > 0).sum()),
+            "order0_entropy": _entropy(histogram),
+            "bits_per_token": _ratio(8 * code_bytes[position], ids_per_level),
+        }
+        for position, (spec, histogram) in enumerate(zip(manifest.code.columns, histograms, strict=True))
+    ]
+    lengths = {"num_tokens", *(length_name(spec) for spec in manifest.code.columns)}
+    lengths |= {column.name for column in manifest.columns if column.role == "length"}
+    columns = sum(bytes_of.values())
+    return {
+        "num_samples": manifest.totals.samples,
+        "num_tokens": manifest.totals.ids,
+        "bytes": manifest.totals.token_bytes,
+        "raw_bytes": manifest.totals.raw_bytes,
+        "codec": "+".join(dict.fromkeys(spec.codec for spec in manifest.code.columns)),
+        "bits_per_token": _ratio(8 * sum(code_bytes), manifest.totals.ids),
+        "file_bits_per_token": _ratio(8 * manifest.totals.token_bytes, manifest.totals.ids),
+        "order0_entropy": float(np.mean([level["order0_entropy"] for level in levels])),
+        "bytes_per_sample": _ratio(manifest.totals.token_bytes, manifest.totals.samples),
+        "codes_used": sum(level["codes_used"] for level in levels),
+        "levels": levels,
+        "model_bytes": sum(manifest.models.values()),
+        "key_bytes": bytes_of.get(KEY, 0),
+        "length_bytes": sum(size for name, size in bytes_of.items() if name in lengths),
+        "code_framing_bytes": sum(bytes_of.get(name, 0) for name in names) - sum(code_bytes),
+        "metadata_bytes": sum(
+            size for name, size in bytes_of.items() if name not in lengths and name not in {KEY, *names}
+        ),
+        "footer_bytes": manifest.totals.token_bytes - columns,
+        "decoded_samples": decoded,
+    }
+
+
+def _histograms(dataset: Dataset, sample: int | None) -> tuple[int, list[NDArray[np.int64]]]:
+    """Samples decoded, and the id counts of each level (stored ids)."""
+    histograms = [np.zeros(spec.alphabet, np.int64) for spec in dataset.manifest.code.columns]
+    total = dataset.num_row_groups
+    wanted = total if sample is None else max(1, round(total * min(1.0, sample / max(1, len(dataset)))))
+    decoded = 0
+    for group in np.unique(np.linspace(0, total - 1, wanted).round().astype(int)) if total else ():
+        row_group = dataset.read_group(int(group))
+        decoded += row_group.rows
+        for histogram, ids in zip(histograms, row_group.decode(), strict=True):
+            histogram += np.bincount(ids, minlength=len(histogram))
+    return decoded, histograms
+
+
+def _code_bytes(dataset: Dataset) -> list[int]:
+    """Bytes of the streams of each level (list columns: of the column chunks)."""
+    groups = [group for shard in dataset.manifest.shards for group in shard.row_groups]
+    return [sum(group.codes[level].length for group in groups) for level in range(len(dataset.manifest.code.columns))]
+
+
+def _column_bytes(dataset: Dataset) -> dict[str, int]:
+    """Bytes of all column chunks by column, from the Parquet footers."""
+    sizes: dict[str, int] = {}
+    for shard in range(len(dataset.manifest.shards)):
+        for chunks in dataset.reader(shard).chunks:
+            for name, (start, end) in chunks.items():
+                sizes[name] = sizes.get(name, 0) + end - start
+    return sizes
+
+
+def _entropy(histogram: NDArray[np.int64]) -> float:
+    """Bits of the empirical distribution."""
+    counts = histogram[histogram > 0]
+    if not len(counts):
+        return 0.0
+    share = counts / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+def _ratio(amount: float, count: float) -> float:
+    return amount / count if count else 0.0

@@ -1,0 +1,178 @@
+"""Manifests: one winner a version, believed only when intact, readable by older and newer programs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from tokenshard.errors import FormatError, ManifestConflict, SpecError
+from tokenshard.shards.manifest import (
+    MAX_JSON_SHARDS,
+    SHARD_LIST,
+    commit_manifest,
+    list_versions,
+    read_manifest,
+)
+from tokenshard.spec.manifest import ShardEntry
+from tokenshard.store import Store
+
+
+def test_a_committed_manifest_is_read_back_with_its_fingerprint(make_rows, make_dataset) -> None:
+    store = make_dataset(make_rows(20), make_rows(30, first=20), rejects=2)
+    manifest = read_manifest(store)
+    assert manifest.totals.samples == 50
+    assert manifest.fingerprint == manifest.computed_fingerprint()
+    assert list_versions(store) == [1]
+
+
+def test_the_fingerprint_ignores_where_the_inputs_came_from_and_nothing_else(make_rows, make_dataset) -> None:
+    manifest = read_manifest(make_dataset(make_rows(20)))
+    other = {"source": {"root": "elsewhere"}, "fingerprint": ""}
+    assert manifest.model_copy(update=other).computed_fingerprint() == manifest.fingerprint
+    for change in ({"preprocess": {"resize": 64}}, {"kind": "video"}, {"parent": 7}, {"shards": ()}):
+        assert manifest.model_copy(update=change).computed_fingerprint() != manifest.fingerprint
+
+
+def test_no_dataset_and_no_such_version_are_explained(make_rows, make_dataset, tmp_path) -> None:
+    with pytest.raises(SpecError, match=rf"{tmp_path}/nothing: no token dataset here.*tokenshard convert"):
+        read_manifest(Store(tmp_path / "nothing"))
+    with pytest.raises(SpecError, match="no version 9; there are 1"):
+        read_manifest(make_dataset(make_rows(5)), version=9)
+
+
+def test_the_highest_version_wins_and_older_ones_stay_readable(make_rows, make_dataset) -> None:
+    store = make_dataset(make_rows(20))
+    first = read_manifest(store)
+    second = commit_manifest(store, first.model_copy(update={"version": 2, "parent": 1, "kind": "generic"}))
+    assert read_manifest(store) == second
+    assert read_manifest(store, version=1) == first
+
+
+def test_a_version_is_committed_once_and_the_loser_is_told(make_rows, make_dataset) -> None:
+    store = make_dataset(make_rows(20))
+    manifest = read_manifest(store)
+    with pytest.raises(ManifestConflict, match=r"00000001\.json: version 1 was committed by another job"):
+        commit_manifest(store, manifest.model_copy(update={"kind": "video"}))
+    assert read_manifest(store) == manifest
+
+
+def _race(root: str, versions: int, me: int, barrier, wins) -> None:
+    store = Store(root)
+    manifest = read_manifest(store, version=1)
+    for version in range(2, versions + 2):
+        barrier.wait()
+        try:
+            commit_manifest(store, manifest.model_copy(update={"version": version, "source": {"writer": me}}))
+            wins.put((version, me))
+        except ManifestConflict:
+            pass
+
+
+def test_of_eight_racing_processes_exactly_one_commits_each_version(make_rows, make_dataset) -> None:
+    store, versions = make_dataset(make_rows(20)), 25
+    context = multiprocessing.get_context("fork")
+    barrier, wins = context.Barrier(8), context.Queue()
+    writers = [context.Process(target=_race, args=(store.root, versions, me, barrier, wins)) for me in range(8)]
+    for writer in writers:
+        writer.start()
+    won = dict(wins.get(timeout=60) for _ in range(versions))
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    assert wins.empty()
+    assert sorted(won) == list(range(2, versions + 2))
+    for version, me in won.items():
+        assert read_manifest(store, version).source == {"writer": me}
+
+
+def test_a_manifest_for_a_newer_reader_is_refused_with_the_remedy(make_rows, make_dataset, change_manifest) -> None:
+    store = make_dataset(make_rows(20))
+    change_manifest(store, lambda document: document.update(min_reader=2, unheard_of={"a": 1}))
+    with pytest.raises(FormatError, match=r"00000001\.json: needs .* shard format 2, .* up to 1; upgrade"):
+        read_manifest(store)
+
+
+def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
+    make_rows, make_dataset, change_manifest
+) -> None:
+    store = make_dataset(make_rows(20))
+
+    def add(document: dict) -> None:
+        document["later"] = [1, 2]
+        document["shards"][0]["later"] = "x"
+        document["code"]["columns"][0]["later"] = None
+
+    change_manifest(store, add)
+    assert read_manifest(store).totals.samples == 20
+    document = json.loads(store.read("manifest/00000001.json"))
+    document["later"] = [1, 3]
+    store.put("manifest/00000001.json", json.dumps(document).encode())
+    with pytest.raises(FormatError, match="fingerprint"):
+        read_manifest(store)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["shards"][0].update(path="data/../../etc/passwd"), "not below data/"),
+        (lambda d: d["shards"][0].update(path="/etc/passwd"), "not below data/"),
+        (lambda d: d["totals"].update(samples=21), "totals.samples is 21"),
+        (lambda d: d["shards"][0].update(rows=-1), "shards.0.rows"),
+        (lambda d: d["shards"][0]["row_groups"][0].update(rows=1 << 40), "rows do not add up"),
+        (lambda d: d["shards"][0]["row_groups"][0]["codes"][0].update(length=1 << 50), "chunk of"),
+        (lambda d: d["shards"][0]["row_groups"][0]["codes"][0].update(offset=0), "out of order"),
+        (lambda d: d["shards"].append(d["shards"][0]), "listed twice"),
+        (lambda d: d["models"].update({"../../x": 5}), "not a SHA-256"),
+        (lambda d: d["models"].update({"a" * 64: 1 << 40}), "at most"),
+        (lambda d: d["tokenizer"].update(fingerprint="../x"), "fingerprint"),
+        (lambda d: d.pop("shards"), "shards: Field required"),
+        (lambda d: d.update(version=2), "says it is version 2"),
+        (lambda d: d.update(format="other"), "not a tokenshard manifest"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_or_the_limits_is_refused(
+    make_rows, make_dataset, change_manifest, change, message
+) -> None:
+    store = make_dataset(make_rows(20))
+    change_manifest(store, change)
+    with pytest.raises(FormatError, match=f"00000001.json: .*{message}"):
+        read_manifest(store)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}'])
+def test_a_manifest_that_is_no_json_is_refused(make_rows, make_dataset, text) -> None:
+    store = make_dataset(make_rows(5))
+    store.put("manifest/00000001.json", text)
+    with pytest.raises(FormatError, match=r"00000001\.json: "):
+        read_manifest(store)
+
+
+def test_a_long_shard_list_lies_in_a_parquet_file_with_the_same_fingerprint(make_rows, make_dataset, tmp_path) -> None:
+    parts = [make_rows(40, first=40 * n, codecs=("pack", "zstd"), varied=True) for n in range(3)]
+    manifest = read_manifest(make_dataset(*parts, row_group_bytes=1 << 10))
+    assert MAX_JSON_SHARDS == 50_000
+    store = Store(tmp_path / "long")
+    committed = commit_manifest(store, manifest, max_json_shards=2)
+    document = json.loads(store.read("manifest/00000001.json"))
+    assert document["shards"] == []
+    again = read_manifest(store)
+    assert again.shards_file is not None
+    assert again.model_copy(update={"shards_file": None}) == committed == manifest
+    listed = store.read(again.shards_file.path)
+    store.put(again.shards_file.path, listed[:-20])
+    with pytest.raises(FormatError, match=r"shards\.parquet: damaged"):
+        read_manifest(store)
+
+
+def test_the_parquet_shard_list_has_every_field_of_an_entry() -> None:
+    assert SHARD_LIST.names == list(ShardEntry.model_fields)
+
+
+def test_a_crash_before_the_manifest_leaves_no_dataset(make_rows, make_dataset, tmp_path: Path) -> None:
+    store = make_dataset(make_rows(20))
+    store.delete("manifest/00000001.json")
+    with pytest.raises(SpecError, match="no token dataset here"):
+        read_manifest(store)

@@ -1,0 +1,41 @@
+"""The figures of a dataset are those of its files and ids."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tokenshard.shards.dataset import open_dataset
+from tokenshard.shards.stats import dataset_stats
+
+
+def test_figures_follow_from_files_and_ids(make_rows, make_dataset) -> None:
+    rows = make_rows(256, alphabet=16, codecs=("pack", "zstd"))
+    skewed = (np.random.default_rng(0).random(rows.batch.ids[0].size) ** 3 * 16).astype(np.uint16)
+    rows.batch.ids[0][:] = skewed
+    stats = dataset_stats(open_dataset(make_dataset(rows, row_group_bytes=2 << 10).root))
+    json.dumps(stats)
+    share = np.bincount(skewed, minlength=16) / skewed.size
+    level = stats["levels"][0]
+    assert level["bits_per_token"] == 4.0
+    assert level["order0_entropy"] == pytest.approx(-sum(p * math.log2(p) for p in share if p))
+    assert level["codes_used"] == 16
+    assert stats["codec"] == "pack+zstd"
+    assert stats["num_tokens"] == 2 * skewed.size
+    assert stats["bytes_per_sample"] == stats["bytes"] / 256
+    assert stats["file_bits_per_token"] == 8 * stats["bytes"] / stats["num_tokens"]
+    parts = ("key_bytes", "length_bytes", "code_framing_bytes", "metadata_bytes", "footer_bytes")
+    streams = stats["bits_per_token"] * stats["num_tokens"] / 8
+    assert sum(stats[part] for part in parts) + streams == pytest.approx(stats["bytes"])
+    assert all(stats[part] > 0 for part in parts)
+
+
+def test_a_sample_decodes_only_part_of_the_row_groups(make_rows, make_dataset) -> None:
+    ds = open_dataset(make_dataset(make_rows(640), row_group_bytes=4 << 10).root)
+    stats = dataset_stats(ds, sample=64)
+    assert stats["decoded_samples"] == 64
+    assert dataset_stats(ds)["decoded_samples"] == 640
+    assert stats["bits_per_token"] == dataset_stats(ds)["bits_per_token"]
