@@ -1,0 +1,170 @@
+"""The end of a job: receipts of all units -> the next manifest, which makes the dataset (or its new part) visible."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
+from tokenshard.errors import JobError, SpecError, TooManyRejects
+from tokenshard.shards.manifest import commit_manifest
+from tokenshard.shards.schema import CodeColumns, column_entries, shard_schema
+from tokenshard.spec.base import digest
+from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.manifest import (
+    CodeEntry,
+    ColumnEntry,
+    JobEntry,
+    Manifest,
+    RejectsEntry,
+    ShardEntry,
+    TokenizerEntry,
+    Totals,
+)
+
+
+def job_id(spec: ConvertJob, plan: Plan, pilot: PilotResult) -> str:
+    """8 hex digits over everything that decides the bytes of the job's shards."""
+    return digest(
+        {
+            "spec": spec.output_sha256(),
+            "plan": plan.sha256,
+            "tokenizer": pilot.tokenizer,
+            "codecs": [codec.model_dump(mode="json") for codec in pilot.codecs],
+        }
+    )[:8]
+
+
+def check_rejects(spec: ConvertJob, receipts: Sequence[Receipt], inputs: int) -> None:
+    """Raises TooManyRejects, with reasons and remedy, where more than the job's share of ``inputs`` was rejected."""
+    rejected = sum(receipt.rejected for receipt in receipts)
+    if rejected <= spec.max_rejects * inputs:
+        return
+    reasons = sum((Counter(receipt.reasons) for receipt in receipts), Counter[str]())
+    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    raise TooManyRejects(
+        f"{rejected} of {inputs} inputs were rejected ({rejected / inputs:.1%}, allowed: "
+        f"{spec.max_rejects:.1%}): {listed}; the rejects/ folder of the output names each of them. Nothing is lost: "
+        f"run the same command with a higher --max-rejects to commit the rest as it is"
+    )
+
+
+def finalize(folder: JobFolder, parent: Manifest | None) -> Manifest:
+    """Commit the manifest of ``folder``'s job on top of ``parent``. Raises TooManyRejects or JobError."""
+    spec, plan, pilot = folder.conversion(), folder.plan(), folder.pilot()
+    if plan is None or pilot is None:
+        raise JobError(f"{folder.output.url(folder.path)}: plan or pilot is not complete")
+    receipts = list(folder.receipts())
+    if len(receipts) != plan.units:
+        raise JobError(
+            f"{plan.units - len(receipts)} of {plan.units} units have no receipt; run the same command again"
+        )
+    handled = sum(receipt.rows + receipt.rejected for receipt in receipts)
+    if handled != plan.inputs:
+        raise JobError(f"{plan.inputs} inputs were planned, but {handled} are rows or rejects")
+    retry_of = parent.totals if parent is not None and plan.retried else None
+    check_rejects(spec, receipts, plan.inputs if retry_of is None else retry_of.samples + retry_of.rejects)
+    if parent is None and not any(receipt.rows for receipt in receipts):
+        raise TooManyRejects("every input was rejected; the rejects/ folder of the output says why")
+    manifest = _manifest(spec, plan, pilot, folder, receipts)
+    return commit_manifest(folder.output, _appended(parent, manifest, plan) if parent is not None else manifest)
+
+
+def _manifest(
+    spec: ConvertJob,
+    plan: Plan,
+    pilot: PilotResult,
+    folder: JobFolder,
+    receipts: Sequence[Receipt],
+) -> Manifest:
+    shards = [receipt.shard for receipt in receipts if receipt.shard is not None]
+    rejects = [receipt.rejects for receipt in receipts if receipt.rejects is not None]
+    return Manifest(
+        version=folder.version,
+        kind=spec.dataset_kind,
+        totals=_totals(shards, rejects),
+        code=CodeEntry(levels=pilot.levels, grid=_shared_grid(shards), columns=pilot.codecs),
+        tokenizer=TokenizerEntry(fingerprint=pilot.tokenizer, numerics=pilot.numerics),
+        models=dict(sorted(pilot.models.items())),
+        columns=tuple(_columns(plan, pilot)),
+        preprocess=spec.source.output_fields(),
+        source={"path": spec.source.path, "raw_bytes": plan.raw_bytes},
+        jobs=(
+            JobEntry(
+                id=job_id(spec, plan, pilot),
+                spec_sha256=spec.output_sha256(),
+                plan_sha256=plan.sha256,
+                units=plan.units,
+                inputs=plan.inputs,
+                retried=plan.retried,
+            ),
+        ),
+        splits=dict(sorted(sum((Counter(receipt.splits) for receipt in receipts), Counter[str]()).items())),
+        shards=tuple(shards),
+        rejects=tuple(rejects),
+    )
+
+
+def _columns(plan: Plan, pilot: PilotResult) -> list[ColumnEntry]:
+    user = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(plan.schema_hex)))
+    columns = CodeColumns(codes=pilot.codecs, grid=(None, None), extents=("height", "width"), downsample=(1, 1))
+    layouts = tuple("list" if codec.codec == "zstd" else "binary" for codec in pilot.codecs)
+    labels = {column.name: column.names for column in plan.columns if column.role == "label"}
+    return column_entries(shard_schema(columns, layouts, user), columns, labels)
+
+
+def _totals(shards: Sequence[ShardEntry], rejects: Sequence[RejectsEntry]) -> Totals:
+    return Totals(
+        samples=sum(shard.rows for shard in shards),
+        ids=sum(shard.ids for shard in shards),
+        raw_bytes=sum(shard.raw_bytes for shard in shards),
+        token_bytes=sum(shard.bytes for shard in shards),
+        rejects=sum(entry.rows for entry in rejects),
+    )
+
+
+def _shared_grid(shards: Sequence[ShardEntry]) -> tuple[int | None, ...]:
+    grids = {shard.grid for shard in shards}
+    if not grids:
+        return (None, None)
+    return tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*grids, strict=True))
+
+
+def check_appendable(parent: Manifest, spec: ConvertJob) -> None:
+    """Raises SpecError when the job's samples would not be like those the dataset has."""
+    if parent.kind != spec.dataset_kind:
+        raise SpecError(f"{spec.output}: holds a dataset of kind {parent.kind}; {spec.dataset_kind} cannot be appended")
+    wanted = spec.source.output_fields()
+    for field in sorted(parent.preprocess):
+        if field in {"size", "fit", "interpolation", "background"} and parent.preprocess[field] != wanted.get(field):
+            raise SpecError(
+                f"{spec.output}: source.{field} is {parent.preprocess[field]!r} there and {wanted.get(field)!r} here; "
+                "appended samples must be preprocessed alike"
+            )
+
+
+def _appended(parent: Manifest, new: Manifest, plan: Plan) -> Manifest:
+    if parent.tokenizer != new.tokenizer:
+        raise JobError(
+            f"the dataset's tokenizer is {parent.tokenizer.fingerprint} ({parent.tokenizer.numerics}), the job's is "
+            f"{new.tokenizer.fingerprint} ({new.tokenizer.numerics}); ids of two tokenizers cannot be mixed"
+        )
+    if parent.columns != new.columns:
+        names = sorted({column.name for column in set(parent.columns) ^ set(new.columns)})
+        raise JobError(f"appended samples need the same columns as the dataset; different: {', '.join(names)}")
+    kept = () if plan.retried else parent.rejects
+    shards, rejects = (*parent.shards, *new.shards), (*kept, *new.rejects)
+    return new.model_copy(
+        update={
+            "parent": parent.version,
+            "totals": _totals(shards, rejects),
+            "code": parent.code.model_copy(update={"grid": _shared_grid(shards)}),
+            "jobs": (*parent.jobs, *new.jobs),
+            "models": parent.models,
+            "splits": dict(sorted((Counter(parent.splits) + Counter(new.splits)).items())),
+            "shards": shards,
+            "rejects": rejects,
+        }
+    )

@@ -1,0 +1,171 @@
+"""The Ray executor: one unit actor a GPU (or CPU slot), on a given cluster or an embedded one.
+
+Actors do whole units, so only descriptions and receipts cross process borders. Restarts and retries are the
+scheduler's business: Ray's own are switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+
+from tokenshard.engine.task import Died, Event, Failure, Finished, Ready, SetupFailed, Task, WorkerAddress
+from tokenshard.engine.worker import Worker
+from tokenshard.errors import JobError
+from tokenshard.spec.job import EngineSpec
+
+logger = logging.getLogger("tokenshard.engine")
+
+OBJECT_STORE_BYTES = 128 << 20
+"""Object store of an embedded Ray: units pass nothing but descriptions through it."""
+PATIENCE = 60
+"""Seconds without any worker after which the log says what is being waited for."""
+
+
+def connect(engine: EngineSpec) -> bool:
+    """Join the cluster at the address, or start an embedded Ray; True if it must be shut down afterwards."""
+    if ray.is_initialized():
+        return False
+    try:
+        if engine.address is not None:
+            ray.init(address=engine.address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            cpus = math.ceil(engine.workers * engine.cpus) if engine.workers else None
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise JobError(f"cannot connect to Ray at {engine.address or 'this machine'}: {error}") from error
+    return True
+
+
+def worker_slots(engine: EngineSpec) -> int:
+    """Workers the cluster has room for."""
+    resources = _resources()
+    slots = resources.get("CPU", 0) / engine.cpus
+    if engine.gpus:
+        slots = min(slots, resources.get("GPU", 0) / engine.gpus)
+    return max(1, int(slots))
+
+
+def _resources() -> dict[str, float]:
+    return ray.cluster_resources()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def run_pilot(address: WorkerAddress, engine: EngineSpec) -> Failure | None:
+    """The pilot on one actor of the cluster; it is retried once when its worker is lost."""
+    for last in (False, True):
+        actor = _actor_class(engine).remote(address)
+        try:
+            return ray.get(actor.pilot.remote())  # type: ignore[no-any-return]
+        except RayActorError as error:
+            if last:
+                raise JobError(f"the pilot's worker died twice: {_reason(error)}") from error
+        finally:
+            ray.kill(actor)
+    return None
+
+
+def _actor_class(engine: EngineSpec) -> Any:
+    return ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_restarts=0, max_task_retries=0)(Worker)
+
+
+class RayExecutor:
+    """``size`` unit actors. Pending ones are what an autoscaler sees as demand."""
+
+    def __init__(self, address: WorkerAddress, engine: EngineSpec, size: int) -> None:
+        self.size = size
+        self._address = address
+        self._actors_of = _actor_class(engine)
+        self._actors: dict[int, Any] = {}
+        self._pending: dict[int, deque[Any]] = {}
+        self._ready: set[int] = set()
+        self._killed: set[int] = set()
+        self._spawned = 0
+        self._alone_since = time.monotonic()
+
+    def spawn(self) -> int:
+        self._spawned += 1
+        actor = self._actors_of.remote(self._address)
+        self._actors[self._spawned] = actor
+        self._pending[self._spawned] = deque([actor.setup.remote()])
+        return self._spawned
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._pending[worker].append(self._actors[worker].run.remote(task))
+
+    def wait(self, timeout: float) -> list[Event]:
+        heads = {refs[0]: worker for worker, refs in self._pending.items() if refs}
+        if not heads:
+            time.sleep(timeout)
+            return []
+        ready, _ = ray.wait(list(heads), num_returns=1, timeout=timeout, fetch_local=True)
+        if ready and len(heads) > 1:
+            ready, _ = ray.wait(list(heads), num_returns=len(heads), timeout=0, fetch_local=True)
+        self._complain_when_alone()
+        return [event for ref in ready if (event := self._receive(heads[ref], ref)) is not None]
+
+    def _receive(self, worker: int, ref: Any) -> Event | None:
+        try:
+            message = ray.get(ref, timeout=60)
+        except (ActorUnavailableError, GetTimeoutError):
+            # The node cannot be reached for now. Its actor may still run: end it, then treat it as lost.
+            ray.kill(self._actors[worker])
+            return self._gone(worker, "node unreachable", blameless=True)
+        except RayActorError as error:
+            return self._gone(worker, _reason(error), blameless=bool(getattr(error, "preempted", False)))
+        except RayError as error:
+            return self._gone(worker, _reason(error), blameless=False)
+        self._pending[worker].popleft()
+        if worker in self._ready:
+            return Finished(worker, message)
+        if isinstance(message, Failure):
+            ray.kill(self._actors[worker])
+            self._forget(worker)
+            return SetupFailed(worker, message)
+        self._ready.add(worker)
+        return Ready(worker)
+
+    def _gone(self, worker: int, reason: str, blameless: bool) -> Died:
+        if worker in self._killed:
+            reason = "unit took longer than retry.unit_timeout"
+        self._forget(worker)
+        return Died(worker, reason, blameless)
+
+    def _forget(self, worker: int) -> None:
+        del self._actors[worker], self._pending[worker]
+        self._ready.discard(worker)
+        self._killed.discard(worker)
+
+    def _complain_when_alone(self) -> None:
+        if self._ready:
+            self._alone_since = time.monotonic()
+        elif time.monotonic() - self._alone_since > PATIENCE:
+            self._alone_since = time.monotonic()
+            logger.warning("no worker could start for %d s; cluster resources: %s", PATIENCE, _resources())
+
+    def kill(self, worker: int) -> None:
+        self._killed.add(worker)
+        ray.kill(self._actors[worker])
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+        self._pending.clear()
+        self._ready.clear()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
