@@ -20,7 +20,14 @@ class SpecError(TokenshardError):
 
 
 class StoreError(TokenshardError):
-    """A file or object store refused or failed an operation after the allowed retries."""
+    """A file or object store refused or failed an operation after the allowed retries.
+
+    ``transient``: the failure may be over later (time-out, overload, lost connection).
+    """
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class FormatError(TokenshardError):

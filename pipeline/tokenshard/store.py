@@ -128,13 +128,16 @@ class Store:
         return cast(BinaryIO, _RangeFile(self, name, self.size(name) if size is None else size))
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Bytes of a file; a folder is none."""
         if self.is_local:
-            return self._retry(name, "stat", lambda: os.stat(self.url(name)).st_size)
-        found = self._retry(name, "stat", lambda: self.filesystem.info(self.url(name)))
-        if found["type"] != "file":
-            raise FileNotFoundError(errno.ENOENT, "no such file", self.url(name))
-        return int(found["size"])
+            is_file = not os.path.isdir(self.url(name))
+            size = self._retry(name, "stat", lambda: os.stat(self.url(name)).st_size)
+        else:
+            found = self._retry(name, "stat", lambda: self.filesystem.info(self.url(name)))
+            is_file, size = found["type"] == "file", int(found["size"])
+        if not is_file:
+            raise FileNotFoundError(errno.ENOENT, "not a file", self.url(name))
+        return size
 
     def exists(self, name: str) -> bool:
         """Whether a file of that name exists."""
@@ -326,8 +329,9 @@ class Store:
                 lost = _boto_code(error) in {"NoSuchBucket", "NoSuchUpload"}
                 if isinstance(error, FileNotFoundError) and not lost:
                     raise
-                if not self._transient(error) or attempt == ATTEMPTS:
-                    raise StoreError(_explain(self.url(name), action, error, attempt)) from error
+                transient = self._transient(error)
+                if not transient or attempt == ATTEMPTS:
+                    raise StoreError(_explain(self.url(name), action, error, attempt), transient) from error
             time.sleep(random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**attempt)))
         raise AssertionError("unreachable")
 

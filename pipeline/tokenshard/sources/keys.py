@@ -16,17 +16,27 @@ _ESCAPED = re.compile(r"%(25|[89A-F][0-9A-F])")
 
 
 class UniqueKeys:
-    """Hands out keys that are unique: a repeated ``key`` becomes ``key#2``, ``key#3``, …"""
+    """Hands out keys that are unique.
+
+    A key that repeats one of another container becomes ``container/key`` and is as good as any; every other repeated
+    ``key`` becomes ``key#2``, ``key#3``, … and is marked.
+    """
 
     def __init__(self) -> None:
         self._known = KeySet()
         self._repeats: dict[str, int] = {}
 
-    def assign(self, keys: Sequence[str]) -> tuple[list[str], list[bool]]:
-        """(unique keys, whether each repeats an earlier key)."""
+    def assign(self, keys: Sequence[str], containers: Sequence[str | None] = ()) -> tuple[list[str], list[bool]]:
+        """(unique keys, whether each repeats an earlier key). ``containers``: where each key needs only be unique."""
         unique, repeated = list(keys), self._known.add(keys).tolist()
         for place, again in enumerate(repeated):
-            if again:
+            if not again:
+                continue
+            container = containers[place] if containers else None
+            qualified = f"{container}/{keys[place]}"
+            if container is not None and not self._known.add([qualified])[0]:
+                unique[place], repeated[place] = qualified, False
+            else:
                 unique[place] = self._renamed(keys[place])
         return unique, repeated
 

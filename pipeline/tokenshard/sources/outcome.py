@@ -27,13 +27,18 @@ LONGEST_MESSAGE = 500
 
 
 def outcome(key: str, uri: str, fetch: Fetch, decode: Decode, columns: Mapping[str, Any]) -> Sample | Reject:
-    """Fetch and decode one input. Never raises an Exception: what goes wrong becomes a reject."""
+    """Fetch and decode one input. What goes wrong becomes a reject.
+
+    Only storage that is out of reach for now (StoreError with ``transient``) is raised: that says nothing of the input.
+    """
     stage = "fetch"
     try:
         data = fetch()
         stage = "decode"
         return Sample(key, uri, decode(data), len(data), columns)
     except Exception as error:
+        if isinstance(error, StoreError) and error.transient:
+            raise
         return rejected(key, uri, stage, error)
 
 

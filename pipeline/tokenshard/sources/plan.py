@@ -35,14 +35,18 @@ class Input:
 
 
 def plan_batches(
-    inputs: Iterable[Input], meta: Sequence[pa.Field] = (), keys: UniqueKeys | None = None
+    inputs: Iterable[Input], meta: Sequence[pa.Field] = (), keys: UniqueKeys | None = None, contained: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Inputs as plan batches. ``keys``: given where keys can repeat; a repeated one is renamed and gets an error."""
+    """Inputs as plan batches. ``keys``: given where keys can repeat; a repeated one is renamed and gets an error.
+
+    ``contained``: the uri is a container of many inputs, and keys need only be unique in it.
+    """
     stream = iter(inputs)
     while rows := list(islice(stream, BATCH)):
         table = {name: [getattr(row, name) for row in rows] for name in PLAN_COLUMNS.names}
         if keys is not None:
-            table["key"], repeated = keys.assign(table["key"])
+            containers = [row.uri if contained and row.error != DUPLICATE else None for row in rows]
+            table["key"], repeated = keys.assign(table["key"], containers)
             table["error"] = [
                 DUPLICATE if again else error for again, error in zip(repeated, table["error"], strict=True)
             ]

@@ -6,6 +6,9 @@ only decides how the work is run (engine, retries, places), so that a job can re
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Hashable
 from typing import Any, ClassVar, Literal
 
 import yaml
@@ -114,19 +117,40 @@ JOB_KINDS: dict[str, type[JobSpec]] = {"convert-images": ConvertImages}
 
 def job_schema() -> dict[str, Any]:
     """JSON Schema of a job spec."""
-    models = tuple(JOB_KINDS.values())
-    schema = TypeAdapter(models[0] if len(models) == 1 else Any).json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    any_kind: Any = functools.reduce(operator.or_, JOB_KINDS.values())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(any_kind).json_schema()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a repeated key is an error and a date is a string (`output: 2026-01-31` names a folder)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
 
 
 def parse_job(text: str, name: str = "job spec") -> JobSpec:
     """A job spec from YAML (or JSON). SpecError names the line, the field and the allowed values."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(f"{name}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SpecError(f"{name}:{line}: not valid YAML: {error.reason}") from error
+    except (ValueError, AttributeError, RecursionError) as error:  # e.g. `!!int abc`, or ten thousand `[`
+        raise SpecError(f"{name}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise SpecError(f"{name}:1: expected a mapping with `kind`, `source` and `output`; see `tokenshard run --help`")
     model = JOB_KINDS.get(str(data.get("kind")))
@@ -136,7 +160,7 @@ def parse_job(text: str, name: str = "job spec") -> JobSpec:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_explain(error, name, node, model)) from error
+        raise SpecError(_explain(error, name, node, model, data)) from error
 
 
 def build_job(model: type[JobSpec], data: dict[str, Any]) -> JobSpec:
@@ -144,21 +168,35 @@ def build_job(model: type[JobSpec], data: dict[str, Any]) -> JobSpec:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_explain(error, "", None, model)) from error
+        raise SpecError(_explain(error, "", None, model, data)) from error
 
 
-def _explain(error: ValidationError, name: str, node: yaml.Node | None, model: type[JobSpec]) -> str:
-    lines = []
+def _explain(error: ValidationError, name: str, node: yaml.Node | None, model: type[JobSpec], data: Any) -> str:
+    found: dict[tuple[int | str, ...], list[str]] = {}
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown field; allowed: {', '.join(_fields(model, item['loc'][:-1]))}"
         elif item["type"] != "missing" and not isinstance(item.get("input"), dict):
             message += f" (got {item.get('input')!r})"
-        place = f"{name}:{_line_of(node, item['loc'])}: " if node is not None else ""
-        lines.append(f"{place}{where}: {message}" if where else f"{place}{message}")
+        loc = item["loc"] if item["type"] == "missing" else _given(data, item["loc"])
+        found.setdefault(loc, []).append(message)
+    lines = []
+    for loc, messages in found.items():
+        place = f"{name}:{_line_of(node, loc)}: " if node is not None else ""
+        where = ".".join(str(part) for part in loc)
+        lines.append(f"{place}{where + ': ' if where else ''}{', or: '.join(messages)}")
     return "; ".join(lines)
+
+
+def _given(data: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The part of ``loc`` that leads to a given value; behind it pydantic names the alternatives of a union."""
+    for depth, part in enumerate(loc):
+        is_item = isinstance(data, list | tuple) and isinstance(part, int)
+        if not is_item and not (isinstance(data, dict) and part in data):
+            return loc[:depth]
+        data = data[part]
+    return loc
 
 
 def _fields(model: Any, loc: tuple[int | str, ...]) -> list[str]:

@@ -146,6 +146,16 @@ def test_keys_that_come_back_are_rejects(
     }
 
 
+def test_keys_that_start_again_in_the_next_archive_are_told_apart_by_its_name(
+    tmp_path: Path, read_source: Read, encoded: Callable[..., bytes], picture: Callable[..., Any]
+) -> None:
+    for archive in ("a.tar", "b.tar"):
+        raw_tar(tmp_path / archive, [("0.png", encoded(picture())), ("1.png", encoded(picture()))])
+    result = read_source(tmp_path)
+    assert list(result.samples) == ["0", "1", "b.tar/0", "b.tar/1"]
+    assert not result.rejects
+
+
 def test_unsafe_and_imageless_and_oversized_members_are_rejects(
     tmp_path: Path, read_source: Read, encoded: Callable[..., bytes], picture: Callable[..., Any]
 ) -> None:

@@ -128,10 +128,10 @@ def fetch_file(store: Store, name: str, offset: int | None, size: int | None, ma
         raise InputError("not a regular file")
     if (size or 0) > max_bytes:
         raise InputError(f"{size} bytes are over max_bytes ({max_bytes})")
-    ranged = offset is not None and size is not None
-    data = store.read(name, offset or 0, size if ranged else max_bytes + 1)
+    expected = size if offset is not None else None
+    data = store.read(name, offset or 0, max_bytes + 1 if expected is None else expected)
     if len(data) > max_bytes:
         raise InputError(f"more than max_bytes ({max_bytes}) bytes")
-    if ranged and len(data) != size:
-        raise InputError(f"the file ends {size - len(data)} bytes too early")
+    if expected is not None and len(data) != expected:
+        raise InputError(f"the file ends {expected - len(data)} bytes too early")
     return data

@@ -59,7 +59,7 @@ class CocoSource(ImageSource):
         if size > self.spec.max_bytes:
             raise self.option_error(f"JSON of {size} bytes is over max_bytes ({self.spec.max_bytes})")
         try:
-            document = json.loads(self.store.read(name))
+            document: dict[str, Any] = json.loads(self.store.read(name))
         except ValueError as error:
             raise self.option_error(f"not JSON: {error}") from error
         images = document.get("images") if isinstance(document, dict) else None

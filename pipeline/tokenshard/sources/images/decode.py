@@ -39,7 +39,7 @@ Image.init()
 # What Pillow warns about either does no harm or ends as a reject.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # Formats a data set may hold; left out are those that run other programs (EPS, WMF). TGA has no magic number: last.
-_FORMATS = [
+_FORMATS: list[str] = [
     name
     for name in (
         *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "HEIF", "JPEG2000"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -21,7 +22,7 @@ from tokenshard.sources.images.folder import plain_extensions
 from tokenshard.sources.images.tar import TAR_ERRORS, Member, is_compressed, members
 from tokenshard.sources.keys import UniqueKeys, escape_name, unescape_name
 from tokenshard.sources.outcome import cleaned
-from tokenshard.sources.plan import Input, plan_batches, require_usable
+from tokenshard.sources.plan import DUPLICATE, Input, plan_batches, require_usable
 from tokenshard.store import Entry
 
 TAR_NAME = re.compile(r"\.(tar|tgz|tar\.gz)$", re.IGNORECASE)
@@ -33,7 +34,11 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class WebDatasetSource(ImageSource):
-    """Samples of tar archives. ``key`` as in WebDataset: the member name up to the first dot of its last part."""
+    """Samples of tar archives.
+
+    ``key`` as in WebDataset: the member name up to the first dot of its last part; with the archive's name before it
+    where an earlier archive has that key too.
+    """
 
     form = "webdataset"
 
@@ -45,7 +50,7 @@ class WebDatasetSource(ImageSource):
         found = _Found()
         meta = [pa.field(name, pa.string()) for name in ("label", *TEXT_MEMBERS)]
         inputs = (found.saw(row) for entry in self._archives() for row in self._inputs(entry))
-        yield from require_usable(plan_batches(inputs, meta, UniqueKeys()), self.spec.path)
+        yield from require_usable(plan_batches(inputs, meta, UniqueKeys(), contained=True), self.spec.path)
         self.deliver(found.columns(), text_labels=("label",))
 
     def _archives(self) -> Iterator[Entry]:
@@ -55,11 +60,13 @@ class WebDatasetSource(ImageSource):
     def _inputs(self, entry: Entry) -> Iterator[Input]:
         """Samples of one archive; for a damaged one those before the damage, and one error in the archive's name."""
         uri, empty = escape_name(entry.name), True
-        compressed = is_compressed(self.store, entry.name)
+        compressed, seen = is_compressed(self.store, entry.name), set[str]()
         try:
             for key, group in _groups(members(self.store, entry.name, compressed), self._text_members()):
                 empty = False
-                yield self._input(uri, key, group, compressed)
+                row = self._input(uri, key, group, compressed)
+                yield replace(row, error=DUPLICATE) if key in seen else row
+                seen.add(key)
             if empty:
                 yield Input(uri, uri, error="empty archive: no samples in it")
         except TAR_ERRORS as error:

@@ -1,0 +1,77 @@
+"""Jobs from Python: the same as the command line, with values instead of options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from tokenshard.engine.convert import Conversion, Mode, run_conversion
+from tokenshard.engine.progress import Progress
+from tokenshard.errors import SpecError
+from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.manifest import read_manifest
+from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, build_job, parse_job
+from tokenshard.store import Store
+from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.folder import load_tokenizer
+
+
+class TokenDataset(Dataset):
+    """A dataset that can also decode itself."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer stored in the dataset: ids -> pixels, and pixels -> ids."""
+        return load_tokenizer(self.store, f"tokenizer/{self.manifest.tokenizer.fingerprint}")
+
+
+def open_dataset(
+    url: str | PathLike[str], storage_options: Mapping[str, Any] | None = None, version: int | None = None
+) -> TokenDataset:
+    """The dataset in a folder or bucket prefix, at its newest version or the given one.
+
+    Raises SpecError when there is none, FormatError when its manifest is damaged or too new.
+    """
+    store = Store(url, storage_options)
+    return TokenDataset(store, read_manifest(store, version))
+
+
+def load_job(path: str | PathLike[str]) -> JobSpec:
+    """A job spec from a YAML file. Raises SpecError that names the file, the line and the allowed values."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{fspath(path)}: cannot read the job spec: {error}") from error
+    return parse_job(text, fspath(path))
+
+
+def run(job: str | PathLike[str] | JobSpec, mode: Mode | None = None, progress: Progress | None = None) -> Conversion:
+    """Run or resume a job, given as a YAML file or a spec; returns when the dataset is committed.
+
+    Raises SpecError, StoreError, JobError, and TooManyRejects when more inputs were bad than ``max_rejects`` allows.
+    """
+    spec = job if isinstance(job, JobSpec) else load_job(job)
+    if not isinstance(spec, ConvertJob):
+        raise SpecError(f"{spec.kind}: not a conversion job")
+    return run_conversion(spec, mode, progress)
+
+
+def convert_images(
+    src: str | PathLike[str],
+    out: str | PathLike[str],
+    tokenizer: str = "patch",
+    mode: Mode | None = None,
+    progress: Progress | None = None,
+    **fields: Any,
+) -> Conversion:
+    """Convert images to a token dataset: ``convert_images("photos/", "tokens/", tokenizer="patch:4x4,k=1024")``.
+
+    ``fields`` are fields of :class:`~tokenshard.spec.job.ConvertImages`; those of the source go into ``source``,
+    e.g. ``source={"size": 224, "fit": "center-crop"}``.
+    """
+    source = {"path": fspath(src), **fields.pop("source", {})}
+    job = build_job(ConvertImages, {"source": source, "output": fspath(out), "tokenizer": tokenizer, **fields})
+    return run(job, mode, progress)

@@ -1,0 +1,219 @@
+"""`tokenshard convert`, `run` and `retry`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _job_options(command: F) -> F:
+    """Options that decide how a conversion runs and what it does with what is there."""
+    options = [
+        click.option("--engine", type=click.Choice(["auto", "local", "ray"]), help="Where to run. [default: auto]"),
+        click.option("--address", help="Ray address (auto, HOST:PORT, ray://…); none: embedded Ray."),
+        click.option("--workers", type=click.IntRange(0), help="Unit workers; 0: this process. [default: CPUs]"),
+        click.option("--gpus", type=click.FloatRange(0), help="GPUs of one worker (Ray)."),
+        click.option("--decode-threads", type=click.IntRange(1), help="Threads that fetch and decode, a worker."),
+        click.option("--batch-size", type=click.IntRange(1), help="Most samples encoded together."),
+        click.option("--unit-timeout", type=click.FloatRange(0, min_open=True), help="Seconds a unit may take."),
+        click.option(
+            "--max-rejects", type=click.FloatRange(0, 1), help="Share of bad inputs above which the job fails."
+        ),
+        click.option(
+            "--resume/--no-resume", default=True, help="Go on with a job that was started there. [default: resume]"
+        ),
+        click.option("--append", is_flag=True, help="Add new inputs to the dataset that is there."),
+        click.option("--overwrite", is_flag=True, help="Remove the dataset that is there first."),
+        click.option("--dry-run", is_flag=True, help="Plan only; the output is not touched."),
+        click.option("--quiet", "-q", is_flag=True, help="No progress."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return json_option(command)
+
+
+def _split(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Command-line values -> (job fields, mode, display); options not given leave the spec's values alone."""
+    mode = {name: values.pop(name) for name in ("resume", "append", "overwrite", "dry_run")}
+    display = {name: values.pop(name) for name in ("quiet", "as_json")}
+    engine = {"kind": values.pop("engine")}
+    engine |= {name: values.pop(name) for name in ("address", "workers", "gpus", "decode_threads", "batch_size")}
+    fields = {
+        "engine": {name: value for name, value in engine.items() if value is not None},
+        "retry": {"unit_timeout": values.pop("unit_timeout")},
+        "max_rejects": values.pop("max_rejects"),
+    }
+    if mode["append"] and mode["overwrite"]:
+        raise click.UsageError("--append and --overwrite exclude each other")
+    return {name: value for name, value in fields.items() if value is not None}, mode, display
+
+
+def _run(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    from tokenshard.api import run as run_job
+    from tokenshard.engine.convert import Mode
+    from tokenshard.engine.progress import Progress
+    from tokenshard.readable import readable_bytes
+
+    result = run_job(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
+    if as_json:
+        print_json(result.json())
+        return
+    if mode.get("dry_run"):
+        click.echo(
+            f"{result.num_inputs:,} inputs ({readable_bytes(result.raw_bytes)} where the size is known) in "
+            f"{result.num_units:,} units; nothing was written"
+        )
+        return
+    rows = [("dataset", result.output), ("samples", f"{result.num_samples:,}"), ("rejects", f"{result.num_rejects:,}")]
+    rows += [("", f"{count:,} x {reason}") for reason, count in result.reasons.items()]
+    if result.token_bytes:
+        ratio = result.raw_bytes / result.token_bytes
+        rows += [
+            ("raw bytes", readable_bytes(result.raw_bytes)),
+            ("token bytes", f"{readable_bytes(result.token_bytes)} (1 : {ratio:.1f})"),
+        ]
+    rows += [("seconds", f"{result.seconds:.1f} ({result.engine})"), ("fingerprint", result.fingerprint)]
+    print_table(rows)
+    if result.engine == "none":
+        click.echo("The dataset was complete already; nothing was done. Use --append to add new inputs.")
+
+
+@click.group()
+def convert() -> None:
+    """Turn raw data into a token dataset."""
+
+
+@convert.command()
+@click.argument("src")
+@click.argument("out")
+@click.option(
+    "--tokenizer",
+    default="patch",
+    show_default=True,
+    help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), or a saved tokenizer's folder.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(["auto", "pack", "zstd", "context"]),
+    default="auto",
+    show_default=True,
+    help="auto: measured on a sample.",
+)
+@click.option("--size", help="Pixels: SIDE or HEIGHTxWIDTH; needs --fit.")
+@click.option(
+    "--fit",
+    type=click.Choice(["keep", "resize", "center-crop", "pad"]),
+    help="How an image gets to --size. [default: keep, or center-crop with --size]",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["auto", "folder", "manifest", "webdataset", "hf-parquet", "coco", "idx"]),
+    default="auto",
+    show_default=True,
+    help="How the images are stored.",
+)
+@click.option("--labels", default="auto", show_default=True, help="auto, none, folder, or a column.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Larger images are rejected. [default: 178956970]")
+@click.option("--unit-samples", type=click.IntRange(1), help="Most inputs of a work unit (one shard). [default: 4096]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@storage_option
+@_job_options
+def images(src: str, out: str, **values: Any) -> None:
+    """Convert images to a token dataset.
+
+    SRC is a folder, a glob, an s3:// prefix, WebDataset tars, a CSV, JSONL or Parquet manifest, Hugging Face Parquet
+    files, a COCO json, or MNIST IDX files. OUT is a folder or URL. Run the same command again to resume.
+
+    \b
+    Example:
+      tokenshard convert images photos/ tokens/ --tokenizer patch:8x8,k=1024 --size 224
+      tokenshard convert images s3://bucket/train/ s3://bucket/tokens/ --engine ray --address auto
+    """
+    from tokenshard.spec.job import ConvertImages, build_job
+
+    fields, mode, display = _split(values)
+    source = {"path": src, "form": values["form"], "labels": values["labels"], "size": _size(values["size"])}
+    source |= {"fit": values["fit"] or ("center-crop" if source["size"] else "keep")}
+    if values["max_pixels"]:
+        source["max_pixels"] = values["max_pixels"]
+    if values["unit_samples"]:
+        fields["unit"] = {"samples": values["unit_samples"]}
+    fields |= {name: values[name] for name in ("tokenizer", "codec", "seed", "storage")}
+    _run(build_job(ConvertImages, {"source": source, "output": out, **fields}), mode, **display)
+
+
+def _size(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if not all(side.isdecimal() for side in sides) or len(sides) > 2:
+        raise click.BadParameter(
+            f"{text!r}: expected SIDE or HEIGHTxWIDTH in pixels, e.g. 224 or 240x320", param_hint="--size"
+        )
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _with_fields(spec: Any, fields: dict[str, Any]) -> Any:
+    """The spec with the values given on the command line."""
+    from tokenshard.spec.job import build_job
+
+    data = spec.model_dump(mode="json")
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            data[name] = {**data[name], **{field: v for field, v in value.items() if v is not None}}
+        else:
+            data[name] = value
+    return build_job(type(spec), data)
+
+
+@click.command()
+@click.argument("job", type=click.Path(exists=True, dir_okay=False))
+@click.option("--output", help="Override the spec's output.")
+@click.option("--source", help="Override the spec's source.path.")
+@_job_options
+def run(job: str, output: str | None, source: str | None, **values: Any) -> None:
+    """Run or resume a job spec.
+
+    \b
+    Example:
+      tokenshard run jobs/convert-images.yaml
+      tokenshard run jobs/convert-images.yaml --source photos/ --output tokens/
+    """
+    from tokenshard.api import load_job
+
+    fields, mode, display = _split(values)
+    if output:
+        fields["output"] = output
+    if source:
+        fields["source"] = {"path": source}
+    _run(_with_fields(load_job(job), fields), mode, **display)
+
+
+@click.command()
+@click.argument("out")
+@storage_option
+@_job_options
+def retry(out: str, storage: dict[str, Any], **values: Any) -> None:
+    """Convert the rejected inputs of a dataset again, e.g. after repairing the files.
+
+    What succeeds now is appended as a new version of the dataset; no existing shard is touched.
+
+    \b
+    Example:
+      tokenshard retry tokens/
+    """
+    from tokenshard.engine.job_folder import JobFolder
+    from tokenshard.shards.manifest import read_manifest
+    from tokenshard.store import Store
+
+    fields, mode, display = _split(values)
+    output = Store(out, storage)
+    folder = JobFolder(output, read_manifest(output).version)
+    spec = _with_fields(folder.conversion(), {**fields, "output": out})
+    _run(spec, {**mode, "retry": True}, **display)

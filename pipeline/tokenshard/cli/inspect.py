@@ -1,0 +1,177 @@
+"""`tokenshard info`, `stats`, `verify`, `show` and `clean`: looking at a dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+
+
+@click.command()
+@click.argument("out")
+@storage_option
+@json_option
+def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
+    """Say what is in a dataset. Reads the manifest only.
+
+    \b
+    Example:
+      tokenshard info tokens/
+    """
+    from tokenshard.readable import readable_bytes
+    from tokenshard.shards.manifest import read_manifest
+    from tokenshard.store import Store
+
+    manifest = read_manifest(Store(out, storage))
+    totals = manifest.totals
+    facts: dict[str, Any] = {
+        "kind": manifest.kind,
+        "version": manifest.version,
+        "fingerprint": manifest.fingerprint,
+        "num_samples": totals.samples,
+        "num_tokens": totals.ids,
+        "num_rejects": totals.rejects,
+        "num_shards": len(manifest.shards),
+        "bytes": totals.token_bytes,
+        "raw_bytes": totals.raw_bytes,
+        "grid": list(manifest.code.grid),
+        "alphabets": [level.alphabet for level in manifest.code.levels],
+        "codecs": [column.codec for column in manifest.code.columns],
+        "tokenizer": manifest.tokenizer.model_dump(),
+        "columns": [column.model_dump(exclude_none=True) for column in manifest.columns],
+        "splits": manifest.splits,
+        "preprocess": manifest.preprocess,
+        "source": manifest.source,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    grid = " x ".join("varies" if dim is None else str(dim) for dim in manifest.code.grid)
+    alphabets = ", ".join(str(level.alphabet) for level in manifest.code.levels)
+    codecs = ", ".join(dict.fromkeys(facts["codecs"]))
+    rows = [
+        ("dataset", f"{out} (version {manifest.version}, {manifest.kind})"),
+        ("samples", f"{totals.samples:,} in {len(manifest.shards):,} shards; {totals.rejects:,} rejects"),
+        ("tokens", f"{totals.ids:,}; grid {grid}; alphabet {alphabets}; codec {codecs}"),
+        ("bytes", f"{readable_bytes(totals.token_bytes)} from {readable_bytes(totals.raw_bytes)} raw"),
+        ("tokenizer", f"{manifest.tokenizer.fingerprint} ({manifest.tokenizer.numerics})"),
+        ("columns", ", ".join(f"{c.name}: {c.type}" for c in manifest.columns)),
+    ]
+    rows += [("splits", ", ".join(f"{k}: {v:,}" for k, v in manifest.splits.items()))] if manifest.splits else []
+    rows += [("fingerprint", manifest.fingerprint)]
+    print_table(rows)
+
+
+@click.command()
+@click.argument("out")
+@storage_option
+@json_option
+def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
+    """Measure a dataset's codes. Decodes all of it.
+
+    \b
+    Example:
+      tokenshard stats tokens/
+    """
+    from tokenshard.shards.dataset import open_dataset
+    from tokenshard.shards.stats import dataset_stats
+
+    found = dataset_stats(open_dataset(out, storage))
+    if as_json:
+        print_json(found)
+        return
+    rows = [(name, _figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
+    print_table(rows)
+    for number, level in enumerate(found.get("levels", []) if len(found.get("levels", [])) > 1 else []):
+        click.echo(f"level {number}: " + ", ".join(f"{name} {_figure(value)}" for name, value in level.items()))
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@click.command()
+@click.argument("out")
+@click.option("--deep", is_flag=True, help="Decode every sample too.")
+@storage_option
+@json_option
+def verify(out: str, deep: bool, storage: dict[str, Any], as_json: bool) -> int:
+    """Check a dataset against its manifest and checksums. Exit code 1 if anything is wrong.
+
+    \b
+    Example:
+      tokenshard verify tokens/ --deep
+    """
+    from dataclasses import asdict
+
+    from tokenshard.shards.verify import verify as verify_dataset
+    from tokenshard.store import Store
+
+    report = verify_dataset(Store(out, storage), deep=deep)
+    if as_json:
+        print_json(asdict(report))
+        return 0 if report.ok else 1
+    for error in report.errors:
+        click.echo(f"error: {error}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    checked = f"{report.samples:,} samples in {report.shards:,} shards, {report.rejects:,} rejects"
+    depth = "every stream decoded" if deep else "checksums and structure; --deep decodes every stream too"
+    click.echo(f"{out}: {'ok' if report.ok else f'{len(report.errors)} errors'} ({checked}; {depth})")
+    return 0 if report.ok else 1
+
+
+@click.command()
+@click.argument("out")
+@click.argument("keys", nargs=-1)
+@click.option(
+    "--out", "picture", default="samples.png", show_default=True, type=click.Path(dir_okay=False), help="PNG to write."
+)
+@click.option(
+    "--count", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show where no KEY is given."
+)
+@storage_option
+def show(out: str, keys: tuple[str, ...], picture: str, count: int, storage: dict[str, Any]) -> None:
+    """Draw samples as a picture: original (where the source is at hand) beside the reconstruction.
+
+    \b
+    Example:
+      tokenshard show tokens/ cat/001.jpg dog/007.jpg --out grid.png
+    """
+    from tokenshard.report.samples import draw_samples
+    from tokenshard.shards.dataset import open_dataset
+
+    shown = draw_samples(open_dataset(out, storage), keys, count, picture)
+    for line in shown:
+        click.echo(line)
+    click.echo(f"wrote {picture}")
+
+
+@click.command()
+@click.argument("out")
+@click.option(
+    "--journal", is_flag=True, help="Also remove _job/ (plans, receipts): a later --append or retry still works."
+)
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@storage_option
+def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any]) -> None:
+    """Remove leftovers: temporary files of killed writers, and files no version of the dataset lists.
+
+    Do not run it while a job writes to OUT.
+
+    \b
+    Example:
+      tokenshard clean tokens/
+    """
+    from tokenshard.engine.clean import leftovers
+    from tokenshard.store import Store
+
+    output = Store(out, storage)
+    names = leftovers(output, journal)
+    if names and not yes:
+        click.confirm(f"remove {len(names):,} files (e.g. {names[0]})?", abort=True, err=True)
+    for name in names:
+        output.delete(name)
+    click.echo(f"removed {len(names) + output.clean_temporary():,} files")

@@ -1,0 +1,80 @@
+"""Pictures of a dataset's samples: original beside reconstruction beside codes, as `tokenshard show` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tokenshard.engine.job_folder import JobFolder
+from tokenshard.errors import FormatError, SpecError, StoreError
+from tokenshard.report.pictures import PictureRow, reconstruction_grid
+from tokenshard.report.quality import psnr
+from tokenshard.shards.dataset import Dataset
+from tokenshard.sources.base import Sample
+from tokenshard.sources.registry import open_source
+from tokenshard.tokenizers.folder import load_tokenizer
+
+
+def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str | Path) -> list[str]:
+    """Draw the samples with these keys (none: ``count`` evenly spaced ones) into a PNG; a line of text for each.
+
+    Originals are shown where the source is still at hand. Raises SpecError for an unknown key.
+    """
+    numbers = [_number(dataset, key) for key in keys]
+    if not keys:
+        numbers = sorted({int(place) for place in np.linspace(0, len(dataset) - 1, count)})
+    tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
+    samples = [dataset[number] for number in numbers]
+    originals = dict(_originals(dataset, [sample["key"] for sample in samples]))
+    rows, lines = [], []
+    for sample in samples:
+        codes = np.asarray(sample["codes"])
+        codes = codes[None] if codes.ndim == 2 else codes
+        image = tokenizer.decode(codes[None], (sample["height"], sample["width"]))[0]
+        original = originals.get(sample["key"])
+        caption = sample["key"]
+        if original is not None and original.shape == image.shape:
+            caption += f"  {psnr(original, image):.1f} dB"
+        rows.append(PictureRow(original, image, caption, codes[0]))
+        lines.append(f"{caption}  {image.shape[1]} x {image.shape[0]} pixels, {codes.size:,} ids")
+    reconstruction_grid(rows).save(picture, "PNG")
+    return lines
+
+
+def _number(dataset: Dataset, key: str) -> int:
+    try:
+        return dataset.index(key)
+    except KeyError:
+        raise SpecError(
+            f"{dataset.store.root}: no sample with key {key!r}; keys look like {dataset[0]['key']!r}"
+        ) from None
+
+
+def _originals(dataset: Dataset, keys: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The decoded inputs of these samples, as far as plans and raw inputs are still there."""
+    wanted = pa.array(keys, pa.string())
+    for version in range(1, dataset.manifest.version + 1):
+        yield from _originals_of_job(JobFolder(dataset.store, version), wanted)
+
+
+def _originals_of_job(folder: JobFolder, wanted: pa.Array) -> Iterator[tuple[str, NDArray[Any]]]:
+    try:
+        plan = folder.plan()
+        if plan is None:
+            return
+        source = open_source(folder.conversion(), plan.source_state)
+        for part in plan.parts:
+            with folder.output.open(part.path) as file:
+                inputs = pq.read_table(file, filters=pc.field("key").isin(wanted))
+            for thunk in source.read(inputs) if inputs.num_rows else ():
+                if isinstance(item := thunk(), Sample):
+                    yield item.key, item.data
+    except (SpecError, FormatError, StoreError, FileNotFoundError):
+        return  # the source has moved or is out of reach: reconstructions alone are shown

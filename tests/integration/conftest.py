@@ -1,0 +1,52 @@
+"""Images to convert, and a Ray cluster that outlives its drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from integration.command import convert
+from integration.work import SAMPLES, SIDE, UNITS, WORK
+
+
+@pytest.fixture(scope="session")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 images that make 20 units of 8: enough work for a kill to hit something."""
+    root = tmp_path_factory.mktemp("workload")
+    draw = np.random.default_rng(1)
+    rows = np.linspace(0, 150, SIDE)[:, None, None]
+    for number in range(UNITS * SAMPLES):
+        path = root / f"class{number % 4}" / f"{number:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        noise = draw.integers(0, 100, (SIDE, SIDE, 3))
+        Image.fromarray((rows + noise).astype(np.uint8)).save(path, compress_level=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed(workload: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of a conversion of the workload in which nothing went wrong."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    return convert(workload, out, *WORK, "--engine", "local", "--workers", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """Address of a Ray cluster with two CPUs on this machine."""
+    import ray
+
+    started = ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100_000_000,
+    )
+    yield started.address_info["gcs_address"]
+    ray.shutdown()
