@@ -1,0 +1,53 @@
+"""The tokenizer contract: samples ⇄ ids. Stands between sources and codecs, knows neither files nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.spec.tokenizer import TokenizerSpec
+
+
+class Tokenizer(Protocol):
+    """Turns batches of equally sized samples into ids and back.
+
+    Ids depend on the sample and the tokenizer alone: not on the batch it came in, nor on the number of threads.
+    """
+
+    @property
+    def spec(self) -> TokenizerSpec: ...
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Token grid (rows, columns) of an image of that size: ceil(size / downsample) along each axis."""
+        ...
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """uint8 [B, height, width, 3] -> ids [B, levels, rows, columns] (uint16; int32 above 65,536 ids)."""
+        ...
+
+    def decode(self, codes: NDArray[Any], size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Ids [B, levels, rows, columns] -> uint8 [B, height, width, 3], cropped to ``size`` where given."""
+        ...
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """The weights, by name, as stored in ``model.safetensors``."""
+        ...
+
+
+class StoredTokenizer(Protocol):
+    """A tokenizer class that can be made again from what ``tokenizer.json`` and ``model.safetensors`` hold."""
+
+    @classmethod
+    def from_tensors(cls, spec: TokenizerSpec, tensors: dict[str, NDArray[Any]]) -> Tokenizer:
+        """Raises :class:`~tokenshard.errors.FormatError` where spec and tensors do not fit each other."""
+        ...
+
+
+class TrainableTokenizer(StoredTokenizer, Protocol):
+    """A tokenizer class that can be fitted on a sample of the input itself, in seconds."""
+
+    @classmethod
+    def fit(cls, images: Sequence[NDArray[np.uint8]], seed: int, **options: Any) -> Tokenizer: ...

@@ -1,0 +1,101 @@
+"""A tokenizer as a folder: ``tokenizer.json`` and ``model.safetensors``. Every dataset holds its own.
+
+Files are created once and never changed. What is read back is checked before it is used: format and version, the hash
+of the weights, and the names, dtypes and shapes of the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import ValidationError
+
+from tokenshard.errors import FormatError, SpecError, TokenshardError
+from tokenshard.spec.tokenizer import TokenizerSpec
+from tokenshard.store import Store
+from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.registry import tokenizer_class
+from tokenshard.tokenizers.weights import weights_from_bytes, weights_sha256, weights_to_bytes
+
+DESCRIPTION = "tokenizer.json"
+WEIGHTS = "model.safetensors"
+FORMAT = "tokenshard-tokenizer"
+FORMAT_VERSION = 1
+MAX_DESCRIPTION_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 1 << 32
+
+
+def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str) -> None:
+    """Write the two files below ``prefix``, the weights first. Equal tokenizers write equal bytes.
+
+    Saving the same tokenizer again changes nothing; raises :class:`TokenshardError` if another one is there already.
+    """
+    description = json.dumps(tokenizer.spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    files = {WEIGHTS: weights_to_bytes(tokenizer.tensors()), DESCRIPTION: description.encode()}
+    for file, content in files.items():
+        name = _join(prefix, file)
+        if not store.put_if_absent(name, content) and store.read(name) != content:
+            raise TokenshardError(f"{store.url(name)} belongs to another tokenizer; save this one to a new folder")
+
+
+def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
+    """The tokenizer saved below ``prefix``.
+
+    Raises :class:`FormatError` with the file and the reason when it is missing, damaged, inconsistent or too new.
+    """
+    spec = _read_spec(store, _join(prefix, DESCRIPTION))
+    name = _join(prefix, WEIGHTS)
+    weights = _read(store, name, MAX_WEIGHTS_BYTES)
+    try:
+        return tokenizer_from(spec, weights)
+    except FormatError as error:
+        raise FormatError(f"{store.url(name)}: {error}") from error
+
+
+def tokenizer_from(spec: TokenizerSpec, weights: bytes) -> Tokenizer:
+    """The tokenizer of a description and the bytes of its weights file; :class:`FormatError` if they do not fit."""
+    found = weights_sha256(weights)
+    if found != spec.weights_sha256:
+        raise FormatError(
+            f"SHA-256 of the weights is {found[:16]}…, the description says {spec.weights_sha256[:16]}…; "
+            "the file is damaged or was replaced: copy it again"
+        )
+    try:
+        cls = tokenizer_class(spec.kind)
+    except SpecError as error:
+        raise FormatError(f"{error}; a newer tokenshard may be needed") from error
+    return cls.from_tensors(spec, weights_from_bytes(weights))
+
+
+def _read_spec(store: Store, name: str) -> TokenizerSpec:
+    url = store.url(name)
+    try:
+        content = json.loads(_read(store, name, MAX_DESCRIPTION_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{url}: not a JSON document ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise FormatError(f"{url}: not the description of a tokenizer (format is not {FORMAT!r})")
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise FormatError(f"{url}: format version {version} needs a newer tokenshard (this one reads {FORMAT_VERSION})")
+    try:
+        return TokenizerSpec.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FormatError(f"{url}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _read(store: Store, name: str, limit: int) -> bytes:
+    try:
+        size = store.size(name)
+        if size > limit:
+            raise FormatError(f"{store.url(name)}: {size} bytes, more than the {limit} allowed")
+        return store.read(name)
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{store.url(name)}: no such file; a saved tokenizer has {DESCRIPTION} and {WEIGHTS}"
+        ) from error
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix.strip('/')}/{name}".lstrip("/")

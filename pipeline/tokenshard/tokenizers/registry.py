@@ -1,0 +1,100 @@
+"""The kinds of tokenizers there are, and how users name them: ``patch:4x4,k=1024``.
+
+A kind is one entry here and one class; the class is imported when it is first needed, so a tokenizer with heavy imports
+costs nothing to those who use another. Option values are checked here, before any input is read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from tokenshard.errors import SpecError
+from tokenshard.tokenizers.base import StoredTokenizer, TrainableTokenizer
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of tokenizer: where its class is, and the options of its ``fit``, each with its parser.
+
+    The first option may be given without its name. Parsers raise ValueError with what they expect.
+    """
+
+    path: str
+    options: Mapping[str, Callable[[str], Any]]
+    example: str
+    trainable: bool = True
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high:
+            return int(text)
+        raise ValueError(f"a whole number from {low} to {high}")
+
+    return parse
+
+
+def _sides(high: int) -> Callable[[str], tuple[int, int]]:
+    side = _integer(1, high)
+
+    def parse(text: str) -> tuple[int, int]:
+        height, times, width = text.partition("x")
+        try:
+            return side(height), side(width if times else height)
+        except ValueError:
+            raise ValueError(f"HEIGHTxWIDTH in pixels, each 1 to {high}") from None
+
+    return parse
+
+
+KINDS: Mapping[str, Kind] = {
+    "patch": Kind(
+        path="tokenshard.tokenizers.patch:PatchTokenizer",
+        options={"patch": _sides(16), "k": _integer(1, 1 << 16), "components": _integer(1, 64)},
+        example="patch:4x4,k=1024",
+    ),
+}
+
+
+def tokenizer_class(kind: str) -> type[StoredTokenizer]:
+    """The class of a kind. Raises :class:`SpecError` when there is none of that name."""
+    if kind not in KINDS:
+        raise SpecError(f"unknown tokenizer kind {kind!r}; known: {', '.join(KINDS)}")
+    module, _, name = KINDS[kind].path.partition(":")
+    return cast(type[StoredTokenizer], getattr(importlib.import_module(module), name))
+
+
+def trainable_class(kind: str) -> type[TrainableTokenizer]:
+    """The class of a kind that can be fitted on the input. Raises :class:`SpecError` when it can not."""
+    if kind in KINDS and not KINDS[kind].trainable:
+        raise SpecError(f"a {kind!r} tokenizer cannot be fitted on the input; give the folder of a saved one")
+    return cast(type[TrainableTokenizer], tokenizer_class(kind))
+
+
+def parse_tokenizer(text: str) -> tuple[str, dict[str, Any]]:
+    """``kind[:value][,option=value…]`` -> kind and the options given, as ``fit`` takes them.
+
+    ``patch:8x4,k=256`` gives ``("patch", {"patch": (8, 4), "k": 256})``. Errors are :class:`SpecError`.
+    """
+    kind, _, rest = text.partition(":")
+    if kind not in KINDS:
+        known = ", ".join(f"{name} (e.g. {entry.example})" for name, entry in KINDS.items())
+        raise SpecError(f"unknown tokenizer {text!r}; use one of: {known}; or the folder of a saved tokenizer")
+    allowed = KINDS[kind].options
+    options: dict[str, Any] = {}
+    for position, item in enumerate(rest.split(",") if rest else ()):
+        name, equals, value = item.partition("=")
+        if not equals and position == 0:
+            name, value = next(iter(allowed)), item
+        if name not in allowed or not (equals or position == 0):
+            raise SpecError(f"tokenizer {text!r}: unknown option {item!r}; options of {kind}: {', '.join(allowed)}")
+        if name in options:
+            raise SpecError(f"tokenizer {text!r}: option {name!r} is given twice")
+        try:
+            options[name] = allowed[name](value)
+        except ValueError as error:
+            raise SpecError(f"tokenizer {text!r}: {name} must be {error}, not {value!r}") from None
+    return kind, options
