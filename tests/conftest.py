@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from flaky_s3 import Fault, FlakyS3
 
 # Timings on shared machines say nothing; the same examples everywhere make a red run repeatable.
 settings.register_profile("tokenshard", deadline=None, derandomize=True)
@@ -58,3 +61,10 @@ def s3_server() -> Iterator[str]:
 def s3_url(s3_server: str) -> str:
     """An empty prefix in a bucket of that server."""
     return f"s3://tokens/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def flaky_s3(s3_server: str) -> Iterator[Callable[[Iterable[Fault | None]], FlakyS3]]:
+    """Starts failing proxies in front of that server: ``flaky_s3(every(5)).endpoint`` is a URL for `endpoint_url`."""
+    with ExitStack() as proxies:
+        yield lambda schedule: proxies.enter_context(FlakyS3(s3_server, schedule))
