@@ -96,10 +96,6 @@ class Store:
             return self.root
         return os.path.join(self.root, name) if self.is_local else posixpath.join(self.root, name)
 
-    def child(self, name: str) -> Store:
-        """The store whose root is a folder of this one."""
-        return Store(self.url(name), self.options)
-
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:

@@ -86,7 +86,12 @@ def _run(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
 
 @click.group()
 def convert() -> None:
-    """Turn raw data into a token dataset."""
+    """Turn raw data into a token dataset.
+
+    \b
+    Example:
+      tokenshard convert images photos/ tokens/
+    """
 
 
 @convert.command()

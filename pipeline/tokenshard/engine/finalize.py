@@ -29,9 +29,8 @@ def job_id(spec: ConvertJob, plan: Plan, pilot: PilotResult) -> str:
     """8 hex digits over everything that decides the bytes of the job's shards."""
     return digest(
         {
-            "spec": spec.output_sha256(),
+            "spec": spec.output_sha256(pilot.tokenizer),
             "plan": plan.sha256,
-            "tokenizer": pilot.tokenizer,
             "codecs": [codec.model_dump(mode="json") for codec in pilot.codecs],
         }
     )[:8]
@@ -94,7 +93,7 @@ def _manifest(
         jobs=(
             JobEntry(
                 id=job_id(spec, plan, pilot),
-                spec_sha256=spec.output_sha256(),
+                spec_sha256=spec.output_sha256(pilot.tokenizer),
                 plan_sha256=plan.sha256,
                 units=plan.units,
                 inputs=plan.inputs,

@@ -99,8 +99,9 @@ class ConvertJob(JobSpec):
         )
         return {**fields, "source": self.source.output_fields()}
 
-    def output_sha256(self) -> str:
-        return digest(self.output_fields())
+    def output_sha256(self, tokenizer: str) -> str:
+        """Hash of the output fields, with the tokenizer named by its fingerprint instead of how the user named it."""
+        return digest({**self.output_fields(), "tokenizer": tokenizer})
 
 
 class ConvertImages(ConvertJob):
