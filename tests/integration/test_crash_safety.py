@@ -57,6 +57,11 @@ def shards(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in sorted((out / "data").glob("*.parquet"))}
 
 
+def wait_for_shards(out: Path, count: int, driver: subprocess.Popen[bytes]) -> bool:
+    """Until there are that many shards (True) or the driver ends (False)."""
+    return wait_for(lambda: len(shards(out)) >= count, driver)
+
+
 def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes]) -> bool:
     """Until the condition holds (True) or the driver ends (False)."""
     end = time.monotonic() + DEADLINE
@@ -98,7 +103,7 @@ def kill_workers(driver: subprocess.Popen[bytes], out: Path, workers: Workers, k
     """SIGKILL random workers of a running driver, spread over its work; kills that hit."""
     hit = 0
     while hit < kills:
-        progress = len(shards(out)) if (out / "data").exists() else 0
+        progress = len(shards(out))
         if not wait_for(lambda: bool(workers(driver)) and (out / "_job/00000001/pilot.json").exists(), driver):
             break
         threading.Event().wait(draw.uniform(0, 0.5))
@@ -108,7 +113,7 @@ def kill_workers(driver: subprocess.Popen[bytes], out: Path, workers: Workers, k
                 hit += 1
             except psutil.NoSuchProcess:
                 continue
-        if not wait_for(lambda: len(shards(out)) > progress if (out / "data").exists() else False, driver):
+        if not wait_for_shards(out, progress + 1, driver):
             break
     return hit
 
@@ -144,10 +149,9 @@ def kill_drivers(
     """SIGKILL the driver again and again, each time after some progress; finished shards stay as they are."""
     with watched(out) as seen:
         for _ in range(kills):
-            before = shards(out) if (out / "data").exists() else {}
+            before = shards(out)
             driver = start(workload, out, *engine)
-            more = draw.randint(0, 3)
-            assert wait_for(lambda: (out / "data").exists() and len(shards(out)) > len(before) + more, driver)
+            assert wait_for_shards(out, len(before) + draw.randint(1, 4), driver)
             driver.send_signal(signal.SIGKILL)
             driver.communicate()
             assert not (out / "manifest").exists()
@@ -189,17 +193,15 @@ def test_everything_killed_while_shards_are_written_leaves_no_torn_file(
 ) -> None:
     out = tmp_path / "out"
     draw = random.Random(5)
+    temporary = out / ".tmp"
     for _ in range(3):
         driver = start(workload, out, "--engine", "local", "--workers", "2")
-        temporary = out / ".tmp"
         wait_for(lambda: temporary.exists() and bool(os.listdir(temporary)), driver)
         threading.Event().wait(draw.uniform(0, 0.3))
         for process in (*local_workers(driver), psutil.Process(driver.pid)):
             process.kill()
         driver.communicate()
-    for path in (
-        path for folder in ("data", "rejects", "_job") for path in (out / folder).rglob("*") if path.is_file()
-    ):
+    for path in (path for folder in ("data", "rejects", "_job") for path in (out / folder).rglob("*.*")):
         if path.suffix == ".parquet":
             assert path.read_bytes()[-4:] == b"PAR1", path
         else:
@@ -215,7 +217,7 @@ def test_the_first_interrupt_lets_running_units_finish(
 ) -> None:
     out = tmp_path / "out"
     driver = start(workload, out, "--engine", "local", "--workers", "2")
-    assert wait_for(lambda: (out / "data").exists() and len(shards(out)) >= 2, driver)
+    assert wait_for_shards(out, 2, driver)
     driver.send_signal(signal.SIGINT)
     _, errors = driver.communicate(timeout=DEADLINE)
     assert driver.returncode == 130

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import tokenshard
-from integration.command import convert, refused
+from integration.command import convert, refused, tokenshard_command
 from integration.work import SAMPLES, UNITS, WORK
 from tokenshard.shards.rejects import read_rejects
 from tokenshard.shards.verify import verify
@@ -28,17 +30,34 @@ def hostile(workload: Path, tmp_path: Path) -> Path:
     return shutil.copytree(workload, tmp_path / "images")
 
 
+CLUSTER = """
+import sys, ray
+started = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
+print("address", started.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
-def hostile_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray cluster of its own whose workers have the hostile decoder; workers above 2.5 GB in all are killed."""
-    environment = {**os.environ, "PYTHONPATH": DECODER, "RAY_DISABLE_IMPORT_WARNING": "1"}
-    port = "26379"
-    head = ["ray", "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    options = ["--object-store-memory=100000000", "--disable-usage-stats", "--min-worker-port=26400"]
-    more = ["--max-worker-port=26499", "--ray-client-server-port=26380"]
-    subprocess.run([*head, *options, *more], check=True, env=environment, capture_output=True, timeout=120)
-    yield f"127.0.0.1:{port}"
-    subprocess.run(["ray", "stop", "--force"], check=False, capture_output=True, timeout=60)
+def hostile_ray() -> Iterator[str]:
+    """Address of a Ray cluster whose workers have the hostile decoder."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([DECODER, os.environ.get("PYTHONPATH", "")])}
+    words = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as cluster:
+        assert cluster.stdout is not None
+        yield next(line.split()[1] for line in cluster.stdout if line.startswith("address"))
+        cluster.communicate()
+
+
+def run_job(folder: Path, source: Path, **fields: Any) -> dict[str, Any]:
+    """Run a job spec on the hostile decoder; the dataset is ``folder/out``."""
+    job = {"kind": "convert-images", "source": {"path": str(source)}, "output": str(folder / "out"), **fields}
+    spec = folder / "job.yaml"
+    spec.write_text(json.dumps({"tokenizer": "patch:4x4,k=256", "unit": {"samples": SAMPLES}, **job}))
+    done = tokenshard_command("run", str(spec), "--quiet", "--json", PYTHONPATH=DECODER)
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
 
 
 def rejects(out: Path) -> dict[str, tuple[str, str]]:
@@ -51,32 +70,41 @@ LOCAL = ["--engine", "local", "--workers", "2", "--max-rejects", "0.1"]
 
 
 def test_inputs_that_kill_their_worker_are_found_and_left_out(hostile: Path, tmp_path: Path) -> None:
-    for name in ("class0/005.png", "class2/120.qoi"):
+    for name in ("class0/004.png", "class2/200.qoi"):
         (hostile / name).write_bytes(b"HOSTILE die ")
     summary = convert(hostile, tmp_path / "out", *WORK, *LOCAL, PYTHONPATH=DECODER)
     assert rejects(tmp_path / "out") == {
-        "class0/005.png": ("worker", "WorkerDied"),
-        "class2/120.qoi": ("worker", "WorkerDied"),
+        "class0/004.png": ("worker", "WorkerDied"),
+        "class2/200.qoi": ("worker", "WorkerDied"),
     }
-    assert summary["num_samples"] == UNITS * SAMPLES
+    assert summary["num_samples"] == UNITS * SAMPLES - 1
     assert verify(Store(tmp_path / "out"), deep=True).ok
 
 
 def test_a_unit_of_nothing_but_poison_is_quarantined(hostile: Path, tmp_path: Path) -> None:
-    for path in sorted(hostile.rglob("*.png"))[: 2 * SAMPLES]:
+    poison = sorted(hostile.rglob("*.png"))[SAMPLES : 2 * SAMPLES]
+    for path in poison:
         path.write_bytes(b"HOSTILE die ")
-    options = [*WORK, "--engine", "local", "--workers", "2", "--max-rejects", "0.3"]
-    summary = convert(hostile, tmp_path / "out", *options, PYTHONPATH=DECODER)
-    assert summary["num_samples"] == (UNITS - 2) * SAMPLES
-    assert set(rejects(tmp_path / "out").values()) <= {("worker", "Quarantined"), ("worker", "WorkerDied")}
-    assert len(rejects(tmp_path / "out")) == 2 * SAMPLES
+    # the pilot's sample is small, or it would be full of poison too
+    summary = run_job(tmp_path, hostile, max_rejects=0.3, pilot={"samples": 4}, engine={"kind": "local", "workers": 2})
+    assert summary["num_samples"] == (UNITS - 1) * SAMPLES
+    found = rejects(tmp_path / "out")
+    assert found.keys() == {path.relative_to(hostile).as_posix() for path in poison}
+    assert set(found.values()) <= {("worker", "Quarantined"), ("worker", "WorkerDied")}
     assert verify(Store(tmp_path / "out"), deep=True).ok
 
 
 def test_an_input_that_hangs_is_found_by_the_time_limit(hostile: Path, tmp_path: Path) -> None:
     (hostile / "class1" / "hang.qoi").write_bytes(b"HOSTILE hang ")
-    options = [*WORK, *LOCAL, "--unit-timeout", "6"]
-    summary = convert(hostile, tmp_path / "out", *options, PYTHONPATH=DECODER)
+    limits = {"unit_timeout": 4, "attempts": 1}
+    summary = run_job(
+        tmp_path,
+        hostile,
+        max_rejects=0.1,
+        retry=limits,
+        pilot={"samples": 16},
+        engine={"kind": "local", "workers": 2},
+    )
     assert rejects(tmp_path / "out") == {"class1/hang.qoi": ("worker", "WorkerDied")}
     assert summary["num_samples"] == UNITS * SAMPLES
 

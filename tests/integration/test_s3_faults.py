@@ -39,15 +39,12 @@ def test_a_store_that_goes_away_stops_the_job_and_the_same_command_completes_it(
     away = flaky_s3([*[None] * 45, *[Fault.BUSY] * 100_000])
     out = f"{s3_url}/tokens"
     command = ["convert", "images", str(workload), out, "--quiet", *WORK, *LOCAL]
-    assert "SlowDown" in refused(*command, AWS_ENDPOINT_URL=away.endpoint) or "after" in refused(
-        *command, AWS_ENDPOINT_URL=away.endpoint
-    )
+    message = refused(*command, AWS_ENDPOINT_URL=away.endpoint)
+    assert out in message
+    assert "attempts" in message
     assert convert(workload, out, *WORK, *LOCAL)["fingerprint"] == undisturbed["fingerprint"]
 
 
-def test_wrong_credentials_are_one_clear_line(workload: Path, s3_url: str) -> None:
-    message = refused(
-        *("convert", "images", str(workload), f"{s3_url}/out", "--quiet", *WORK, *LOCAL),
-        AWS_ENDPOINT_URL="http://127.0.0.1:9",
-    )
-    assert "127.0.0.1:9" in message or s3_url in message
+def test_a_store_that_cannot_be_reached_is_one_clear_line(workload: Path, s3_url: str) -> None:
+    command = ["convert", "images", str(workload), f"{s3_url}/out", "--quiet", *WORK, *LOCAL]
+    assert s3_url in refused(*command, AWS_ENDPOINT_URL="http://127.0.0.1:9")

@@ -16,7 +16,7 @@ def _job_options(command: F) -> F:
     """Options that decide how a conversion runs and what it does with what is there."""
     options = [
         click.option("--engine", type=click.Choice(["auto", "local", "ray"]), help="Where to run. [default: auto]"),
-        click.option("--address", help="Ray address (auto, HOST:PORT, ray://…); none: embedded Ray."),
+        click.option("--address", help="Ray address (auto, HOST:PORT); none: embedded Ray."),
         click.option("--workers", type=click.IntRange(0), help="Unit workers; 0: this process. [default: CPUs]"),
         click.option("--gpus", type=click.FloatRange(0), help="GPUs of one worker (Ray)."),
         click.option("--decode-threads", type=click.IntRange(1), help="Threads that fetch and decode, a worker."),

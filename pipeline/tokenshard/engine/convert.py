@@ -11,21 +11,21 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from tokenshard.engine.finalize import check_appendable, finalize
 from tokenshard.engine.job_folder import JobFolder, Journal, PilotResult, Plan, Receipt
-from tokenshard.engine.pilot import check_tokenizer
+from tokenshard.engine.pilot import PILOT, check_tokenizer, sample_size
 from tokenshard.engine.plan import UnitPlace, make_plan, unit_places
 from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
-from tokenshard.engine.task import Executor, Failure, WorkerAddress
-from tokenshard.errors import JobError, SpecError
+from tokenshard.engine.task import Executor, WorkerAddress
+from tokenshard.errors import SpecError
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
@@ -215,29 +215,50 @@ def _run_units(spec: ConvertJob, folder: JobFolder, parent: Manifest | None, pla
         return "none"
     if parent is not None and folder.pilot() is None:
         folder.create_pilot(_adopted(parent))
-    address = WorkerAddress(spec.output, folder.version, dict(spec.storage))
-    left = plan.units - len(done)
-    if _engine(spec, plan) == "ray":
-        with _ray(spec):
-            from tokenshard.engine import ray as on_ray
+    engine = _engine(spec, plan)
+    with _executors(spec, engine) as executor_for:
+        address = WorkerAddress(spec.output, folder.version, dict(spec.storage))
+        if folder.pilot() is None:
+            progress.start("pilot", None)
+            executor = executor_for(replace(address, role="pilot"), 1)
+            rows = sample_size(spec, plan)
+            _schedule(spec, folder, executor, [PILOT], lambda place: rows, lambda receipt, seconds: None)
+        receipts = [receipt for unit in done if (receipt := folder.receipt(unit)) is not None]
+        progress.start("converting", plan.inputs, sum(receipt.rows + receipt.rejected for receipt in receipts))
+        places = (place for place in unit_places(plan) if place.unit not in done)
+        executor = executor_for(address, plan.units - len(done))
+        _schedule(spec, folder, executor, places, _rows_of(folder), progress.unit)
+    return engine
 
-            if folder.pilot() is None:
-                progress.start("pilot", None)
-                _raise(on_ray.run_pilot(address, spec.engine))
-            size = min(left, spec.engine.workers or on_ray.worker_slots(spec.engine))
-            _schedule(spec, folder, plan, done, on_ray.RayExecutor(address, spec.engine, size), progress)
-        return "ray"
+
+ExecutorFor = Callable[[WorkerAddress, int], Executor]
+"""(address, most workers it can use) -> executor."""
+
+
+@contextmanager
+def _executors(spec: ConvertJob, engine: str) -> Iterator[ExecutorFor]:
+    """How to get executors of an engine; joins or starts Ray meanwhile, where that is the engine."""
+    wanted = spec.engine.workers
+    if engine == "ray":
+        import ray
+
+        from tokenshard.engine import ray as on_ray
+
+        started = on_ray.connect(spec.engine)
+        try:
+            slots = wanted or on_ray.worker_slots(spec.engine)
+            yield lambda address, most: on_ray.RayExecutor(address, spec.engine, min(slots, most))
+        finally:
+            if started:
+                ray.shutdown()
+        return
     from tokenshard.engine import local
 
-    if folder.pilot() is None:
-        progress.start("pilot", None)
-        _raise(local.run_pilot(address, spec.engine.workers != 0))
-    if spec.engine.workers == 0:
-        _schedule(spec, folder, plan, done, local.InlineExecutor(address), progress)
+    if wanted == 0:
+        yield lambda address, most: local.InlineExecutor(address)
     else:
-        size = min(left, spec.engine.workers or local.cpu_slots())
-        _schedule(spec, folder, plan, done, local.LocalExecutor(address, size), progress)
-    return "local"
+        slots = wanted or local.cpu_slots()
+        yield lambda address, most: local.LocalExecutor(address, min(slots, most))
 
 
 def _engine(spec: ConvertJob, plan: Plan) -> str:
@@ -257,43 +278,22 @@ def _adopted(parent: Manifest) -> PilotResult:
     )
 
 
-@contextmanager
-def _ray(spec: ConvertJob) -> Iterator[None]:
-    import ray
-
-    from tokenshard.engine import ray as on_ray
-
-    started = on_ray.connect(spec.engine)
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _raise(failure: Failure | None) -> None:
-    if failure is not None:
-        raise JobError(failure.message if failure.fatal else f"{failure.error}: {failure.message}")
-
-
-def _schedule(
-    spec: ConvertJob, folder: JobFolder, plan: Plan, done: set[int], executor: Executor, progress: Progress
-) -> None:
-    inputs_done = 0
-    for unit in done:
-        receipt = folder.receipt(unit)
-        inputs_done += receipt.rows + receipt.rejected if receipt else 0
-    progress.start("converting", plan.inputs, inputs_done)
-
-    def on_receipt(receipt: Receipt, seconds: float) -> None:
-        written = receipt.shard.bytes if receipt.shard else 0
-        progress.unit(receipt.rows, receipt.rejected, receipt.raw_bytes, written)
-
+def _rows_of(folder: JobFolder) -> Callable[[UnitPlace], int]:
     def rows_of(place: UnitPlace) -> int:
         with folder.output.open(place.part) as file:
             return int(pq.read_metadata(file).row_group(place.row_group).num_rows)
 
-    places = (place for place in unit_places(plan) if place.unit not in done)
+    return rows_of
+
+
+def _schedule(
+    spec: ConvertJob,
+    folder: JobFolder,
+    executor: Executor,
+    places: Iterable[UnitPlace],
+    rows_of: Callable[[UnitPlace], int],
+    on_receipt: Callable[[Receipt, float], None],
+) -> None:
     try:
         with _interruptible() as stopping:
             Scheduler(executor, places, Journal(folder), spec.retry, rows_of, on_receipt, stopping).run()

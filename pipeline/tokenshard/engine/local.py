@@ -14,11 +14,11 @@ from tokenshard.engine.worker import NUMERIC_THREADS, Worker
 
 
 class _Process:
-    def __init__(self, address: WorkerAddress, role: str = "units") -> None:
+    def __init__(self, address: WorkerAddress) -> None:
         self.pipe, theirs = connection.Pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tokenshard.engine.worker", role, str(theirs.fileno())],
+                [sys.executable, "-m", "tokenshard.engine.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **NUMERIC_THREADS},
                 stdin=subprocess.DEVNULL,
@@ -124,17 +124,3 @@ class InlineExecutor:
 def cpu_slots() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run_pilot(address: WorkerAddress, own_process: bool) -> Failure | None:
-    """The pilot in a process of its own (a poison input kills that, not the job), or here."""
-    if not own_process:
-        return Worker(address).pilot()
-    process = _Process(address, "pilot")
-    with process.pipe:
-        try:
-            failure = process.pipe.recv()
-        except (EOFError, OSError):
-            failure = Failure("WorkerDied", f"the pilot's {process.reason()}", True)
-    process.process.wait()
-    return failure if isinstance(failure, Failure) else None

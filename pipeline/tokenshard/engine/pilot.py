@@ -6,15 +6,16 @@ alone. Only windows of at most 256 x 256 pixels are kept of each sampled image: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.choose import choose_codec
-from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan
-from tokenshard.engine.plan import read_unit, unit_places
+from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
+from tokenshard.engine.plan import UnitPlace, read_unit, unit_places
+from tokenshard.engine.task import Task
 from tokenshard.errors import JobError
 from tokenshard.shards.schema import code_names
 from tokenshard.sources.base import Sample, Source
@@ -30,23 +31,45 @@ from tokenshard.tokenizers.registry import KINDS, parse_tokenizer, trainable_cla
 WINDOW = 256
 
 
-def run_pilot(folder: JobFolder) -> PilotResult:
-    """Fit on a sample of the plan, store tokenizer and models in the dataset, and write `pilot.json`."""
-    if (done := folder.pilot()) is not None:
-        return done
-    spec, plan = folder.conversion(), folder.plan()
-    if plan is None:
-        raise JobError(f"{folder.output.url(folder.path)}: the plan is not complete")
-    source = open_source(spec, plan.source_state)
-    windows = list(_windows(spec, plan, source, folder.output))
-    if not windows:
-        raise JobError(f"{spec.source.path}: none of the inputs sampled could be read; see `tokenshard convert --help`")
-    tokenizer = _tokenizer(spec, windows)
-    description = tokenizer.spec
-    save_tokenizer(tokenizer, folder.output, f"tokenizer/{description.fingerprint}")
-    result = _fit_codecs(spec, plan, tokenizer, windows, folder.output)
-    folder.create_pilot(result)
-    return result
+PILOT = UnitPlace(-1, "", 0)
+"""The pilot as the scheduler sees it: one more unit, whose rows are the sampled inputs."""
+
+
+class PilotRunner:
+    """Runs the pilot; like a unit it can be probed for inputs that kill their worker, and leave these out."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        plan = folder.plan()
+        if plan is None:
+            raise JobError(f"{folder.output.url(folder.path)}: the plan is not complete")
+        self._folder, self._plan, self._spec = folder, plan, folder.conversion()
+        self._source = open_source(self._spec, plan.source_state)
+
+    def run(self, task: Task) -> Receipt | None:
+        """Fit on the sample, store tokenizer and models in the dataset, and write `pilot.json`."""
+        rows = [
+            row for row in range(*(task.probe or (0, sample_size(self._spec, self._plan)))) if row not in task.poison
+        ]
+        if task.quarantine is not None:
+            raise JobError(f"{self._spec.source.path}: the sample of the inputs {task.quarantine}; remove such inputs")
+        draw = np.random.Generator(np.random.Philox(self._spec.seed))
+        windows = list(_windows(self._spec, self._plan, self._source, self._folder.output, rows, draw))
+        if task.probe is not None:
+            return None
+        if not windows:
+            raise JobError(
+                f"{self._spec.source.path}: none of {len(rows)} sampled inputs could be read; are they images?"
+            )
+        windows = [windows[place] for place in draw.permutation(len(windows))]  # any prefix is a fair sample too
+        tokenizer = _tokenizer(self._spec, windows)
+        save_tokenizer(tokenizer, self._folder.output, f"tokenizer/{tokenizer.spec.fingerprint}")
+        self._folder.create_pilot(_fit_codecs(self._spec, self._plan, tokenizer, windows, self._folder.output))
+        return Receipt(unit=PILOT.unit, rows=0, rejected=0)
+
+
+def sample_size(spec: ConvertJob, plan: Plan) -> int:
+    """Inputs the pilot reads."""
+    return min(plan.inputs, spec.pilot.samples)
 
 
 def check_tokenizer(spec: ConvertJob) -> None:
@@ -64,23 +87,22 @@ def _tokenizer(spec: ConvertJob, windows: list[NDArray[np.uint8]]) -> Tokenizer:
     return trainable_class(kind).fit(windows, spec.seed, **options)
 
 
-def _windows(spec: ConvertJob, plan: Plan, source: Source, output: Store) -> Iterator[NDArray[np.uint8]]:
-    """Windows of evenly drawn inputs, in random order, so that any prefix is a fair sample too."""
-    draw = np.random.Generator(np.random.Philox(spec.seed))
-    chosen = np.sort(draw.choice(plan.inputs, min(plan.inputs, spec.pilot.samples), replace=False))
-    found: list[NDArray[np.uint8]] = []
+def _windows(
+    spec: ConvertJob, plan: Plan, source: Source, output: Store, rows: Sequence[int], draw: np.random.Generator
+) -> Iterator[NDArray[np.uint8]]:
+    """Windows of some rows of the sample; the sample is drawn evenly from the plan and sorted."""
+    sample = np.sort(draw.choice(plan.inputs, sample_size(spec, plan), replace=False))
+    chosen = sample[np.array(rows, np.int64)]
     first = 0
-    for place, rows in zip(unit_places(plan), _unit_sizes(plan, output), strict=True):
-        mine = chosen[(chosen >= first) & (chosen < first + rows)] - first
-        first += rows
+    for place, size in zip(unit_places(plan), _unit_sizes(plan, output), strict=True):
+        mine = chosen[(chosen >= first) & (chosen < first + size)] - first
+        first += size
         if not len(mine):
             continue
         for thunk in source.read(read_unit(output, place).take(mine)):
             item = thunk()
             if isinstance(item, Sample):
-                found.append(_window(item.data, draw))
-    for position in draw.permutation(len(found)):
-        yield found[position]
+                yield _window(item.data, draw)
 
 
 def _unit_sizes(plan: Plan, output: Store) -> Iterator[int]:

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from tokenshard.engine.job_folder import Receipt
 from tokenshard.readable import readable_bytes
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ class Progress:
         self.done += inputs
         self.show()
 
-    def unit(self, rows: int, rejected: int, raw_bytes: int, token_bytes: int) -> None:
-        """One unit is committed."""
-        self.rejects += rejected
-        self.raw_bytes += raw_bytes
-        self.token_bytes += token_bytes
-        self.advance(rows + rejected)
+    def unit(self, receipt: Receipt, seconds: float) -> None:
+        """One unit is committed, by a worker that took ``seconds`` for it."""
+        self.rejects += receipt.rejected
+        self.raw_bytes += receipt.raw_bytes
+        self.token_bytes += receipt.shard.bytes if receipt.shard else 0
+        self.advance(receipt.rows + receipt.rejected)
 
     def note(self, text: str) -> None:
         """A line for the user."""

@@ -63,20 +63,6 @@ def _resources() -> dict[str, float]:
     return ray.cluster_resources()  # type: ignore[no-any-return, no-untyped-call]
 
 
-def run_pilot(address: WorkerAddress, engine: EngineSpec) -> Failure | None:
-    """The pilot on one actor of the cluster; it is retried once when its worker is lost."""
-    for last in (False, True):
-        actor = _actor_class(engine).remote(address)
-        try:
-            return ray.get(actor.pilot.remote())  # type: ignore[no-any-return]
-        except RayActorError as error:
-            if last:
-                raise JobError(f"the pilot's worker died twice: {_reason(error)}") from error
-        finally:
-            ray.kill(actor)
-    return None
-
-
 def _actor_class(engine: EngineSpec) -> Any:
     return ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_restarts=0, max_task_retries=0)(Worker)
 

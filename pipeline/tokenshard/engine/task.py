@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tokenshard.engine.job_folder import Receipt
 from tokenshard.engine.plan import UnitPlace
@@ -83,6 +83,15 @@ class WorkerAddress:
     output: str
     version: int
     options: Mapping[str, object] = field(default_factory=dict)
+    role: Literal["pilot", "units"] = "units"
+
+
+class Runner(Protocol):
+    """What a worker does with its tasks: converts units, or runs the pilot."""
+
+    def run(self, task: Task) -> Receipt | None:
+        """The receipt of the task (None for a probe). Raises whatever goes wrong."""
+        ...
 
 
 class Executor(Protocol):

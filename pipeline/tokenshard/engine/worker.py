@@ -1,7 +1,7 @@
-"""One unit worker: sets itself up from the job folder, then turns tasks into results. Knows no executor.
+"""One worker: sets itself up from the job folder, then turns tasks into results. Knows no executor.
 
-Run as ``python -m tokenshard.engine.worker ROLE FD`` it is the process behind the local executor: it reads its address
-from the pipe, and then runs the pilot, or takes tasks and answers each with its result.
+Run as ``python -m tokenshard.engine.worker FD`` it is the process behind the local executor: it reads its address from
+the pipe, says how its set-up went, and then answers each task with its result.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import traceback
 from multiprocessing.connection import Connection
 
 from tokenshard.engine.job_folder import JobFolder
-from tokenshard.engine.task import Done, Failure, Task, WorkerAddress
-from tokenshard.errors import FormatError, SpecError, StoreError
+from tokenshard.engine.task import Done, Failure, Runner, Task, WorkerAddress
+from tokenshard.errors import InputError, TokenshardError
 from tokenshard.store import Store
 
 NUMERIC_THREADS = dict.fromkeys(
@@ -29,23 +29,19 @@ class Worker:
 
     def __init__(self, address: WorkerAddress) -> None:
         self._folder = JobFolder(Store(address.output, address.options), address.version)
+        self._role = address.role
 
     def setup(self) -> Failure | None:
-        """Load tokenizer, codecs and source; None when ready for tasks."""
+        """Load what the role needs (tokenizer, codecs, source); None when ready for tasks."""
         try:
-            from tokenshard.engine.unit import UnitRunner
+            if self._role == "pilot":
+                from tokenshard.engine.pilot import PilotRunner
 
-            self._runner = UnitRunner(self._folder)
-        except Exception as error:
-            return failure_of(error)
-        return None
+                self._runner: Runner = PilotRunner(self._folder)
+            else:
+                from tokenshard.engine.unit import UnitRunner
 
-    def pilot(self) -> Failure | None:
-        """Fit tokenizer and codec on a sample of the planned inputs; the result goes to the job folder."""
-        try:
-            from tokenshard.engine.pilot import run_pilot
-
-            run_pilot(self._folder)
+                self._runner = UnitRunner(self._folder)
         except Exception as error:
             return failure_of(error)
         return None
@@ -61,16 +57,13 @@ class Worker:
 
 
 def failure_of(error: Exception) -> Failure:
-    """An exception as it travels to the driver. Storage and format errors are fatal: no retry of the unit helps."""
-    fatal = isinstance(error, StoreError | FormatError | SpecError)
+    """An exception as it travels to the driver. Errors made for users are fatal: no retry of the unit helps."""
+    fatal = isinstance(error, TokenshardError) and not isinstance(error, InputError)
     return Failure(type(error).__name__, str(error) or repr(error), fatal, traceback.format_exc())
 
 
-def _serve(role: str, pipe: Connection) -> None:
+def _serve(pipe: Connection) -> None:
     worker = Worker(pipe.recv())
-    if role == "pilot":
-        pipe.send(worker.pilot())
-        return
     failure = worker.setup()
     pipe.send(failure)
     while failure is None:
@@ -84,6 +77,6 @@ def _serve(role: str, pipe: Connection) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
     try:
-        _serve(sys.argv[1], Connection(int(sys.argv[2])))
+        _serve(Connection(int(sys.argv[1])))
     except (BrokenPipeError, EOFError):
         os._exit(0)  # the driver is gone

@@ -40,9 +40,7 @@ class EngineSpec(Document):
     kind: Literal["auto", "local", "ray"] = Field(
         default="auto", description="auto: ray when an address is set or the input is large, else local"
     )
-    address: str | None = Field(
-        default=None, description="Ray address (`auto`, HOST:PORT, ray://…); none: embedded Ray"
-    )
+    address: str | None = Field(default=None, description="Ray address (`auto`, HOST:PORT); none: embedded Ray")
     workers: int | None = Field(
         default=None, ge=0, le=10_000, description="unit workers; 0: in this process; default: CPUs"
     )
