@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import tokenshard
 from integration.command import convert, refused, tokenshard_command
-from integration.work import SAMPLES, UNITS, WORK
 from tokenshard.shards.rejects import read_rejects
 from tokenshard.shards.verify import verify
 from tokenshard.store import Store
 
 pytestmark = pytest.mark.integration
 DECODER = str(Path(__file__).parent / "hostile_decoder")
-"""Put on the PYTHONPATH of workers: a decoder that kills, hangs or fails as the file says."""
+HOSTILE = {"PYTHONPATH": os.pathsep.join([DECODER, os.environ.get("PYTHONPATH", "")])}
+"""Environment in which a decoder kills, hangs or fails, as the file says."""
+
+
+UNITS, SAMPLES = 6, 8
+SMALL = ["--tokenizer", "patch:4x4,k=32", "--unit-samples", str(SAMPLES)]
 
 
 @pytest.fixture
-def hostile(workload: Path, tmp_path: Path) -> Path:
-    """The workload; tests add hostile files to it."""
-    return shutil.copytree(workload, tmp_path / "images")
+def hostile(tmp_path: Path) -> Path:
+    """48 small images that make 6 units of 8; tests put hostile files among them."""
+    root = tmp_path / "images"
+    root.mkdir()
+    draw = np.random.default_rng(4)
+    for number in range(UNITS * SAMPLES):
+        Image.fromarray(draw.integers(0, 255, (32, 32, 3), np.uint8)).save(root / f"{number:02d}.png")
+    return root
 
 
+NO_TOKENS = {"RAY_AUTH_MODE": "disabled"}
 CLUSTER = """
 import sys, ray
 started = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
@@ -41,7 +53,7 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def hostile_ray() -> Iterator[str]:
     """Address of a Ray cluster whose workers have the hostile decoder."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([DECODER, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, **NO_TOKENS, **HOSTILE}
     words = [sys.executable, "-c", CLUSTER]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as cluster:
         assert cluster.stdout is not None
@@ -53,8 +65,8 @@ def run_job(folder: Path, source: Path, **fields: Any) -> dict[str, Any]:
     """Run a job spec on the hostile decoder; the dataset is ``folder/out``."""
     job = {"kind": "convert-images", "source": {"path": str(source)}, "output": str(folder / "out"), **fields}
     spec = folder / "job.yaml"
-    spec.write_text(json.dumps({"tokenizer": "patch:4x4,k=256", "unit": {"samples": SAMPLES}, **job}))
-    done = tokenshard_command("run", str(spec), "--quiet", "--json", PYTHONPATH=DECODER)
+    spec.write_text(json.dumps({"tokenizer": "patch:4x4,k=32", "unit": {"samples": SAMPLES}, **job}))
+    done = tokenshard_command("run", str(spec), "--quiet", "--json", **HOSTILE)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -70,12 +82,12 @@ LOCAL = ["--engine", "local", "--workers", "2", "--max-rejects", "0.1"]
 
 
 def test_inputs_that_kill_their_worker_are_found_and_left_out(hostile: Path, tmp_path: Path) -> None:
-    for name in ("class0/004.png", "class2/200.qoi"):
+    for name in ("04.png", "40.qoi"):
         (hostile / name).write_bytes(b"HOSTILE die ")
-    summary = convert(hostile, tmp_path / "out", *WORK, *LOCAL, PYTHONPATH=DECODER)
+    summary = convert(hostile, tmp_path / "out", *SMALL, *LOCAL, **HOSTILE)
     assert rejects(tmp_path / "out") == {
-        "class0/004.png": ("worker", "WorkerDied"),
-        "class2/200.qoi": ("worker", "WorkerDied"),
+        "04.png": ("worker", "WorkerDied"),
+        "40.qoi": ("worker", "WorkerDied"),
     }
     assert summary["num_samples"] == UNITS * SAMPLES - 1
     assert verify(Store(tmp_path / "out"), deep=True).ok
@@ -95,7 +107,7 @@ def test_a_unit_of_nothing_but_poison_is_quarantined(hostile: Path, tmp_path: Pa
 
 
 def test_an_input_that_hangs_is_found_by_the_time_limit(hostile: Path, tmp_path: Path) -> None:
-    (hostile / "class1" / "hang.qoi").write_bytes(b"HOSTILE hang ")
+    (hostile / "20-hang.qoi").write_bytes(b"HOSTILE hang ")
     limits = {"unit_timeout": 4, "attempts": 1}
     summary = run_job(
         tmp_path,
@@ -105,27 +117,27 @@ def test_an_input_that_hangs_is_found_by_the_time_limit(hostile: Path, tmp_path:
         pilot={"samples": 16},
         engine={"kind": "local", "workers": 2},
     )
-    assert rejects(tmp_path / "out") == {"class1/hang.qoi": ("worker", "WorkerDied")}
+    assert rejects(tmp_path / "out") == {"20-hang.qoi": ("worker", "WorkerDied")}
     assert summary["num_samples"] == UNITS * SAMPLES
 
 
 def test_a_decoder_that_raises_costs_one_reject(hostile: Path, tmp_path: Path) -> None:
-    (hostile / "class1" / "fail.qoi").write_bytes(b"HOSTILE fail ")
-    convert(hostile, tmp_path / "out", *WORK, *LOCAL, PYTHONPATH=DECODER)
-    assert rejects(tmp_path / "out") == {"class1/fail.qoi": ("decode", "RuntimeError")}
+    (hostile / "20-fail.qoi").write_bytes(b"HOSTILE fail ")
+    convert(hostile, tmp_path / "out", *SMALL, *LOCAL, **HOSTILE)
+    assert rejects(tmp_path / "out") == {"20-fail.qoi": ("decode", "RuntimeError")}
 
 
 def test_on_ray_poison_is_found_and_no_other_unit_suffers(hostile: Path, tmp_path: Path, hostile_ray: str) -> None:
-    (hostile / "class3" / "poison.qoi").write_bytes(b"HOSTILE die ")
+    (hostile / "20-poison.qoi").write_bytes(b"HOSTILE die ")
     engine = ["--engine", "ray", "--address", hostile_ray, "--workers", "2", "--max-rejects", "0.1"]
-    summary = convert(hostile, tmp_path / "out", *WORK, *engine)
-    assert rejects(tmp_path / "out") == {"class3/poison.qoi": ("worker", "WorkerDied")}
+    summary = convert(hostile, tmp_path / "out", *SMALL, *engine, **NO_TOKENS)
+    assert rejects(tmp_path / "out") == {"20-poison.qoi": ("worker", "WorkerDied")}
     assert summary["num_samples"] == UNITS * SAMPLES
 
 
-def test_a_worker_that_cannot_be_set_up_ends_the_job_with_the_cause(workload: Path, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_set_up_ends_the_job_with_the_cause(hostile: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(workload, out, *WORK, "--engine", "local", "--workers", "0", "--max-rejects", "0.1")
+    convert(hostile, out, *SMALL, "--engine", "local", "--workers", "0", "--max-rejects", "0.1")
     for path in (out / "manifest").iterdir():
         path.unlink()
     for path in (out / "_job/00000001/receipts").iterdir():
@@ -133,6 +145,6 @@ def test_a_worker_that_cannot_be_set_up_ends_the_job_with_the_cause(workload: Pa
     weights = next((out / "tokenizer").rglob("model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     for engine in (["--engine", "local", "--workers", "2"], ["--engine", "ray", "--workers", "2"]):
-        message = refused("convert", "images", str(workload), str(out), "--quiet", *WORK, *engine)
+        message = refused("convert", "images", str(hostile), str(out), "--quiet", *SMALL, *engine)
         assert "no worker could be set up" in message
         assert "model.safetensors" in message

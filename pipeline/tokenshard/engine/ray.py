@@ -46,7 +46,10 @@ def connect(engine: EngineSpec) -> bool:
                 object_store_memory=OBJECT_STORE_BYTES,
             )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-        raise JobError(f"cannot connect to Ray at {engine.address or 'this machine'}: {error}") from error
+        raise JobError(
+            f"cannot connect to Ray at {engine.address or 'this machine'}: {error}; is it up, does its version match, and "
+            "does RAY_AUTH_MODE (with the token) match the cluster's?"
+        ) from error
     return True
 
 

@@ -1,8 +1,8 @@
 """A Pillow plug-in of the worst kind, put on the PYTHONPATH of worker processes by the fault tests.
 
-It takes the place of the QOI decoder, claims files that begin with `HOSTILE `, and does what the next word says while it
-"decodes": `die` kills the process (as a crash in native code would), `hoard` allocates without end, `hang` never returns,
-`fail` raises.
+It takes the place of the QOI decoder, claims files that begin with `HOSTILE `, and does what the next word says while
+it "decodes": `die` kills the process (as a crash in native code would), `hoard` allocates without end, `hang` never
+returns, `fail` raises.
 """
 
 import os
