@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any, TypeVar
 
 import click
@@ -60,7 +62,8 @@ def _run(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
     from tokenshard.engine.progress import Progress
     from tokenshard.readable import readable_bytes
 
-    result = run_job(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
+    with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout, which belongs to the result
+        result = run_job(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
     if as_json:
         print_json(result.json())
         return

@@ -47,8 +47,8 @@ def connect(engine: EngineSpec) -> bool:
             )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise JobError(
-            f"cannot connect to Ray at {engine.address or 'this machine'}: {error}; is it up, does its version match, and "
-            "does RAY_AUTH_MODE (with the token) match the cluster's?"
+            f"cannot connect to Ray at {engine.address or 'this machine'}: {error}; is it up, is it the same "
+            "version, and do RAY_AUTH_MODE and the token match the cluster's?"
         ) from error
     return True
 
