@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
@@ -62,6 +63,13 @@ def failure_of(error: Exception) -> Failure:
     return Failure(type(error).__name__, str(error) or repr(error), fatal, traceback.format_exc())
 
 
+def _end_with(driver: int) -> None:
+    """End this process, whatever it is at, once its driver is gone."""
+    while os.getppid() == driver:
+        time.sleep(1)
+    os._exit(0)
+
+
 def _serve(pipe: Connection) -> None:
     worker = Worker(pipe.recv())
     failure = worker.setup()
@@ -75,6 +83,7 @@ def _serve(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
     try:
         _serve(Connection(int(sys.argv[1])))

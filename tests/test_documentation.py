@@ -1,0 +1,60 @@
+"""What README and docs tell people to type works: every shell and Python block is run on a folder of real images."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from integration.command import command_line
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder as the documentation has it: `photos/` with some photographs, and the job specs."""
+    skimage_data = pytest.importorskip("skimage.data")
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for name in ("astronaut", "chelsea", "coffee"):
+        Image.fromarray(getattr(skimage_data, name)()[:160, :160]).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_the_documentation_runs(page: str, place: Path) -> None:
+    for language, block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if language == "bash":
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                assert words[:1] == ["tokenshard"], line
+                done = subprocess.run(command_line(*words[1:]), cwd=place, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, (line, done.stderr)
+        elif language == "python":
+            done = subprocess.run([sys.executable, "-c", block], cwd=place, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_the_documentation_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
+    for spec in sorted((ROOT / "jobs").glob("*.yaml")):
+        out = str(place / spec.stem)
+        words = command_line("run", str(spec), "--source", "photos/", "--output", out, "--quiet")
+        done = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (spec.name, done.stderr)
+        assert "samples" in done.stdout
