@@ -323,7 +323,8 @@ class Store:
                 raise
             except Exception as error:
                 lost = _boto_code(error) in {"NoSuchBucket", "NoSuchUpload"}
-                if isinstance(error, FileNotFoundError) and not lost:
+                missing = isinstance(error, FileNotFoundError) and not lost
+                if missing and not (self.is_local and action in {"write", "create"}):
                     raise
                 transient = self._transient(error)
                 if not transient or attempt == ATTEMPTS:

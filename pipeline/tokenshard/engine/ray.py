@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections import deque
 from typing import Any
@@ -24,6 +25,7 @@ logger = logging.getLogger("tokenshard.engine")
 
 OBJECT_STORE_BYTES = 128 << 20
 """Object store of an embedded Ray: units pass nothing but descriptions through it."""
+CONNECT_SECONDS = 10
 PATIENCE = 60
 """Seconds without any worker after which the log says what is being waited for."""
 
@@ -34,6 +36,7 @@ def connect(engine: EngineSpec) -> bool:
         return False
     try:
         if engine.address is not None:
+            _check_reachable(engine.address)
             ray.init(address=engine.address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             cpus = math.ceil(engine.workers * engine.cpus) if engine.workers else None
@@ -45,12 +48,19 @@ def connect(engine: EngineSpec) -> bool:
                 logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
             )
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except (RayError, OSError, RuntimeError, ValueError) as error:
         raise JobError(
             f"cannot connect to Ray at {engine.address or 'this machine'}: {error}; is it up, is it the same "
             "version, and do RAY_AUTH_MODE and the token match the cluster's?"
         ) from error
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError at once where nothing listens: Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def worker_slots(engine: EngineSpec) -> int:
