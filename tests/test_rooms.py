@@ -18,7 +18,8 @@ from tokenshard.cli.main import COMMANDS, cli
 
 PACKAGE = Path(__file__).parents[1] / "pipeline" / "tokenshard"
 ROOMS = [
-    *("errors", "readable", "listing", "store", "spec", "codecs", "shards", "sources", "quantizers", "tokenizers"),
+    *("errors", "readable", "listing", "ranged", "store", "spec", "codecs", "shards", "sources"),
+    *("quantizers", "tokenizers"),
     *("engine", "loader", "training", "retrieval", "grids", "report", "viewer", "api", "demo", "__init__", "cli"),
 ]
 """From the ground floor up to the door. ``__init__`` is the public face; nobody imports the command line."""

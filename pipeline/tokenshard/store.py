@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import os
 import posixpath
 import random
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from tokenshard import listing
 from tokenshard.errors import StoreError
+from tokenshard.ranged import RangedFile
 
 T = TypeVar("T")
 Content = bytes | Path
@@ -121,7 +121,8 @@ class Store:
         """A seekable binary file; remote ones read exactly the ranges asked for (no read-ahead)."""
         if self.is_local:
             return self._retry(name, "open", lambda: open(self.url(name), "rb"))
-        return cast(BinaryIO, _RangeFile(self, name, self.size(name) if size is None else size))
+        size = self.size(name) if size is None else size
+        return cast(BinaryIO, RangedFile(size, lambda start, length: self.read(name, start, length)))
 
     def size(self, name: str) -> int:
         """Bytes of a file; a folder is none."""
@@ -341,44 +342,6 @@ class Store:
             return error.errno in _TRANSIENT_ERRNO
         clients = {"botocore", "aiobotocore", "aiohttp", "urllib3"}
         return type(error).__module__.split(".")[0] in clients and not _credentials(error)
-
-
-class _RangeFile(io.RawIOBase):
-    """A read-only remote file whose reads are range requests of exactly the bytes asked for."""
-
-    def __init__(self, store: Store, name: str, size: int) -> None:
-        self._store, self._name, self._size, self._position = store, name, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def size(self) -> int:
-        return self._size
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._position)
-        data = self._store.read(self._name, self._position, left if size is None or size < 0 else min(size, left))
-        self._position += len(data)
-        return data
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def _sync_folder(path: str) -> None:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, id_dtype, sample_sizes
 from tokenshard.errors import FormatError
+from tokenshard.ranged import RangedFile
 from tokenshard.shards.bounds import MAX_FOOTER_BYTES, check_sizes, damage_reported, require
 from tokenshard.shards.chunks import Span, column_chunks
 from tokenshard.shards.describe import MAGIC
 from tokenshard.shards.schema import NUM_TOKENS, ShardFooter, is_list, length_name, size_names
-from tokenshard.shards.window import Window
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import ChunkEntry, ShardEntry
 from tokenshard.store import Store
@@ -102,6 +102,16 @@ class ShardReader:
             require(self.footer.totals.rows == entry.rows, "row count differs from the manifest")
             require(self.footer.totals.ids == entry.ids, "number of ids differs from the manifest")
 
+    def _window(self, offset: int, part: memoryview) -> RangedFile:
+        """The shard file with only the bytes from ``offset`` on at hand, so that Arrow can decode their pages."""
+
+        def fetch(start: int, length: int) -> bytes:
+            if not offset <= start <= start + length <= offset + len(part):
+                raise OSError(f"bytes {start} to {start + length} point outside the column chunks")
+            return bytes(part[start - offset : start - offset + length])
+
+        return RangedFile(self.entry.bytes, fetch)
+
     def read_group(self, group: int, levels: int | None = None) -> RowGroup:
         """Codes of a row group with one range read; ``levels``: only the first so many (None: all; 0: sizes only).
 
@@ -119,16 +129,14 @@ class ShardReader:
             for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                 parts.append(data[chunk.offset - start : chunk.offset - start + chunk.length])
                 self._verify(parts[-1], chunk, what)
-            table = self._parse(group, size_names(self.columns, self.schema), Window(self.entry.bytes, start, parts[0]))
+            table = self._parse(group, size_names(self.columns, self.schema), self._window(start, parts[0]))
             grids, num_tokens = self._grids(table), _int32(table, NUM_TOKENS)
             check_sizes(num_tokens, grids, self.entry.ids)
             streams: list[NDArray[Any]] = []
             lengths: list[Lengths | None] = []
             for spec, chunk, part in zip(specs, wanted[1:], parts[1:], strict=True):
                 if is_list(self.schema, spec):
-                    column = self._parse(group, [spec.column], Window(self.entry.bytes, chunk.offset, part))[
-                        spec.column
-                    ]
+                    column = self._parse(group, [spec.column], self._window(chunk.offset, part))[spec.column]
                     streams.append(_listed_ids(column, num_tokens, spec))
                     lengths.append(None)
                 else:
