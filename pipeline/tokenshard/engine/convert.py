@@ -227,7 +227,7 @@ def _run_units(spec: ConvertJob, folder: JobFolder, parent: Manifest | None, pla
         progress.start("converting", plan.inputs, sum(receipt.rows + receipt.rejected for receipt in receipts))
         places = (place for place in unit_places(plan) if place.unit not in done)
         executor = executor_for(address, plan.units - len(done))
-        _schedule(spec, folder, executor, places, _rows_of(folder), progress.unit)
+        _schedule(spec, folder, executor, places, _rows_of(folder), progress.unit, any_done=bool(done))
     return engine
 
 
@@ -293,10 +293,11 @@ def _schedule(
     places: Iterable[UnitPlace],
     rows_of: Callable[[UnitPlace], int],
     on_receipt: Callable[[Receipt, float], None],
+    any_done: bool = False,
 ) -> None:
     try:
         with _interruptible() as stopping:
-            Scheduler(executor, places, Journal(folder), spec.retry, rows_of, on_receipt, stopping).run()
+            Scheduler(executor, places, Journal(folder), spec.retry, rows_of, on_receipt, stopping, any_done).run()
     finally:
         executor.close()
 

@@ -6,17 +6,17 @@ by decoded bytes. Samples of equal size are encoded together.
 
 from __future__ import annotations
 
-import hashlib
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Condition
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.sources.base import Reject, Sample, Thunk
+from tokenshard.sources.outcome import rejected
 from tokenshard.spec.job import EngineSpec
 from tokenshard.tokenizers.base import Tokenizer
 
@@ -27,18 +27,20 @@ Encoded = tuple[Sample, NDArray[Any]]
 def encode_samples(
     thunks: Iterable[Thunk], tokenizer: Tokenizer, limits: EngineSpec, rejects: list[Reject]
 ) -> Iterator[Encoded]:
-    """Samples with their ids, in the order of the thunks; what cannot be read or encoded goes to ``rejects``."""
-    window: list[Sample] = []
-    held = 0
+    """Samples with their ids, in the order of the thunks; what cannot be read or encoded goes to ``rejects``.
+
+    The order of both, and the rejects themselves, do not depend on the limits.
+    """
+    window: list[Sample | Reject] = []
+    samples = held = 0
     for item in _in_order(thunks, limits):
-        if isinstance(item, Reject):
-            rejects.append(item)
-            continue
-        if window and (len(window) >= limits.batch_size or held + item.data.nbytes > limits.batch_bytes):
-            yield from _encode_window(window, tokenizer, rejects)
-            window, held = [], 0
+        if isinstance(item, Sample):
+            if samples and (samples >= limits.batch_size or held + item.data.nbytes > limits.batch_bytes):
+                yield from _encode_window(window, tokenizer, rejects)
+                window, samples, held = [], 0, 0
+            samples += 1
+            held += item.data.nbytes
         window.append(item)
-        held += item.data.nbytes
     yield from _encode_window(window, tokenizer, rejects)
 
 
@@ -48,41 +50,84 @@ def _in_order(thunks: Iterable[Thunk], limits: EngineSpec) -> Iterator[Sample | 
         for thunk in thunks:
             yield thunk()
         return
-    ahead = max(limits.batch_size, 2 * limits.decode_threads)
-    with ThreadPoolExecutor(limits.decode_threads) as pool:
-        running: deque[Future[Sample | Reject]] = deque()
-        for thunk in thunks:
-            while len(running) >= ahead or (len(running) > 1 and _decoded_bytes(running) > limits.batch_bytes):
-                yield running.popleft().result()
-            running.append(pool.submit(thunk))
+    ahead, gate = max(limits.batch_size, 2 * limits.decode_threads), _Gate(limits.batch_bytes)
+    running: deque[Future[Sample | Reject]] = deque()
+    pool = ThreadPoolExecutor(limits.decode_threads)
+    try:
+        for number, thunk in enumerate(thunks):
+            if len(running) >= ahead:
+                yield gate.leave(running.popleft())
+            running.append(pool.submit(gate.enter, number, thunk))
         while running:
-            yield running.popleft().result()
+            yield gate.leave(running.popleft())
+    finally:
+        gate.open()
+        pool.shutdown(cancel_futures=True)
 
 
-def _decoded_bytes(running: Iterable[Future[Sample | Reject]]) -> int:
-    items = (future.result() for future in running if future.done() and future.exception() is None)
-    return sum(item.data.nbytes for item in items if isinstance(item, Sample))
+class _Gate:
+    """Holds decoding back while finished results of more than ``limit`` bytes wait for the encoder.
+
+    The result that is asked for next may always be computed, else neither side could go on.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting = 0
+        """bytes of results that are finished and were not asked for"""
+        self._next = 0
+        """number of the result that is asked for next"""
+        self._opened = False
+        self._changed = Condition()
+
+    def enter(self, number: int, thunk: Thunk) -> Sample | Reject:
+        """Run thunk ``number`` (on a decode thread), when it is time to."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._opened or self._waiting <= self._limit or number == self._next)
+        result = thunk()
+        with self._changed:
+            self._waiting += _nbytes(result)
+        return result
+
+    def leave(self, future: Future[Sample | Reject]) -> Sample | Reject:
+        """The result that is asked for next."""
+        result = future.result()
+        with self._changed:
+            self._waiting -= _nbytes(result)
+            self._next += 1
+            self._changed.notify_all()
+        return result
+
+    def open(self) -> None:
+        """Hold nothing back any more: nobody asks for results."""
+        with self._changed:
+            self._opened = True
+            self._changed.notify_all()
 
 
-def _encode_window(window: list[Sample], tokenizer: Tokenizer, rejects: list[Reject]) -> list[Encoded]:
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for position, sample in enumerate(window):
-        by_size.setdefault(sample.data.shape, []).append(position)
-    ids: dict[int, NDArray[Any]] = {}
-    for positions in by_size.values():
-        samples = [window[position] for position in positions]
-        try:
-            ids.update(zip(positions, tokenizer.encode(np.stack([sample.data for sample in samples])), strict=True))
-        except Exception as error:
-            if len(samples) == 1:
-                rejects.append(_rejected(samples[0], error))
-                continue
-            for position in positions:  # one of them is bad: find out which
-                ids.update((position, codes) for _, codes in _encode_window([window[position]], tokenizer, rejects))
-    return [(sample, ids[position]) for position, sample in enumerate(window) if position in ids]
+def _nbytes(item: Sample | Reject) -> int:
+    return item.data.nbytes if isinstance(item, Sample) else 0
 
 
-def _rejected(sample: Sample, error: Exception) -> Reject:
-    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    where = hashlib.sha256("\n".join([type(error).__name__, *frames]).encode()).hexdigest()
-    return Reject(sample.key, sample.uri, "encode", type(error).__name__, f"{sample.uri}: {error}", where)
+def _encode_window(window: list[Sample | Reject], tokenizer: Tokenizer, rejects: list[Reject]) -> Iterator[Encoded]:
+    by_size: dict[tuple[int, ...], list[Sample]] = {}
+    for item in window:
+        if isinstance(item, Sample):
+            by_size.setdefault(item.data.shape, []).append(item)
+    encoded = {shape: iter(_encode(samples, tokenizer)) for shape, samples in by_size.items()}
+    for item in window:
+        codes = next(encoded[item.data.shape]) if isinstance(item, Sample) else item
+        if isinstance(codes, Reject):
+            rejects.append(codes)
+        elif isinstance(item, Sample):
+            yield item, codes
+
+
+def _encode(samples: list[Sample], tokenizer: Tokenizer) -> list[NDArray[Any] | Reject]:
+    """Ids of equally sized samples; where encoding them together raises, one of them is bad: each by itself."""
+    try:
+        return list(tokenizer.encode(np.stack([sample.data for sample in samples])))
+    except Exception as error:
+        if len(samples) == 1:
+            return [rejected(samples[0].key, samples[0].uri, "encode", error)]
+        return [result for sample in samples for result in _encode([sample], tokenizer)]

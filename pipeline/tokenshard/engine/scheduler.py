@@ -3,7 +3,8 @@
 Rules. An exception inside a unit is retried with a growing delay, then the unit is quarantined (its inputs become
 rejects). A worker that dies puts blame only on the task it was running; the tasks queued behind it go back for free. A
 blamed unit runs alone; after ``attempts`` deaths its poison inputs are searched for by halving and left out. Failures
-outside the unit (storage) end the job: everything finished stays, and the same command goes on from there.
+outside the unit (storage) end the job, and so do units that raise while none of the job was ever done: everything
+finished stays, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ IN_FLIGHT = 2
 """Tasks a worker holds: one running, one queued, so that it never waits for the driver."""
 SETUP_FAILURES = 3
 """Set-ups that may fail in a row before the job is given up."""
+HOPELESS_UNITS = 3
+"""Units that may fail for good before the first one is done."""
 BACKOFF = 0.5
 
 
@@ -48,14 +51,17 @@ class _Unit:
 class _Worker:
     tasks: deque[Task] = field(default_factory=deque)
     started: float = 0.0
-    """when its oldest task began (monotonic seconds)"""
+    """when its oldest task began (seconds of the clock)"""
     ready: bool = False
     alone: bool = False
     """runs a suspected task: gets nothing queued behind it"""
 
 
 class Scheduler:
-    """Runs units to the end of ``places``. Events of failures go to the journal, receipts to ``on_receipt``."""
+    """Runs units to the end of ``places``. Events of failures go to the journal, receipts to ``on_receipt``.
+
+    ``any_done``: whether earlier runs of the job finished a unit. ``clock`` counts seconds.
+    """
 
     def __init__(
         self,
@@ -66,6 +72,8 @@ class Scheduler:
         rows_of: Callable[[UnitPlace], int],
         on_receipt: Callable[[Receipt, float], None],
         stopping: Callable[[], bool] = lambda: False,
+        any_done: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
         self._places: Iterator[UnitPlace] = iter(places)
@@ -74,14 +82,16 @@ class Scheduler:
         self._rows_of = rows_of
         self._on_receipt = on_receipt
         self._stopping = stopping
+        self._any_done = any_done
+        self._clock = clock
         self._workers: dict[int, _Worker] = {}
         self._again: deque[Task] = deque()
         self._alone: deque[Task] = deque()
         self._later: list[tuple[float, Task]] = []
         self._units: dict[int, _Unit] = {}
         self._setup_failures = 0
+        self._hopeless: list[tuple[Task, str]] = []
         self._exhausted = False
-        self._any_done = False
         self._recall()
 
     def _recall(self) -> None:
@@ -105,12 +115,14 @@ class Scheduler:
         drain_until: float | None = None
         while True:
             if drain_until is None and self._stopping():
-                drain_until = time.monotonic() + self._retry.drain_seconds
+                drain_until = self._clock() + self._retry.drain_seconds
             if drain_until is None:
                 self._fill()
                 if self._exhausted and not self._waiting() and not self._running():
+                    if self._hopeless:
+                        self._give_up()
                     return
-            elif not self._running() or time.monotonic() > drain_until:
+            elif not self._running() or self._clock() > drain_until:
                 raise Interrupted("stopped; run the same command again to go on from here")
             for event in self._executor.wait(0.2):
                 self._handle(event)
@@ -126,9 +138,11 @@ class Scheduler:
         self._workers[self._executor.spawn()] = _Worker()
 
     def _fill(self) -> None:
-        now = time.monotonic()
-        self._again.extend(task for due, task in self._later if due <= now)
-        self._later = [(due, task) for due, task in self._later if due > now]
+        now = self._clock()
+        due = [task for when, task in self._later if when <= now]
+        self._later = [(when, task) for when, task in self._later if when > now]
+        for task in due:
+            self._put_back(task)
         for number, worker in self._workers.items():
             if worker.ready and not worker.tasks and self._alone:
                 worker.alone = True
@@ -140,6 +154,12 @@ class Scheduler:
             for number in open_to_all:
                 if len(self._workers[number].tasks) < depth and (task := self._next()):
                     self._submit(number, task)
+
+    def _put_back(self, task: Task) -> None:
+        """A task to be run again, alone if its unit was seen to kill a worker."""
+        unit = self._units.get(task.place.unit)
+        blamed = unit is not None and unit.attempts > 0 and task.quarantine is None
+        (self._alone if blamed else self._again).append(task)
 
     def _next(self) -> Task | None:
         if self._again:
@@ -155,15 +175,15 @@ class Scheduler:
     def _submit(self, number: int, task: Task) -> None:
         worker = self._workers[number]
         if not worker.tasks:
-            worker.started = time.monotonic()
+            worker.started = self._clock()
         worker.tasks.append(task)
         self._executor.submit(number, task)
 
     def _kill_stragglers(self) -> None:
         limit = self._retry.unit_timeout
         for number, worker in self._workers.items():
-            if limit is not None and worker.tasks and time.monotonic() - worker.started > limit:
-                worker.started = time.monotonic()
+            if limit is not None and worker.tasks and self._clock() - worker.started > limit:
+                worker.started = self._clock()
                 self._executor.kill(number)
 
     # -- what happened ------------------------------------------------------------------------------------------------
@@ -183,7 +203,7 @@ class Scheduler:
                 self._died(event, worker)
             case Finished():
                 task = worker.tasks.popleft()
-                worker.started = time.monotonic()
+                worker.started = self._clock()
                 worker.alone = False
                 if isinstance(event.result, Done):
                     self._done(task, event.result)
@@ -203,16 +223,17 @@ class Scheduler:
     def _died(self, event: Died, worker: _Worker) -> None:
         self._worker_lost(event.worker)
         if not worker.ready:
-            self._count_setup_failure(event.reason)
+            if not event.blameless:
+                self._count_setup_failure(event.reason)
             return
         tasks = list(worker.tasks)
-        self._again.extend(task for task in tasks[1:] if task.probe is None)
+        self._again.extend(tasks[1:])
         if not tasks:
             return
-        if event.blameless:
-            (self._alone if worker.alone else self._again).append(tasks[0])
-            return
         task = tasks[0]
+        if event.blameless:
+            self._put_back(task)
+            return
         unit = self._known(task)
         unit.attempts += 1
         self._journal.append("death", unit=task.place.unit, rows=unit.rows, attempt=unit.attempts, reason=event.reason)
@@ -241,7 +262,7 @@ class Scheduler:
             unit.search = None
             self._quarantine(task, f"killed its worker {unit.attempts} times")
         elif search.probe is not None:
-            self._alone.append(replace(task, probe=search.probe, poison=unit.poison))
+            self._alone.append(Task(task.place, probe=search.probe, poison=unit.poison))
         else:
             if search.found is not None:
                 unit.poison |= {search.found}
@@ -253,8 +274,10 @@ class Scheduler:
         unit = self._units.get(task.place.unit)
         if result.receipt is not None:
             self._units.pop(task.place.unit, None)
-            self._any_done = True
+            self._any_done |= task.quarantine is None
             self._on_receipt(result.receipt, result.seconds)
+            while self._any_done and self._hopeless:
+                self._quarantine(*self._hopeless.pop())
         elif unit is not None and unit.search is not None:
             unit.search.record(died=False)
             self._search(task, unit)
@@ -267,14 +290,20 @@ class Scheduler:
         unit.search = None
         reason = f"{failure.error}: {failure.message}"
         self._journal.append("error", unit=task.place.unit, rows=unit.rows, attempt=unit.errors, reason=reason)
-        if unit.errors >= self._retry.attempts and not self._any_done:
-            raise JobError(
-                f"no unit could be converted; unit {task.place.unit} failed {unit.errors} times, last with {reason}"
-            )
-        if unit.errors >= self._retry.attempts:
-            self._quarantine(task, f"failed {unit.errors} times, last with {reason}")
-        else:
-            self._later.append((time.monotonic() + BACKOFF * 2**unit.errors, replace(task, probe=None)))
+        if unit.errors < self._retry.attempts:
+            self._later.append((self._clock() + BACKOFF * 2**unit.errors, replace(task, probe=None)))
+            return
+        reason = f"failed {unit.errors} times, last with {reason}"
+        if self._any_done or task.quarantine is not None:
+            self._quarantine(task, reason)
+            return
+        self._hopeless.append((task, reason))
+        if len(self._hopeless) >= HOPELESS_UNITS:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        task, reason = self._hopeless[0]
+        raise JobError(f"no unit could be converted; unit {task.place.unit} {reason}")
 
     def _quarantine(self, task: Task, reason: str) -> None:
         if task.quarantine is not None:

@@ -51,8 +51,8 @@ def rejected(key: str, uri: str, stage: str, error: Exception) -> Reject:
     """The reject an error becomes; errors that wrap another are named after the wrapped one."""
     cause = error.__cause__ if isinstance(error, InputError | StoreError) else None
     origin = cause if isinstance(cause, Exception) else error
-    # Where a fetch failed depends on the storage, not on the input: only decoding leaves a trace.
-    trace = traceback_digest(origin) if stage == "decode" else None
+    # Where a fetch failed depends on the storage, not on the input: it leaves no trace.
+    trace = None if stage == "fetch" else traceback_digest(origin)
     return Reject(key, uri, stage, type(origin).__name__, _message(key, uri, _reason(error, origin)), trace)
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from tokenshard.errors import InputError
 from tokenshard.sources.images.base import ImageSource, Opened, fetch_file
 from tokenshard.sources.images.columns import CarriedColumns, label_column
+from tokenshard.sources.images.tables import streamed_parquet
 from tokenshard.sources.keys import UniqueKeys, escape_name, unescape_name
 from tokenshard.sources.outcome import cleaned
 from tokenshard.sources.plan import BATCH, DUPLICATE, Input, plan_batches, plan_schema, require_usable
@@ -71,7 +72,7 @@ class HfParquetSource(ImageSource):
         columns = [field.name for field in carried.fields]
         try:
             with self.store.open(name) as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                parquet = streamed_parquet(file)
                 image = find_image_column(parquet.schema_arrow, self.spec.image_column) or "with images"
                 if missing := {*columns, image} - {*parquet.schema_arrow.names}:
                     raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
@@ -98,7 +99,7 @@ class HfParquetSource(ImageSource):
     def _records(self, uri: str, rows: Sequence[Input]) -> Iterator[Opened]:
         """Images of some rows of a file: reads the row groups they are in, a few rows at a time."""
         with self.store.open(unescape_name(uri)) as file:
-            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            parquet = streamed_parquet(file)
             column = self._image_column(parquet.schema_arrow)
             wanted, start = deque(row.index or 0 for row in rows), 0
             for group in range(parquet.num_row_groups):

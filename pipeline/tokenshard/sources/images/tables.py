@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,9 +63,14 @@ def _parquet(store: Store, name: str) -> TableFile:
 
     def batches() -> Iterator[pa.RecordBatch]:
         with store.open(name) as file:
-            yield from pq.ParquetFile(file, page_checksum_verification=True).iter_batches(ROWS)
+            yield from streamed_parquet(file).iter_batches(ROWS)
 
     return TableFile(schema, batches)
+
+
+def streamed_parquet(file: BinaryIO) -> pq.ParquetFile:
+    """A Parquet file of any size to be read once: pages are fetched when they are needed, and not kept."""
+    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=4 << 20)
 
 
 def _text(store: Store, name: str) -> TextIO:

@@ -1,0 +1,465 @@
+"""The scheduler's rules, tried on workers that live in memory and follow a script, on a clock of their own."""
+
+from __future__ import annotations
+
+import heapq
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenshard.engine.job_folder import JobFolder, Journal, Receipt
+from tokenshard.engine.plan import UnitPlace
+from tokenshard.engine.scheduler import IN_FLIGHT, SETUP_FAILURES, Interrupted, Scheduler
+from tokenshard.engine.task import Died, Done, Event, Failure, Finished, Ready, SetupFailed, Task
+from tokenshard.errors import JobError
+from tokenshard.spec.job import RetrySpec
+from tokenshard.store import Store
+
+NEVER = 1e9
+ATTEMPTS = 3
+
+
+@dataclass
+class Unit:
+    """What happens to whoever runs this unit."""
+
+    rows: int = 4
+    seconds: float = 1.0
+    poison: frozenset[int] = frozenset()
+    """rows that kill the worker"""
+    deaths: int = 0
+    """so many runs kill the worker, whatever the rows"""
+    hangs: int = 0
+    """so many runs never end"""
+    errors: int = 0
+    """so many runs raise"""
+    fatal: bool = False
+    """what they raise comes from the storage"""
+
+    @property
+    def clean(self) -> bool:
+        return not (self.poison or self.deaths or self.hangs or self.errors)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task that a worker began: ``behind`` tasks were queued behind it when it ended."""
+
+    worker: int
+    task: Task
+    start: float
+    behind: int
+    died: bool
+
+
+@dataclass
+class InMemory:
+    """An executor without processes. ``setups``: what becomes of the first workers that are started (default: ready).
+
+    ``kills``: (time, blameless): a worker dies from outside.
+    """
+
+    units: Sequence[Unit]
+    size: int = 2
+    setups: Sequence[type[Ready] | type[SetupFailed] | type[Died] | None] = ()
+    kills: Sequence[tuple[float, bool]] = ()
+    now: float = 0.0
+    runs: list[Run] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.units = [replace(unit) for unit in self.units]
+        self._queues: dict[int, deque[Task]] = {}
+        self._since: dict[int, float] = {}
+        self._spawned = 0
+        self._order = count()
+        self._agenda: list[tuple[float, int, Callable[[], list[Event]]]] = []
+        for when, blameless in self.kills:
+            self._at(when, lambda blameless=blameless: self._kill_any(blameless))
+
+    def _at(self, when: float, action: Callable[[], list[Event]]) -> None:
+        heapq.heappush(self._agenda, (when, next(self._order), action))
+
+    def spawn(self) -> int:
+        self._spawned += 1
+        worker = self._spawned
+        fate = self.setups[worker - 1] if worker <= len(self.setups) else Ready
+        self._at(self.now + 1, lambda: self._set_up(worker, fate))
+        return worker
+
+    def _set_up(self, worker: int, fate: type[Event] | None) -> list[Event]:
+        if fate is SetupFailed:
+            return [SetupFailed(worker, Failure("ImportError", "no module named codebook", fatal=False))]
+        if fate is not Ready:
+            return [Died(worker, "killed by SIGKILL", blameless=fate is None)]
+        self._queues[worker] = deque()
+        return [Ready(worker)]
+
+    def submit(self, worker: int, task: Task) -> None:
+        queue = self._queues.get(worker)
+        if queue is None:
+            return  # it died; the scheduler does not know yet
+        queue.append(task)
+        assert len(queue) <= IN_FLIGHT
+        if len(queue) == 1:
+            self._begin(worker)
+
+    def _begin(self, worker: int) -> None:
+        task = self._queues[worker][0]
+        self._since[worker] = self.now
+        unit = self.units[task.place.unit]
+        rows = range(*task.probe) if task.probe else range(unit.rows)
+        result: Done | Failure | None = Done(None, unit.seconds)
+        seconds = unit.seconds
+        if task.quarantine is not None:
+            result = Done(Receipt(unit=task.place.unit, rows=0, rejected=unit.rows), seconds)
+        elif unit.hangs:
+            unit.hangs, seconds = unit.hangs - 1, NEVER
+        elif unit.deaths or unit.poison.intersection(rows) - task.poison:
+            unit.deaths, result = max(0, unit.deaths - 1), None
+        elif unit.errors:
+            unit.errors, result = unit.errors - 1, Failure("ValueError", "codes out of range", unit.fatal)
+        elif task.probe is None:
+            left_out = len(task.poison)
+            result = Done(Receipt(unit=task.place.unit, rows=unit.rows - left_out, rejected=left_out), seconds)
+        self._at(self.now + seconds, lambda: self._end(worker, task, result))
+
+    def _end(self, worker: int, task: Task, result: Done | Failure | None) -> list[Event]:
+        queue = self._queues.get(worker)
+        if queue is None or not queue or queue[0] is not task:
+            return []  # it was killed in the meantime
+        if result is None:
+            return self._die(worker, "killed by SIGSEGV", blameless=False)
+        queue.popleft()
+        self.runs.append(Run(worker, task, self._since[worker], len(queue), died=False))
+        if queue:
+            self._begin(worker)
+        return [Finished(worker, result)]
+
+    def _die(self, worker: int, reason: str, blameless: bool) -> list[Event]:
+        queue = self._queues.pop(worker)
+        if queue:
+            self.runs.append(Run(worker, queue[0], self._since[worker], len(queue) - 1, died=True))
+        return [Died(worker, reason, blameless)]
+
+    def _kill_any(self, blameless: bool) -> list[Event]:
+        busy = [worker for worker, queue in self._queues.items() if queue]
+        return self._die(busy[0], "killed by SIGKILL", blameless) if busy else []
+
+    def wait(self, timeout: float) -> list[Event]:
+        until = self.now + timeout
+        while self._agenda and self._agenda[0][0] <= until:
+            when, _, action = heapq.heappop(self._agenda)
+            self.now = max(self.now, when)
+            if events := action():
+                return events
+        self.now = until
+        return []
+
+    def kill(self, worker: int) -> None:
+        self._at(self.now, lambda: self._die(worker, "took too long", False) if worker in self._queues else [])
+
+    def close(self) -> None:
+        self._queues.clear()
+
+    def tasks_of(self, unit: int) -> list[Task]:
+        return [run.task for run in self.runs if run.task.place.unit == unit]
+
+
+@dataclass
+class Job:
+    """A job in a folder; each :meth:`run` is a driver that starts anew with what the folder holds."""
+
+    root: Path | str
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def run(
+        self,
+        executor: InMemory,
+        stopping: Callable[[], bool] = lambda: False,
+        any_done: bool = False,
+        **retry: float,
+    ) -> None:
+        done = {receipt.unit for receipt in self.receipts}
+        places = [UnitPlace(unit, "plan.parquet", unit) for unit in range(len(executor.units)) if unit not in done]
+        Scheduler(
+            executor,
+            places,
+            self.journal(),
+            RetrySpec.model_validate({"attempts": ATTEMPTS, **retry}),
+            lambda place: executor.units[place.unit].rows,
+            lambda receipt, seconds: self.receipts.append(receipt),
+            stopping,
+            any_done,
+            clock=lambda: executor.now,
+        ).run()
+
+    def journal(self) -> Journal:
+        return Journal(JobFolder(Store(self.root), 1))
+
+    def events(self) -> list[tuple[str, int]]:
+        return [(event["event"], event["unit"]) for event in self.journal().events]
+
+    def rejected(self) -> dict[int, int]:
+        assert len({receipt.unit for receipt in self.receipts}) == len(self.receipts)
+        return {receipt.unit: receipt.rejected for receipt in sorted(self.receipts, key=lambda r: r.unit)}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+# -- nothing fails ----------------------------------------------------------------------------------------------------
+
+
+def test_every_unit_is_run_once_and_the_workers_share_them(job: Job) -> None:
+    executor = InMemory([Unit()] * 10)
+    job.run(executor)
+    assert job.rejected() == dict.fromkeys(range(10), 0)
+    assert Counter(run.worker for run in executor.runs) == {1: 5, 2: 5}
+    assert job.events() == []
+
+
+def test_a_busy_worker_has_the_next_unit_queued_and_no_more(job: Job) -> None:
+    executor = InMemory([Unit()] * 8, size=1)
+    job.run(executor)
+    assert [run.behind for run in executor.runs] == [1] * 7 + [0]
+
+
+# -- workers die ------------------------------------------------------------------------------------------------------
+
+
+def test_a_death_is_blamed_on_the_running_unit_alone(job: Job) -> None:
+    executor = InMemory([Unit(deaths=1)] + [Unit()] * 5, size=1)
+    job.run(executor)
+    assert executor.runs[0].behind == 1
+    assert job.events() == [("death", 0)]
+    assert job.rejected() == dict.fromkeys(range(6), 0)
+
+
+def test_a_blamed_unit_runs_again_with_nothing_queued_behind_it(job: Job) -> None:
+    executor = InMemory([Unit(deaths=2)] + [Unit()] * 20)
+    job.run(executor)
+    blamed = [run for run in executor.runs if run.task.place.unit == 0]
+    assert [run.died for run in blamed] == [True, True, False]
+    assert [run.behind for run in blamed[1:]] == [0, 0]
+    assert blamed[1].start < executor.now / 2, "it does not wait for the end of the job"
+
+
+def test_a_blamed_unit_stays_alone_after_an_exception_and_a_preemption(job: Job) -> None:
+    executor = InMemory([Unit(deaths=1, errors=1)] + [Unit()] * 40, kills=[(7.5, True)])
+    job.run(executor)
+    assert job.events() == [("death", 0), ("error", 0)]
+    assert [run.behind for run in executor.runs if run.task.place.unit == 0][1:] == [0, 0]
+
+
+def test_blameless_deaths_cost_nothing(job: Job) -> None:
+    executor = InMemory([Unit(seconds=4)] * 6, kills=[(3.0 * n, True) for n in range(1, 9)])
+    job.run(executor)
+    assert sum(run.died for run in executor.runs) == 8
+    assert job.events() == []
+    assert job.rejected() == dict.fromkeys(range(6), 0)
+
+
+def test_a_unit_that_hangs_loses_its_worker_and_is_run_again(job: Job) -> None:
+    executor = InMemory([Unit(), Unit(hangs=1), Unit()], size=1)
+    job.run(executor, unit_timeout=30)
+    assert job.events() == [("death", 1)]
+    assert job.rejected() == {0: 0, 1: 0, 2: 0}
+    assert executor.now < 40
+
+
+@pytest.mark.parametrize("poison", [{0}, {7}, {15}, {2, 9}, {1, 2, 3}])
+def test_inputs_that_kill_are_found_and_left_out(job: Job, poison: set[int]) -> None:
+    executor = InMemory([Unit(), Unit(rows=16, poison=frozenset(poison)), Unit()])
+    job.run(executor)
+    assert job.rejected() == {0: 0, 1: len(poison), 2: 0}
+    tasks = executor.tasks_of(1)
+    assert tasks[-1] == Task(tasks[-1].place, poison=frozenset(poison))
+    assert [task.probe for task in tasks[: ATTEMPTS + 1]] == [None] * ATTEMPTS + [(0, 8)]
+    assert all(run.behind == 0 for run in executor.runs if run.task.probe)
+
+
+def test_a_unit_of_nothing_but_poison_is_quarantined_after_bounded_deaths(job: Job) -> None:
+    executor = InMemory([Unit(rows=64, poison=frozenset(range(64))), Unit()])
+    job.run(executor)
+    assert job.rejected() == {0: 64, 1: 0}
+    assert "killed its worker" in (executor.tasks_of(0)[-1].quarantine or "")
+    assert job.events()[-1] == ("quarantine", 0)
+    assert sum(run.died for run in executor.runs) <= 40
+
+
+# -- units raise ------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_is_retried_with_a_growing_delay(job: Job) -> None:
+    executor = InMemory([Unit(), Unit(errors=2)])
+    job.run(executor)
+    first, second, third = (run.start for run in executor.runs if run.task.place.unit == 1)
+    assert third - second > second - first > 1
+    assert job.events() == [("error", 1)] * 2
+    assert job.rejected() == {0: 0, 1: 0}
+
+
+def test_a_unit_that_always_raises_is_quarantined_with_the_reason(job: Job) -> None:
+    executor = InMemory([Unit(), Unit(errors=99), Unit()])
+    job.run(executor)
+    assert job.rejected() == {0: 0, 1: 4, 2: 0}
+    last = executor.tasks_of(1)[-1]
+    assert last.quarantine == "failed 3 times, last with ValueError: codes out of range"
+    assert len(executor.tasks_of(1)) == ATTEMPTS + 1
+
+
+def test_a_job_in_which_every_unit_raises_fails_with_the_cause(job: Job) -> None:
+    executor = InMemory([Unit(errors=99)] * 50)
+    with pytest.raises(JobError, match=r"no unit could be converted.*failed 3 times.*ValueError: codes out of range"):
+        job.run(executor)
+    assert job.receipts == []
+    assert len(executor.runs) < 40
+
+
+def test_a_single_unit_that_raises_fails_the_job(job: Job) -> None:
+    with pytest.raises(JobError, match="no unit could be converted"):
+        job.run(InMemory([Unit(errors=99)]))
+
+
+def test_a_unit_that_raises_before_the_first_slow_one_is_done_does_not_fail_the_job(job: Job) -> None:
+    job.run(InMemory([Unit(errors=99), Unit(seconds=60), Unit(seconds=60)]))
+    assert job.rejected() == {0: 4, 1: 0, 2: 0}
+
+
+def test_a_unit_that_raises_is_quarantined_where_an_earlier_run_did_others(job: Job) -> None:
+    job.run(InMemory([Unit(errors=99)]), any_done=True)
+    assert job.rejected() == {0: 4}
+
+
+def test_a_failure_of_the_storage_ends_the_job_at_once(job: Job) -> None:
+    executor = InMemory([Unit(), Unit(errors=1, fatal=True)] + [Unit()] * 8, size=1)
+    with pytest.raises(JobError, match="codes out of range"):
+        job.run(executor)
+    assert [run.task.place.unit for run in executor.runs] == [0, 1]
+    assert job.rejected() == {0: 0}
+
+
+def test_a_quarantined_unit_whose_worker_is_killed_is_quarantined_all_the_same(job: Job) -> None:
+    executor = InMemory([Unit(seconds=99), Unit(errors=99, deaths=2, seconds=9)], kills=[(75.5, False)])
+    job.run(executor)
+    assert executor.tasks_of(1)[-1].quarantine is not None
+    assert job.rejected() == {0: 0, 1: 4}
+
+
+# -- workers cannot be set up -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fate", "reason"), [(SetupFailed, "no module named codebook"), (Died, "killed by SIGKILL")])
+def test_set_ups_that_fail_in_a_row_fail_the_job(job: Job, fate: type[SetupFailed | Died], reason: str) -> None:
+    executor = InMemory([Unit()] * 4, setups=[fate] * 100)
+    with pytest.raises(JobError, match=f"no worker could be set up.*{reason}"):
+        job.run(executor)
+    assert executor.now < 10
+
+
+def test_set_ups_that_fail_now_and_then_do_not(job: Job) -> None:
+    fates = [*[SetupFailed] * (SETUP_FAILURES - 1), Ready] * 5
+    executor = InMemory([Unit()] * 20, size=1, setups=fates, kills=[(4.5 + 4 * n, True) for n in range(5)])
+    job.run(executor)
+    assert job.rejected() == dict.fromkeys(range(20), 0)
+
+
+def test_preemption_during_the_set_up_costs_nothing(job: Job) -> None:
+    job.run(InMemory([Unit()] * 4, setups=[None] * 20))
+    assert job.rejected() == dict.fromkeys(range(4), 0)
+
+
+# -- the driver ends, and starts again --------------------------------------------------------------------------------
+
+
+def test_an_interrupted_job_finishes_what_its_workers_hold_and_starts_nothing(job: Job) -> None:
+    executor = InMemory([Unit(seconds=10)] * 20)
+    with pytest.raises(Interrupted) as raised:
+        job.run(executor, stopping=lambda: executor.now > 5)
+    assert raised.value.exit_code == 130
+    assert sorted(job.rejected()) == [0, 1, 2, 3]
+    assert len(executor.runs) == 2 * IN_FLIGHT
+
+
+def test_an_interrupted_job_does_not_wait_for_ever(job: Job) -> None:
+    executor = InMemory([Unit(seconds=NEVER)] * 4)
+    with pytest.raises(Interrupted):
+        job.run(executor, stopping=lambda: executor.now > 5, drain_seconds=60)
+    assert 60 < executor.now < 70
+
+
+def test_attempts_survive_the_driver(job: Job) -> None:
+    poisoned = [Unit(rows=16, poison=frozenset({3}), seconds=5), Unit(seconds=NEVER)]
+    first = InMemory(poisoned, size=3)
+    with pytest.raises(Interrupted):
+        job.run(first, stopping=lambda: len(job.events()) == ATTEMPTS - 1, drain_seconds=0)
+    assert sum(run.died for run in first.runs) == ATTEMPTS - 1
+    second = InMemory([poisoned[0], Unit(), Unit()])
+    job.run(second)
+    tasks, runs = second.tasks_of(0), [run for run in second.runs if run.task.place.unit == 0]
+    assert [task.probe for task in tasks[:2]] == [None, (0, 8)], "one more death, and the search begins"
+    assert runs[0].behind == 0
+    assert job.rejected() == {0: 1, 1: 0, 2: 0}
+
+
+def test_inputs_found_to_kill_stay_left_out_in_the_next_run(job: Job) -> None:
+    poisoned = [Unit(rows=16, poison=frozenset({3}), seconds=5), Unit(seconds=NEVER)]
+    with pytest.raises(Interrupted):
+        job.run(InMemory(poisoned, size=3), stopping=lambda: ("poison", 0) in job.events(), drain_seconds=0)
+    second = InMemory([poisoned[0], Unit()])
+    job.run(second)
+    assert all(task.poison == {3} for task in second.tasks_of(0))
+    assert job.rejected() == {0: 1, 1: 0}
+
+
+# -- whatever happens -------------------------------------------------------------------------------------------------
+
+UNITS = st.builds(
+    Unit,
+    rows=st.integers(1, 9),
+    seconds=st.sampled_from([0.1, 1.0, 20.0]),
+    poison=st.frozensets(st.integers(0, 8), max_size=3),
+    deaths=st.sampled_from([0, 0, 0, 1, 2, 5, 99]),
+    hangs=st.sampled_from([0, 0, 0, 1]),
+    errors=st.sampled_from([0, 0, 0, 1, 2, 99]),
+)
+CLEAN = st.builds(Unit, rows=st.integers(1, 9), seconds=st.sampled_from([0.1, 1.0, 20.0]))
+
+
+@settings(max_examples=40)
+@given(
+    units=st.lists(CLEAN | UNITS, min_size=1, max_size=12),
+    size=st.integers(1, 4),
+    kills=st.lists(st.tuples(st.floats(0, 200), st.just(True)), max_size=10),
+    blamed=st.lists(st.tuples(st.floats(0, 200), st.just(False)), max_size=ATTEMPTS - 1),
+    setups=st.lists(st.sampled_from([Ready, SetupFailed, Died, None]), max_size=12),
+)
+def test_every_unit_ends_once_and_clean_ones_lose_nothing_or_the_job_says_why(
+    units: list[Unit],
+    size: int,
+    kills: list[tuple[float, bool]],
+    blamed: list[tuple[float, bool]],
+    setups: list[type[Ready] | type[SetupFailed] | type[Died] | None],
+) -> None:
+    job = Job(f"memory://{uuid.uuid4().hex}")
+    failure = ""
+    try:
+        job.run(InMemory(units, size, setups, [*kills, *blamed]), unit_timeout=60)
+    except JobError as error:
+        failure = str(error)
+    if failure:
+        assert failure.startswith(("no unit could be converted", "no worker could be set up"))
+        return
+    rejected = job.rejected()
+    assert list(rejected) == list(range(len(units)))
+    assert all(rejected[number] == 0 for number, unit in enumerate(units) if unit.clean)
+    assert all(receipt.rows + receipt.rejected == units[receipt.unit].rows for receipt in job.receipts)
