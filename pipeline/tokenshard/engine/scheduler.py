@@ -139,10 +139,10 @@ class Scheduler:
 
     def _fill(self) -> None:
         now = self._clock()
-        due = [task for when, task in self._later if when <= now]
-        self._later = [(when, task) for when, task in self._later if when > now]
-        for task in due:
-            self._put_back(task)
+        due = [again for when, again in self._later if when <= now]
+        self._later = [(when, again) for when, again in self._later if when > now]
+        for again in due:
+            self._put_back(again)
         for number, worker in self._workers.items():
             if worker.ready and not worker.tasks and self._alone:
                 worker.alone = True
