@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,21 +79,26 @@ def start(workload: Path, out: Path, *engine: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def local_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The unit workers of a local driver."""
-    return [p for p in psutil.Process(driver.pid).children() if "tokenshard.engine.worker" in p.cmdline()]
-
-
-def ray_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Unit actors of the cluster on this machine."""
+def named(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
+    """Those whose command line has the name, leaving out what is dead already."""
     found = []
-    for process in psutil.process_iter():
+    for process in processes:
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Worker"):
+            if any(name in word for word in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+def local_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The unit workers of a local driver."""
+    return named(psutil.Process(driver.pid).children(), "tokenshard.engine.worker")
+
+
+def ray_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Unit actors of the cluster on this machine."""
+    return named(psutil.process_iter(), "ray::Worker")
 
 
 Workers = Callable[[subprocess.Popen[bytes]], list[psutil.Process]]
