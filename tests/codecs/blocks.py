@@ -31,27 +31,36 @@ def skewed_ids(count: int, alphabet: int, skew: float, seed: int) -> np.ndarray:
     return ((ranks * 7919 + seed) % alphabet).astype(id_dtype(alphabet))
 
 
-def random_model(alphabet: int, seed: int) -> ContextModel:
-    """A model with contexts that means nothing but uses everything the format has: random tree, classes and tables."""
+def random_model(alphabet: int, seed: int, earlier_alphabet: int | None = None) -> ContextModel:
+    """A model with contexts that means nothing but uses everything the format has: random tree, classes and tables.
+
+    With an ``earlier_alphabet`` its second neighbour is the id of the level before.
+    """
     rng = np.random.default_rng(seed)
     sizes = [1]
     while len(sizes) == 1 or sizes[-1] < alphabet:
         ceiling = min(alphabet, 32 * sizes[-1])
         sizes.append(int(rng.integers(min(ceiling, 4 * sizes[-1]), ceiling + 1)) if len(sizes) < 3 else ceiling)
-    neighbours: list[Neighbour] = ["left", "up", "previous"]
-    steps = tuple(_random_step(rng, sizes[i], sizes[i + 1], alphabet) for i in range(len(sizes) - 1))
+    neighbours: list[Neighbour] = ["left", "up", "previous", "left2"]
+    alphabets = alphabet, earlier_alphabet or alphabet
+    steps = tuple(_random_step(rng, sizes[i], sizes[i + 1], alphabets) for i in range(len(sizes) - 1))
     leaves = rng.permutation(alphabet).astype(id_dtype(alphabet))
-    first, second = rng.choice(3, 2)
+    first, second = (neighbours[place] for place in rng.choice(4, 2))
+    pair: tuple[Neighbour, Neighbour] = (first, second if earlier_alphabet is None else "earlier")
     pilot = Pilot(samples=0, ids=0, bits_per_id=0.0)
-    return ContextModel(alphabet, (neighbours[first], neighbours[second]), steps, leaves, pilot)
+    return ContextModel(alphabet, pair, steps, leaves, pilot, earlier_alphabet)
 
 
-def _random_step(rng: np.random.Generator, nodes: int, below: int, alphabet: int) -> Step:
+def _random_step(rng: np.random.Generator, nodes: int, below: int, alphabets: tuple[int, int]) -> Step:
     children = np.full(nodes, below // nodes)
     children[rng.permutation(nodes)[: below % nodes]] += 1
     tables = rng.integers(1, 4, nodes)
     maps, first, second = rng.integers(1, 4), rng.integers(1, 5), rng.integers(1, 5)
-    class_maps = np.stack([rng.integers(0, n, (maps, alphabet + 1)) for n in (first, second)], axis=1)
+    clusters = (7, 5) if rng.random() < 0.5 else (0, 0)
+    limits = [(of_map or classes, classes) for of_map, classes in zip(clusters, (first, second), strict=True)]
+    ids = zip(alphabets, limits, strict=True)
+    sides = [rng.integers(0, most, (maps, alphabet + 1)).astype(np.uint8) for alphabet, (most, _) in ids]
+    sides += [rng.integers(0, most, (nodes, n)).astype(np.uint8) for n, (_, most) in zip(clusters, limits, strict=True)]
     pairs = rng.integers(0, tables[:, None, None], (nodes, first, second))
     frequencies = []
     for symbols in np.repeat(children, tables):
@@ -61,7 +70,7 @@ def _random_step(rng: np.random.Generator, nodes: int, below: int, alphabet: int
         children.astype(np.uint8),
         tables.astype(np.uint16),
         rng.integers(0, maps, nodes).astype(np.uint16),
-        class_maps.astype(np.uint8),
+        *sides,
         pairs.astype(np.uint16),
         np.concatenate(frequencies).astype(np.uint16),
     )

@@ -19,7 +19,9 @@ class Step:
     children: list[int]
     tables: list[int]
     map_of: list[int]
-    class_maps: list[int]
+    class_maps: tuple[list[int], list[int]]
+    clusters: tuple[int, int]
+    refined: tuple[list[int], list[int]]
     classes: tuple[int, int]
     pairs: list[int]
     frequencies: list[int]
@@ -33,6 +35,7 @@ class Step:
 @dataclass
 class Model:
     alphabet: int
+    second_alphabet: int
     neighbours: list[str]
     steps: list[Step]
     leaves: list[int]
@@ -54,19 +57,23 @@ def read_model(data: bytes) -> Model:
         return [sum(plane[k] << 8 * i for i, plane in enumerate(planes)) for k in range(count)]
 
     alphabet, steps = header["alphabet"], []
+    second_alphabet = header["earlier_alphabet"] or alphabet
     for step in header["steps"]:
         nodes, (a, b) = step["nodes"], step["classes"]
         children, tables, map_of = take(nodes, 1), take(nodes, 2), take(nodes, 2)
-        class_maps = take(step["class_maps"] * 2 * (alphabet + 1), 1)
+        maps = step["class_maps"]
+        class_maps = take(maps * (alphabet + 1), 1), take(maps * (second_alphabet + 1), 1)
+        clusters = step["clusters"]
+        refined = take(nodes * clusters[0], 1), take(nodes * clusters[1], 1)
         pairs, frequencies = take(nodes * a * b, 2), take(step["frequencies"], 2)
-        steps.append(Step(children, tables, map_of, class_maps, (a, b), pairs, frequencies))
+        steps.append(Step(children, tables, map_of, class_maps, clusters, refined, (a, b), pairs, frequencies))
     leaves = take(alphabet, 2 if alphabet <= 65536 else 4)
     assert at == len(payload)
-    return Model(alphabet, header["neighbours"], steps, leaves)
+    return Model(alphabet, second_alphabet, header["neighbours"], steps, leaves)
 
 
-def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...]) -> list[int]:
-    """The ids of one sample; AssertionError if the stream is damaged."""
+def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...], earlier: list[int] | None = None) -> list[int]:
+    """The ids of one sample (``earlier``: those of the level before); AssertionError if the stream is damaged."""
     places = list(product(*(range(side) for side in grid)))
     if model.alphabet == 1 or not places:
         assert stream == b""
@@ -75,8 +82,11 @@ def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...]) -> list[in
     x = words.pop(0) + (words.pop(0) << 16)
     assert x >= 1 << 16
     ids: dict[tuple[int, ...], int] = {}
-    for place in places:
-        around = [ids.get(_back(place, name), model.alphabet) for name in model.neighbours]
+    for number, place in enumerate(places):
+        around = [
+            earlier[number] if name == "earlier" else ids.get(_back(place, name), model.alphabet)
+            for name in model.neighbours
+        ]
         node = 0
         for step in model.steps:
             frequencies = step.frequencies_of(node, _table(model, step, node, around))
@@ -95,15 +105,17 @@ def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...]) -> list[in
 
 def _back(place: tuple[int, ...], name: str) -> tuple[int, ...]:
     """The place of a neighbour; one that is in no grid where the axis is missing."""
-    axis = len(place) - {"left": 1, "up": 2, "previous": 3}[name]
-    return (*place[:axis], place[axis] - 1, *place[axis + 1 :]) if axis >= 0 else ()
+    axis = len(place) - {"left": 1, "left2": 1, "up": 2, "previous": 3}[name]
+    back = 2 if name == "left2" else 1
+    return (*place[:axis], place[axis] - back, *place[axis + 1 :]) if axis >= 0 else ()
 
 
 def _table(model: Model, step: Step, node: int, around: list[int]) -> int:
     classes = [0, 0]
-    if step.class_maps:
-        width = model.alphabet + 1
-        base = step.map_of[node] * 2 * width
-        classes = [step.class_maps[base + around[0]], step.class_maps[base + width + around[1]]]
+    if step.class_maps[0]:
+        for side, alphabet in enumerate((model.alphabet, model.second_alphabet)):
+            classes[side] = step.class_maps[side][step.map_of[node] * (alphabet + 1) + around[side]]
+            if step.clusters[side]:
+                classes[side] = step.refined[side][node * step.clusters[side] + classes[side]]
     a, b = step.classes
     return step.pairs[(node * a + classes[0]) * b + classes[1]]

@@ -49,6 +49,52 @@ def test_a_model_with_contexts_returns_the_ids_it_was_given(block: Block, seed: 
     np.testing.assert_array_equal(codec.decode(data, lengths, grids), ids)
 
 
+@settings(max_examples=30, deadline=None)
+@given(blocks(max_side=4), st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 40, 300, 70_000]))
+def test_ids_coded_beside_the_level_before_come_back_also_from_the_reference_decoder(
+    block: Block, seed: int, earlier_alphabet: int
+) -> None:
+    ids, grids, alphabet = block
+    alphabet = min(alphabet, 300)
+    ids = (ids % alphabet).astype(np.uint16)
+    earlier = skewed_ids(len(ids), earlier_alphabet, 0, seed)
+    codec = ContextCodec(random_model(alphabet, seed, earlier_alphabet))
+    assert codec.needs_earlier
+    data, lengths = codec.encode(ids, grids, earlier)
+    np.testing.assert_array_equal(codec.decode(data, lengths, grids, earlier=earlier), ids)
+    model, ends = read_model(codec.model_bytes()), np.cumsum(sample_sizes(grids))
+    streams, beside = np.split(data, np.cumsum(lengths))[: len(grids)], np.split(earlier, ends)[: len(grids)]
+    for i, (stream, before) in enumerate(zip(streams, beside, strict=True)):
+        read = decode_sample(model, stream.tobytes(), tuple(grids[i].tolist()), before.tolist())
+        assert read == ids[ends[i] - len(before) : ends[i]].tolist()
+
+
+def test_a_level_coded_beside_another_asks_for_it() -> None:
+    grid, ids = np.array([[4]], np.int32), np.arange(4, dtype=np.uint16)
+    codec = ContextCodec(random_model(10, 0, earlier_alphabet=5))
+    data, lengths = codec.encode(ids, grid, ids)
+    for earlier in (None, ids[:3]):
+        with pytest.raises(InputError, match="pass those of the same samples"):
+            codec.decode(data, lengths, grid, earlier=earlier)
+    with pytest.raises(InputError, match="level before is outside its alphabet of 5"):
+        codec.encode(ids, grid, ids + 2)
+
+
+@pytest.mark.parametrize("size", [1, 7, 256, 1024, 4096])
+@pytest.mark.parametrize("alphabet", [2, 17, 256, 1024, 8192, 32768])
+def test_any_number_of_samples_decodes_as_each_alone(alphabet: int, size: int) -> None:
+    """Lockstep and its remainder give the same ids, whatever the size of samples and alphabet."""
+    codec = ContextCodec(random_model(min(alphabet, 2000), 2)) if alphabet < 8192 else None
+    grids = np.full((21, 2), (1, size), np.int32)
+    ids = skewed_ids(21 * size, alphabet if codec is None else codec.alphabet, 1, seed=size)
+    codec = codec or ContextCodec.fit(ids, grids, alphabet, contexts="none")
+    data, lengths = codec.encode(ids, grids)
+    ends = np.cumsum(lengths)
+    for samples in (1, 3, 8, 9, 21):
+        decoded = codec.decode(data[: ends[samples - 1]], lengths[:samples], grids[:samples])
+        np.testing.assert_array_equal(decoded, ids[: samples * size])
+
+
 @settings(max_examples=60, deadline=None)
 @given(blocks(), st.booleans())
 def test_a_sample_alone_decodes_to_its_slice_of_the_block(block: Block, contexts: bool) -> None:

@@ -46,14 +46,21 @@ class Codec(Protocol):
         decode starts with a whole group; only the last group of a block may be shorter."""
         ...
 
-    def encode(self, ids: Ids, grids: Grids) -> tuple[Bytes, Lengths]:
+    @property
+    def needs_earlier(self) -> bool:
+        """Whether the ids of the level before, of the same samples, must be given to encode and to decode."""
+        ...
+
+    def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
         """Streams of all samples back to back (uint8 [total]) and the bytes of each (int32 [samples]).
 
         Raises :class:`~tokenshard.errors.InputError` when an id is outside the alphabet.
         """
         ...
 
-    def decode(self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None) -> Ids:
+    def decode(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
+    ) -> Ids:
         """The ids of all samples back to back (dtype: :func:`id_dtype`), written to ``out`` where given.
 
         Raises :class:`~tokenshard.errors.FormatError` on damaged streams; never reads or writes outside the buffers.

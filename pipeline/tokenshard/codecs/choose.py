@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Codec, Grids, Ids, sample_sizes
 from tokenshard.codecs.blocks import check_ids
 from tokenshard.codecs.context import ContextCodec
-from tokenshard.codecs.grouped import Grouped
+from tokenshard.codecs.fit import Earlier
+from tokenshard.codecs.grouped import Grouped, joined_grids
 from tokenshard.codecs.pack import PackCodec
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import FormatError, SpecError
@@ -45,6 +47,7 @@ class ChosenCodec:
             alphabet=self.codec.alphabet,
             model=None if model is None else hashlib.sha256(model).hexdigest(),
             group=self.codec.group,
+            needs_earlier=self.codec.needs_earlier,
         )
 
 
@@ -54,12 +57,14 @@ def choose_codec(
     alphabet: int,
     want: Literal["auto"] | CodecName = "auto",
     expected_ids: int | None = None,
+    earlier: Earlier | None = None,
 ) -> ChosenCodec:
     """Fit and measure codecs on a pilot block, and take the smallest; within 3 % of it, the simplest.
 
     Four samples of five are fitted on, the fifth is measured (all serve for both where there are fewer than five).
     ``expected_ids`` is the size of the whole dataset where it is known, so that a model file is charged to all of it;
-    by default the pilot is the dataset. ``want`` names one codec instead of choosing. Deterministic.
+    by default the pilot is the dataset. ``want`` names one codec instead of choosing. ``earlier``: the level before of
+    the same samples, which the `context` codec may use. Deterministic.
     """
     sizes = sample_sizes(grids)
     check_ids(ids, sizes, alphabet)
@@ -68,11 +73,11 @@ def choose_codec(
         held_out[:] = True
     fitted = ~held_out if not held_out.all() else held_out
     names = _BY_SIMPLICITY if want == "auto" else (want,)
-    pilot = ids[np.repeat(fitted, sizes)], grids[fitted]
-    codecs = {name: _fit(name, *pilot, alphabet, short=int(sizes.max(initial=0)) < SHORT) for name in names}
-    rest = ids[np.repeat(held_out, sizes)], grids[held_out]
+    group = GROUP if int(sizes.max(initial=0)) < SHORT else 1
     total = max(expected_ids or len(ids), 1)
-    costs = {name: _measure(codec, *rest, total) for name, codec in codecs.items()}
+    pilot, rest = (_Block.of(ids, grids, earlier, samples) for samples in (fitted, held_out))
+    codecs = {name: _fit(name, pilot, alphabet, group, total) for name in names}
+    costs = {name: _measure(codec, rest, total) for name, codec in codecs.items()}
     best = next(name for name in names if costs[name] <= _TIE * min(costs.values()))
     return ChosenCodec(codecs[best], costs)
 
@@ -88,24 +93,43 @@ def load_codec(spec: CodecSpec, model: bytes | None) -> Codec:
             f"column {spec.column} needs the model file models/{spec.model}.tsm; it is missing or damaged"
         )
     codec = ContextCodec.from_model(model)
+    if codec.needs_earlier != spec.needs_earlier:
+        raise FormatError(f"column {spec.column} and its model differ on whether the level before is needed")
     if codec.alphabet != spec.alphabet:
         raise FormatError(f"column {spec.column} has an alphabet of {spec.alphabet}, its model one of {codec.alphabet}")
     return codec if spec.group == 1 else Grouped(codec, spec.group)
 
 
-def _fit(name: CodecName, ids: Ids, grids: Grids, alphabet: int, short: bool) -> Codec:
+class _Block(NamedTuple):
+    """Some samples of a pilot."""
+
+    ids: Ids
+    grids: Grids
+    earlier: Earlier | None
+
+    @classmethod
+    def of(cls, ids: Ids, grids: Grids, earlier: Earlier | None, samples: NDArray[np.bool_]) -> _Block:
+        mine = np.repeat(samples, sample_sizes(grids))
+        beside = None if earlier is None else Earlier(earlier.ids[mine], earlier.alphabet)
+        return cls(ids[mine], grids[samples], beside)
+
+
+def _fit(name: CodecName, pilot: _Block, alphabet: int, group: int, total_ids: int) -> Codec:
     if name == "pack":
         return PackCodec(alphabet)
     if name == "zstd":
         return ZstdCodec(alphabet)
     if name == "context":
-        codec = ContextCodec.fit(ids, grids, alphabet)
-        return Grouped(codec, GROUP) if short else codec
+        grids = pilot.grids if group == 1 else joined_grids(pilot.grids, group)
+        codec = ContextCodec.fit(pilot.ids, grids, alphabet, earlier=pilot.earlier, expected_ids=total_ids)
+        return codec if group == 1 else Grouped(codec, group)
     raise SpecError(f"unknown codec {name!r}; choose auto, {', '.join(_BY_SIMPLICITY)}")
 
 
-def _measure(codec: Codec, ids: Ids, grids: Grids, total_ids: int) -> float:
+def _measure(codec: Codec, block: _Block, total_ids: int) -> float:
     """Bits an id of these samples, with the model file's share."""
-    size = codec.parquet_bytes(ids) if isinstance(codec, ZstdCodec) else len(codec.encode(ids, grids)[0])
+    ids, grids, earlier = block
+    beside = None if earlier is None else earlier.ids
+    size = codec.parquet_bytes(ids) if isinstance(codec, ZstdCodec) else len(codec.encode(ids, grids, beside)[0])
     model = codec.model_bytes() or b""
     return 8 * (size / max(len(ids), 1) + len(model) / total_ids)

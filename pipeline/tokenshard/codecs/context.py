@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, sample_sizes
 from tokenshard.codecs.blocks import check_ids, check_lengths, ids_buffer, read_only
+from tokenshard.codecs.fit import Earlier, fit_contexts
 from tokenshard.codecs.model import ContextModel
+from tokenshard.codecs.neighbours import neighbour_strides
 from tokenshard.codecs.tree import fit_order0
-from tokenshard.errors import FormatError
+from tokenshard.errors import FormatError, InputError
 
 _WORD_BITS = 16
 _SYMBOL_BITS = 12
@@ -43,19 +45,35 @@ class ContextCodec:
         self.model = model
         self.alphabet = model.alphabet
         self._arrays = model.kernel_arrays()
-        nodes = self._arrays.nodes
-        tree_size = len(nodes) + self.alphabet
         children = np.concatenate([step.children for step in model.steps])
-        self._parents = np.zeros(tree_size, np.uint32)
-        self._parents[1:] = np.repeat(np.arange(len(nodes), dtype=np.uint32), children)
+        self._parents = np.zeros(len(children) + self.alphabet, np.uint32)
+        self._parents[1:] = np.repeat(np.arange(len(children), dtype=np.uint32), children)
         self._leaf_nodes = np.empty(self.alphabet, np.uint32)
-        self._leaf_nodes[model.leaves] = np.arange(len(nodes), tree_size, dtype=np.uint32)
+        self._leaf_nodes[model.leaves] = np.arange(len(children), len(children) + self.alphabet, dtype=np.uint32)
+        self.needs_earlier = model.earlier_alphabet is not None
 
     @classmethod
-    def fit(cls, ids: Ids, grids: Grids, alphabet: int) -> ContextCodec:
-        """Fit an order-0 model to the samples of a pilot (fewer than 2^31 ids). Equal pilots give equal models."""
+    def fit(
+        cls,
+        ids: Ids,
+        grids: Grids,
+        alphabet: int,
+        contexts: Literal["auto", "none"] = "auto",
+        earlier: Earlier | None = None,
+        expected_ids: int | None = None,
+    ) -> ContextCodec:
+        """Fit to the samples of a pilot (fewer than 2^31 ids). Equal pilots give equal models.
+
+        ``auto`` gives each step the contexts that pay on samples held out from the fit, when the model's bytes are
+        spread over ``expected_ids`` (by default those of the pilot); ``none`` makes an order-0 model. ``earlier``: the
+        level before of the same samples, which may serve as a neighbour.
+        """
         check_ids(ids, sample_sizes(grids), alphabet)
-        return cls(fit_order0(np.bincount(ids, minlength=alphabet), len(grids)))
+        if earlier is not None:
+            check_ids(earlier.ids, sample_sizes(grids), earlier.alphabet)
+        if contexts == "none":
+            return cls(fit_order0(np.bincount(ids, minlength=alphabet), len(grids)))
+        return cls(fit_contexts(ids, grids, alphabet, earlier, expected_ids))
 
     @classmethod
     def from_model(cls, data: bytes) -> ContextCodec:
@@ -68,7 +86,7 @@ class ContextCodec:
     def model_bytes(self) -> bytes:
         return self.model.to_bytes()
 
-    def encode(self, ids: Ids, grids: Grids) -> tuple[Bytes, Lengths]:
+    def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
         sizes = sample_sizes(grids)
         check_ids(ids, sizes, self.alphabet)
         num_words = np.zeros(len(sizes), np.int64)
@@ -82,14 +100,19 @@ class ContextCodec:
         stops = np.cumsum(rooms)
         scratch = np.empty(int(stops[-1]), np.uint16)
         layout = self._layout(grids, sizes, sizes > 0)
-        tree = (self._leaf_nodes, self._parents)
-        rans_kernels.encode(read_only(ids), tuple(layout), depth, tuple(self._arrays), tree, scratch, stops, num_words)
+        beside, tree = read_only(self._beside(ids, earlier)), (self._leaf_nodes, self._parents)
+        state = np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64)
+        rans_kernels.encode(
+            read_only(ids), beside, tuple(layout), tuple(self._arrays), tree, scratch, stops, num_words, state
+        )
         words = np.empty(int(num_words.sum()), np.uint16)
         rans_kernels.gather(scratch, stops, num_words, words)
         return words.astype("<u2", copy=False).view(np.uint8), (2 * num_words).astype(np.int32)
 
-    def decode(self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None) -> Ids:
-        ids, damaged = self.try_decode(data, lengths, grids, out)
+    def decode(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
+    ) -> Ids:
+        ids, damaged = self.try_decode(data, lengths, grids, out, earlier)
         if damaged.any():
             raise FormatError(
                 f"{int(damaged.sum())} of {len(damaged)} streams are damaged, the first is that of sample "
@@ -98,7 +121,7 @@ class ContextCodec:
         return ids
 
     def try_decode(
-        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
     ) -> tuple[Ids, NDArray[np.bool_]]:
         """Like :meth:`decode`, but says which streams are damaged (bool [samples]) instead of raising.
 
@@ -115,7 +138,8 @@ class ContextCodec:
             return ids, (lengths > 0) | (sizes > 0) & (self.alphabet > 1)
         from tokenshard.codecs import rans_kernels
 
-        words = _as_words(data)
+        words = np.zeros(len(data) // 2 + rans_kernels.BLOCK * len(self.model.steps) + 1, np.uint16)
+        words[: len(data) // 2] = np.ascontiguousarray(data).view("<u2")
         damaged = np.where(sizes > 0, lengths < 4, lengths > 0)
         state = np.flatnonzero((sizes > 0) & ~damaged)
         damaged[state] = words[first_bytes[state] // 2 + 1] == 0  # a state below 2^16
@@ -123,35 +147,26 @@ class ContextCodec:
         for sample in np.flatnonzero(damaged & (sizes > 0)):
             ids[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
         rans_kernels.decode(
-            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), len(self.model.steps),
-            tuple(self._arrays), ids, damaged,
+            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), tuple(self._arrays), ids,
+            self._beside(ids, earlier), damaged, np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64),
         )  # fmt: skip
         return ids, damaged
+
+    def _beside(self, own: Ids, earlier: Ids | None) -> Ids:
+        """Where the second neighbours are: ids of the level before (checked), or of the same level."""
+        alphabet = self.model.earlier_alphabet
+        if alphabet is None:
+            return own
+        if earlier is None or earlier.shape != own.shape:
+            raise InputError("this level is coded with the ids of the level before; pass those of the same samples")
+        if len(earlier) and (earlier.min() < 0 or earlier.max() >= alphabet):
+            raise InputError(f"an id of the level before is outside its alphabet of {alphabet}")
+        return np.require(earlier, own.dtype if alphabet <= 1 << 16 else np.int32, ["C", "W"])
 
     def _layout(self, grids: Grids, sizes: NDArray[np.int64], coded: NDArray[np.bool_]) -> _Layout:
         """Samples of like size (and shape, where neighbours matter) go through the compiled loops together."""
         order = np.flatnonzero(coded)
-        strides, periods = _neighbour_strides(grids, self.model.neighbours)
-        keys = (strides[order, 0], strides[order, 1], sizes[order]) if len(self._arrays.tables) else (sizes[order],)
+        strides, periods = neighbour_strides(grids, self.model.neighbours)
+        keys = (strides[order, 0], strides[order, 1], sizes[order]) if len(self._arrays.pairs) else (sizes[order],)
         order = order[np.lexsort(keys)]
         return _Layout(np.cumsum(sizes) - sizes, sizes, strides, periods, order)
-
-
-def _neighbour_strides(grids: Grids, neighbours: tuple[str, str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """How many ids before an id its two neighbours lie, and the run of ids in which they exist (uint64 [samples, 2]).
-
-    Position ``p`` of a sample has the neighbour ``p - stride`` where ``p % period >= stride``.
-    """
-    axis = {"left": 1, "up": 2, "previous": 3}
-    boxed = np.concatenate([np.ones((len(grids), 4 - grids.shape[1]), np.int64), grids], axis=1)
-    products = np.cumprod(boxed[:, ::-1], axis=1, dtype=np.uint64)  # W, H W, T H W, T H W
-    strides = np.concatenate([np.ones((len(grids), 1), np.uint64), products], axis=1)
-    chosen = [axis[name] for name in neighbours]
-    return strides[:, [at - 1 for at in chosen]], strides[:, chosen]
-
-
-def _as_words(data: Bytes) -> NDArray[np.uint16]:
-    """The stream words of a block; copied only where the buffer starts at an odd address."""
-    words = np.ascontiguousarray(data).view("<u2")
-    aligned: NDArray[np.uint16] = np.require(words, np.uint16, ["ALIGNED"])
-    return read_only(aligned)

@@ -34,29 +34,37 @@ class Grouped:
     def layout(self) -> Literal["binary", "list"]:
         return self.codec.layout
 
-    def encode(self, ids: Ids, grids: Grids) -> tuple[Bytes, Lengths]:
-        data, group_lengths = self.codec.encode(ids, self._joined(grids))
+    @property
+    def needs_earlier(self) -> bool:
+        return self.codec.needs_earlier
+
+    def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
+        data, group_lengths = self.codec.encode(ids, joined_grids(grids, self.group), earlier)
         lengths = np.zeros(len(grids), np.int32)
         lengths[:: self.group] = group_lengths
         return data, lengths
 
-    def decode(self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None) -> Ids:
+    def decode(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
+    ) -> Ids:
         group_lengths = lengths[:: self.group]
         if np.count_nonzero(lengths) != np.count_nonzero(group_lengths):
             raise FormatError(f"a stream begins inside a group of {self.group} rows; the shard is damaged")
-        return self.codec.decode(data, group_lengths, self._joined(grids), out)
+        return self.codec.decode(data, group_lengths, joined_grids(grids, self.group), out, earlier)
 
     def model_bytes(self) -> bytes | None:
         return self.codec.model_bytes()
 
-    def _joined(self, grids: Grids) -> Grids:
-        firsts = np.arange(0, len(grids), self.group)
-        if len(firsts) == 0:
-            return grids
-        joined = grids[firsts]
-        joined[:, 0] = np.add.reduceat(grids[:, 0], firsts)
-        agrees = (grids[:, 1:] == grids[firsts, 1:].repeat(self.group, axis=0)[: len(grids)]).all(axis=1)
-        ragged = ~np.logical_and.reduceat(agrees, firsts)
-        joined[ragged] = 1
-        joined[ragged, -1] = np.add.reduceat(sample_sizes(grids), firsts)[ragged]
-        return joined
+
+def joined_grids(grids: Grids, group: int) -> Grids:
+    """The grids of groups of rows, each coded as one sample."""
+    firsts = np.arange(0, len(grids), group)
+    if len(firsts) == 0:
+        return grids
+    joined = grids[firsts]
+    joined[:, 0] = np.add.reduceat(grids[:, 0], firsts)
+    agrees = (grids[:, 1:] == grids[firsts, 1:].repeat(group, axis=0)[: len(grids)]).all(axis=1)
+    ragged = ~np.logical_and.reduceat(agrees, firsts)
+    joined[ragged] = 1
+    joined[ragged, -1] = np.add.reduceat(sample_sizes(grids), firsts)[ragged]
+    return joined

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import zstandard
@@ -30,13 +30,18 @@ MAX_ALPHABET = MAX_CHILDREN**MAX_STEPS
 TOTAL = 4096
 """Sum of the frequencies of every table."""
 
+MAX_TABLES = 32_000
+"""Tables of all steps where any node has more than one; else the memory is the limit."""
+
 MAX_RUNTIME_BYTES = 4 << 20
 """Tables and maps in memory, all but the leaf order: more is refused."""
 
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 _PREFIX = struct.Struct("<8sII")
 _DIGEST_BYTES = 32
 
-Neighbour = Literal["left", "up", "previous"]
+Neighbour = Literal["left", "left2", "up", "previous", "earlier"]
+"""`earlier`: the id of the level before at the same place; the others are ids of the same level."""
 
 
 class Pilot(StoredDocument):
@@ -53,6 +58,7 @@ class StepHeader(StoredDocument):
     nodes: int = Field(ge=1, le=MAX_CHILDREN ** (MAX_STEPS - 1))
     tables: int = Field(ge=1, description="tables of all nodes together")
     class_maps: int = Field(ge=0, le=1 << 16)
+    clusters: tuple[int, int] = Field(description="of first and second neighbours; 0 where maps give the classes")
     classes: tuple[int, int] = Field(description="classes of the first and of the second neighbour")
     frequencies: int = Field(ge=1, le=MAX_CHILDREN << 16)
 
@@ -62,8 +68,14 @@ class ModelHeader(StoredDocument):
 
     alphabet: int = Field(ge=1, le=MAX_ALPHABET)
     neighbours: tuple[Neighbour, Neighbour]
+    earlier_alphabet: int | None = Field(default=None, ge=1, le=MAX_ALPHABET)
     steps: tuple[StepHeader, ...] = Field(min_length=1, max_length=MAX_STEPS)
     pilot: Pilot
+
+    @property
+    def second_alphabet(self) -> int:
+        """Alphabet of the second neighbour, the only one that may be of another level."""
+        return self.alphabet if self.earlier_alphabet is None else self.earlier_alphabet
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +88,14 @@ class Step:
     """[nodes]: tables of each node, at least 1."""
     map_of: NDArray[np.uint16]
     """[nodes]: which class map a node uses."""
-    class_maps: NDArray[np.uint8]
-    """[maps, 2, alphabet + 1]: class of each id as first and second neighbour; the last entry is "no neighbour"."""
+    first_map: NDArray[np.uint8]
+    """[maps, alphabet + 1]: class (or cluster) of each id as first neighbour; the last entry is "no neighbour"."""
+    second_map: NDArray[np.uint8]
+    """[maps, alphabet of the second neighbour + 1]: its class (or cluster) as second neighbour."""
+    first_refined: NDArray[np.uint8]
+    """[nodes, clusters]: class of each cluster of first neighbours; no columns where the map gives classes."""
+    second_refined: NDArray[np.uint8]
+    """[nodes, clusters]: the same for second neighbours."""
     pairs: NDArray[np.uint16]
     """[nodes, classes of the first, classes of the second]: which of the node's tables a class pair uses."""
     frequencies: NDArray[np.uint16]
@@ -89,10 +107,21 @@ class Step:
         return StepHeader(
             nodes=len(self.children),
             tables=int(self.tables.sum(dtype=np.int64)),
-            class_maps=len(self.class_maps),
+            class_maps=len(self.first_map),
+            clusters=(self.first_refined.shape[1], self.second_refined.shape[1]),
             classes=classes,
             frequencies=len(self.frequencies),
         )
+
+    @property
+    def row(self) -> int:
+        """Entries a table takes in memory: 16 where these are enough, else 32."""
+        return MAX_CHILDREN // 2 if self.children.max() <= MAX_CHILDREN // 2 else MAX_CHILDREN
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All arrays in the order of the file."""
+        maps = self.first_map, self.second_map, self.first_refined, self.second_refined
+        return (self.children, self.tables, self.map_of, *maps, self.pairs, self.frequencies)
 
     @property
     def has_contexts(self) -> bool:
@@ -100,16 +129,27 @@ class Step:
 
 
 class KernelArrays(NamedTuple):
-    """A model as the compiled loops index it. Nodes are numbered depth by depth, left to right; leaves follow."""
+    """A model as the compiled loops index it. Nodes are numbered depth by depth, left to right; leaves follow.
+
+    Own ids are known to the loops by the number of their leaf, so that no step of the decoder waits for ``leaves``.
+    """
 
     nodes: NDArray[np.uint32]
-    """[nodes, 3]: number of the first child, place of the class map in ``classes``, place of the node in ``tables``."""
-    classes: NDArray[np.uint16]
-    """Class maps; those of the first neighbour are premultiplied, so that the sum of both classes is a pair."""
-    tables: NDArray[np.uint16]
-    """Table of each node and class pair; empty where every node has one table, of the node's own number."""
+    """[nodes, 4], flat: number of the first child, column of the class map in ``classes``, first entry in ``pairs``
+    (or the table, where nodes have one each), first entry in ``refined``."""
+    steps: NDArray[np.uint64]
+    """[depth, 3]: 1 where a table has 32 entries; log2 of the row length of a pair map; clusters a first neighbour."""
+    classes: NDArray[np.uint8]
+    """One row an id as first neighbour, then one an id as second: its class or cluster in the maps of all steps."""
+    class_rows: tuple[np.uint64, np.uint64]
+    """Length of a row of ``classes``, and first entry of the rows of second neighbours."""
+    refined: NDArray[np.uint8]
+    """Classes of the clusters of a node: of first neighbours, then of second ones."""
+    pairs: NDArray[np.uint16]
+    """Table of each node and class pair; empty where every node has one table. Tables are named by their place in
+    ``ends`` divided by 16."""
     ends: NDArray[np.uint16]
-    """[1 + tables, 32], flat: cumulative frequencies, filled up with 4096; the first row is all 4096."""
+    """Cumulative frequencies of each table, filled up to 16 or 32 entries with 4096; 32 times 4096 come first."""
     leaves: Ids
     """Ids in leaf order."""
 
@@ -124,12 +164,15 @@ class ContextModel:
     leaves: Ids
     """[alphabet]: the ids in the order of the leaves, left to right."""
     pilot: Pilot
+    earlier_alphabet: int | None = None
+    """Alphabet of the level before, where it is the second neighbour."""
 
     def __post_init__(self) -> None:
-        _check_header(self.header)
+        header = self.header
+        _check_header(header)
         for number, step in enumerate(self.steps):
             below = self.steps[number + 1].children if number + 1 < len(self.steps) else self.leaves
-            _check_step(step, number, self.alphabet, len(below))
+            _check_step(step, number, header, len(below))
         _require(len(self.steps[0].children) == 1, "the first step has more than one node")
         seen = np.zeros(self.alphabet, np.bool_)
         _require(len(self.leaves) == self.alphabet, "the leaves are not the alphabet")
@@ -144,43 +187,52 @@ class ContextModel:
         return ModelHeader(
             alphabet=self.alphabet,
             neighbours=self.neighbours,
+            earlier_alphabet=self.earlier_alphabet,
             steps=tuple(step.header for step in self.steps),
             pilot=self.pilot,
         )
 
     def kernel_arrays(self) -> KernelArrays:
-        nodes = np.zeros((sum(len(step.children) for step in self.steps), 3), np.uint32)
+        contexts = any(step.has_contexts for step in self.steps)
         children = np.concatenate([step.children for step in self.steps])
+        nodes = np.zeros((len(children), 4), np.uint32)
         nodes[:, 0] = 1 + np.cumsum(children, dtype=np.int64) - children
-        ends = [np.full((1, MAX_CHILDREN), TOTAL, np.uint16), *(_ends(step) for step in self.steps)]
-        classes, tables = np.zeros(0, np.uint16), np.zeros(0, np.uint16)
-        if any(step.has_contexts for step in self.steps):
-            classes, tables = self._place_contexts(nodes)
-        return KernelArrays(nodes, classes, tables, np.concatenate(ends).reshape(-1), self.leaves)
-
-    def _place_contexts(self, nodes: NDArray[np.uint32]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-        """Lay class maps and pair maps of all steps back to back and enter their places in ``nodes``."""
-        classes: list[NDArray[np.uint16]] = []
-        tables: list[NDArray[np.uint16]] = []
-        node = class_at = table_at = first_table = 0
-        for step in self.steps:
-            maps = np.zeros((max(len(step.class_maps), 1), 2, self.alphabet + 1), np.uint16)
-            maps[: len(step.class_maps)] = step.class_maps
-            maps[:, 0] *= step.pairs.shape[2]
+        steps = np.zeros((len(self.steps), 3), np.uint64)
+        refined = [np.zeros(0, np.uint8)]
+        ends, pairs = [np.full(MAX_CHILDREN, TOTAL, np.uint16)], [np.zeros(0, np.uint16)]
+        node = column = pair_at = refined_at = 0
+        table_at = MAX_CHILDREN // 16
+        for number, step in enumerate(self.steps):
+            steps[number] = step.row // 32, (step.pairs.shape[2] - 1).bit_length(), step.first_refined.shape[1]
+            ends.append(_ends(step))
             here = slice(node, node + len(step.children))
-            nodes[here, 1] = class_at + step.map_of.astype(np.int64) * maps[0].size
-            nodes[here, 2] = table_at + np.arange(len(step.pairs)) * step.pairs[0].size
-            before = first_table + np.cumsum(step.tables, dtype=np.int64) - step.tables
-            tables.append((step.pairs + before[:, None, None]).astype(np.uint16).reshape(-1))
-            classes.append(maps.reshape(-1))
-            node, class_at, table_at = here.stop, class_at + maps.size, table_at + step.pairs.size
-            first_table += int(step.tables.sum(dtype=np.int64))
-        return np.concatenate(classes), np.concatenate(tables)
+            nodes[here, 1] = column + step.map_of
+            refined.append(np.concatenate([step.first_refined, step.second_refined], axis=1).reshape(-1))
+            nodes[here, 3] = refined_at + np.arange(len(step.pairs)) * (refined[-1].size // len(step.pairs))
+            refined_at += refined[-1].size
+            if contexts:
+                pairs.append(_padded_pairs(step, table_at))
+                nodes[here, 2] = pair_at + np.arange(len(step.pairs)) * (pairs[-1].size // len(step.pairs))
+            else:
+                nodes[here, 2] = table_at + np.arange(len(step.pairs)) * (step.row // 16)
+            node, column = here.stop, column + max(len(step.first_map), 1)
+            pair_at, table_at = pair_at + pairs[-1].size, table_at + ends[-1].size // 16
+        columns = zip(*((step.first_map, step.second_map) for step in self.steps), strict=True)
+        first, second = (np.concatenate([_or_zeros(part) for part in parts]) for parts in columns)
+        rows = first.T, second.T
+        classes = np.concatenate([row.reshape(-1) for row in rows if contexts] or [np.zeros(0, np.uint8)])
+        class_rows = (np.uint64(len(first)), np.uint64(first.size))
+        packed = np.concatenate(refined), np.concatenate(pairs), _at_cache_line(np.concatenate(ends))
+        return KernelArrays(nodes.reshape(-1), steps, _at_cache_line(classes), class_rows, *packed, self.leaves)
+
+    def measured(self, bits_per_id: float) -> ContextModel:
+        """The same model with the bits an id of its pilot costs."""
+        return replace(self, pilot=self.pilot.model_copy(update={"bits_per_id": bits_per_id}))
 
     def to_bytes(self) -> bytes:
         """The model as a `.tsm` file; equal models give equal bytes."""
         header = canonical_json(self.header.model_dump(mode="json"))
-        arrays = [part for step in self.steps for part in _arrays(step)] + [self.leaves]
+        arrays = [part for step in self.steps for part in step.arrays()] + [self.leaves]
         payload = b"".join(_byte_planes(array) for array in arrays)
         body = _PREFIX.pack(MAGIC, VERSION, len(header)) + header + zstandard.compress(payload, 19)
         return body + hashlib.sha256(body).digest()
@@ -190,11 +242,11 @@ class ContextModel:
         """Read a `.tsm` file. Raises :class:`FormatError` when it is damaged, too large or too new."""
         header, frame = _open(data)
         dtype = np.dtype(id_dtype(header.alphabet))
-        shapes = [shape for step in header.steps for shape in _shapes(step, header.alphabet)]
+        shapes = [shape for step in header.steps for shape in _shapes(step, header)]
         shapes.append(((header.alphabet,), dtype))
         arrays = _split(_decompress(frame, sum(_size(*shape) for shape in shapes)), shapes)
-        steps = tuple(Step(*(next(arrays) for _ in range(6))) for _ in header.steps)
-        model = cls(header.alphabet, header.neighbours, steps, next(arrays), header.pilot)
+        steps = tuple(Step(*(next(arrays) for _ in range(9))) for _ in header.steps)
+        model = cls(header.alphabet, header.neighbours, steps, next(arrays), header.pilot, header.earlier_alphabet)
         _require(model.header == header, "the header and the arrays differ")
         return model
 
@@ -204,12 +256,34 @@ def _table_lengths(step: Step) -> NDArray[np.int64]:
 
 
 def _ends(step: Step) -> NDArray[np.uint16]:
-    """[tables, 32] cumulative frequencies of a step's tables."""
+    """Cumulative frequencies of a step's tables, flat."""
     lengths = _table_lengths(step)
     running = np.cumsum(step.frequencies, dtype=np.int64) - np.repeat(np.arange(len(lengths)) * TOTAL, lengths)
-    ends = np.full((len(lengths), MAX_CHILDREN), TOTAL, np.uint16)
-    ends[np.arange(MAX_CHILDREN) < lengths[:, None]] = running
-    return ends
+    ends = np.full((len(lengths), step.row), TOTAL, np.uint16)
+    ends[np.arange(step.row) < lengths[:, None]] = running
+    return ends.reshape(-1)
+
+
+def _padded_pairs(step: Step, table_at: int) -> NDArray[np.uint16]:
+    """Places of tables divided by 16, flat; rows are filled up to a power of two."""
+    before = np.cumsum(step.tables, dtype=np.int64) - step.tables
+    nodes, first, second = step.pairs.shape
+    padded = np.zeros((nodes, first, 1 << (second - 1).bit_length()), np.uint16)
+    padded[:, :, :second] = table_at + (step.pairs + before[:, None, None]) * (step.row // 16)
+    return padded.reshape(-1)
+
+
+def _or_zeros(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return classes if len(classes) else np.zeros((1, classes.shape[1]), np.uint8)
+
+
+def _at_cache_line(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    """A copy that begins at a multiple of 64 bytes, so that a table or a row of 64 bytes lies in one cache line."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    copy = room[begin : begin + array.nbytes].view(array.dtype)
+    copy[:] = array
+    return copy
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -217,18 +291,17 @@ def _require(condition: bool, problem: str) -> None:
         raise FormatError(f"codec model: {problem}; restore the file below models/ or convert again")
 
 
-def _arrays(step: Step) -> tuple[NDArray[Any], ...]:
-    return (step.children, step.tables, step.map_of, step.class_maps, step.pairs, step.frequencies)
-
-
-def _shapes(step: StepHeader, alphabet: int) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+def _shapes(step: StepHeader, header: ModelHeader) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
     byte, word = np.dtype(np.uint8), np.dtype(np.uint16)
     nodes = step.nodes
     return [
         ((nodes,), byte),
         ((nodes,), word),
         ((nodes,), word),
-        ((step.class_maps, 2, alphabet + 1), byte),
+        ((step.class_maps, header.alphabet + 1), byte),
+        ((step.class_maps, header.second_alphabet + 1), byte),
+        ((nodes, step.clusters[0]), byte),
+        ((nodes, step.clusters[1]), byte),
         ((nodes, *step.classes), word),
         ((step.frequencies,), word),
     ]
@@ -287,31 +360,50 @@ def _decompress(frame: bytes, size: int) -> bytes:
 
 def _check_header(header: ModelHeader) -> None:
     """Limits that hold before anything is allocated."""
-    size = 0
+    of_earlier = ["earlier" in header.neighbours[:1], header.neighbours[1] == "earlier"]
+    _require(of_earlier == [False, header.earlier_alphabet is not None], "neighbours and alphabets do not fit")
     for step in header.steps:
-        first, second = step.classes
-        _require(1 <= first <= 256 and 1 <= second <= 256, "class counts must be 1 to 256")
-        _require(step.class_maps > 0 or (first, second) == (1, 1), "classes without a class map")
-        size += 12 * step.nodes + 4 * step.class_maps * (header.alphabet + 1) + 2 * step.nodes * first * second
-        size += 2 * MAX_CHILDREN * step.tables
-    _require(sum(step.tables for step in header.steps) <= 1 << 16, "more than 65,536 tables")
+        _require(all(1 <= classes <= 256 for classes in step.classes), "class counts must be 1 to 256")
+        _require(step.class_maps > 0 or step.classes == (1, 1), "classes without a class map")
+        of_sides = [0 < clusters <= 256 for clusters in step.clusters]
+        _require(all(of_sides) or step.clusters == (0, 0), "clusters must be 1 to 256 on both sides, or 0")
+        _require(step.class_maps > 0 or step.clusters == (0, 0), "clusters without a class map")
+    size = runtime_bytes(header.steps, header.alphabet, header.second_alphabet)
+    tables = sum(step.tables for step in header.steps)
+    contexts = any(step.classes != (1, 1) or step.tables > step.nodes for step in header.steps)
+    _require(not contexts or tables <= MAX_TABLES, f"{tables} tables, above the limit of {MAX_TABLES}")
     _require(size <= MAX_RUNTIME_BYTES, f"{size} bytes of tables and maps, above the limit of {MAX_RUNTIME_BYTES}")
 
 
-def _check_step(step: Step, number: int, alphabet: int, below: int) -> None:
+def runtime_bytes(steps: Sequence[StepHeader], alphabet: int, second_alphabet: int) -> int:
+    """Bytes that tables and maps take in memory, all but the leaf order; at most 4 MiB are allowed."""
+    size = 0
+    for step in steps:
+        first, second = step.classes
+        size += (16 + sum(step.clusters)) * step.nodes + step.class_maps * (alphabet + second_alphabet + 2)
+        size += 2 * step.nodes * first * (1 << (second - 1).bit_length()) + 2 * MAX_CHILDREN * step.tables
+    return size
+
+
+def _check_step(step: Step, number: int, header: ModelHeader, below: int) -> None:
     """Everything the compiled loops rely on: no array of a checked step leads outside another."""
     where = f"step {number}"
     nodes, classes = len(step.children), step.pairs.shape[1:]
     _require(len(step.tables) == len(step.map_of) == len(step.pairs) == nodes, f"{where}: arrays of different length")
-    _require(step.class_maps.shape[1:] == (2, alphabet + 1), f"{where}: class maps do not cover the alphabet")
+    maps = len(step.first_map)
+    covered = [(maps, header.alphabet + 1), (maps, header.second_alphabet + 1)]
+    sides, refined = (step.first_map, step.second_map), (step.first_refined, step.second_refined)
+    _require([side.shape for side in sides] == covered, f"{where}: class maps do not cover the alphabet")
     _require(
         bool(((step.children >= 1) & (step.children <= MAX_CHILDREN)).all()), f"{where}: a node of no or > 32 symbols"
     )
     _require(int(step.children.sum(dtype=np.int64)) == below, f"{where}: children and the next step differ in number")
     _require(bool((step.tables >= 1).all()), f"{where}: a node without a table")
-    _require(bool((step.map_of < max(len(step.class_maps), 1)).all()), f"{where}: a class map that does not exist")
-    for side in range(2):
-        _require(bool((step.class_maps[:, side] < classes[side]).all()), f"{where}: a class that does not exist")
+    _require(bool((step.map_of < max(maps, 1)).all()), f"{where}: a class map that does not exist")
+    _require(len(refined[0]) == len(refined[1]) == nodes, f"{where}: arrays of different length")
+    for side, own, limit in zip(sides, refined, classes, strict=True):
+        _require(bool((side < (own.shape[1] or limit)).all()), f"{where}: a class or cluster that does not exist")
+        _require(bool((own < limit).all()), f"{where}: a class that does not exist")
     _require(bool((step.pairs < step.tables[:, None, None]).all()), f"{where}: a table that does not exist")
     lengths = _table_lengths(step)
     _require(int(lengths.sum()) == len(step.frequencies), f"{where}: frequencies and tables differ in number")

@@ -21,13 +21,14 @@ class PackCodec:
     name: ClassVar[Literal["pack"]] = "pack"
     layout: ClassVar[Literal["binary"]] = "binary"
     group: ClassVar[int] = 1
+    needs_earlier: ClassVar[bool] = False
 
     @property
     def bits(self) -> int:
         """Bits of one id."""
         return (self.alphabet - 1).bit_length()
 
-    def encode(self, ids: Ids, grids: Grids) -> tuple[Bytes, Lengths]:
+    def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
         sizes = sample_sizes(grids)
         check_ids(ids, sizes, self.alphabet)
         lengths = self._lengths(sizes)
@@ -40,7 +41,9 @@ class PackCodec:
         pack_kernels.pack(read_only(ids), sizes, np.cumsum(lengths) - lengths, self.bits, data)
         return data[:total], lengths.astype(np.int32)
 
-    def decode(self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None) -> Ids:
+    def decode(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
+    ) -> Ids:
         first_bytes = check_lengths(data, lengths, grids)
         sizes = sample_sizes(grids)
         wrong = np.flatnonzero(lengths != self._lengths(sizes))

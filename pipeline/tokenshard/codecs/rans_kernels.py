@@ -2,8 +2,9 @@
 
 One 32-bit state a stream; four streams advance in lockstep, because the dependent steps of a single one leave most of
 a core idle. Everything is unsigned 64-bit: numba then drops its test for negative indices, and the product of a state
-and a frequency cannot overflow. The functions trust the model arrays (checked when a model is built) but never the
-streams: every read of a word is clamped to the buffer, and a slot is always below the last end of its table.
+and a frequency cannot overflow. The functions
+trust the model arrays (checked when a model is built) but never the streams: every read of a word is clamped to the
+buffer, and a slot is always below the last end of its table.
 
 Streams and tables are specified in `schemas/shard-format.md`; the coder is the range variant of Duda's asymmetric
 numeral systems (arXiv:1311.2540).
@@ -23,15 +24,24 @@ from numba.extending import intrinsic
 _place: Callable[..., Any] = cgutils.gep_inbounds
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
-_inline: _Compiled = njit(forceinline=True, error_model="numpy")
-_kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+# Without reference counts: they would be kept for every array of a tuple at every call, in the innermost loop.
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
+_inline: _Compiled = njit(forceinline=True, **_OPTIONS)
+_kernel: _Compiled = njit(cache=True, nogil=True, **_OPTIONS)
 
-LANES = 4
+LANES = 8
 """Streams that advance in lockstep."""
 
-_0, _1, _2 = (np.uint64(i) for i in range(3))
-_LANES = np.uint64(LANES)
-_ROW = np.uint64(5)  # log2 of the entries of a table
+BLOCK = 64
+"""Positions between two tests of the places of the next words."""
+
+STATE = 8
+"""What a lane holds while it advances: rANS state, place of the next word, first id, both neighbours' rows, node."""
+
+_X, _AT, _BASE, _FIRST, _SECOND, _NODE = (np.uint64(i) for i in range(6))
+_0, _1, _2, _3, _4, _16, _32 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 16, 32))
+_BLOCK = np.uint64(BLOCK)
+_LANES, _STATE = np.uint64(LANES), np.uint64(STATE)
 _PRECISION = np.uint64(12)  # log2 of the sum of a table's frequencies
 _SLOT = np.uint64((1 << 12) - 1)
 _WORD = np.uint64(16)
@@ -39,121 +49,189 @@ _LOW = np.uint64(1 << 16)  # the smallest state, and the one an encoder starts f
 _EMIT = np.uint64(20)  # a state of frequency << 20 or more gives away a word before it takes a symbol
 
 
-@_intrinsic
-def _count_at_most(typingctx: Any, ends: Any, first: Any, slot: Any) -> Any:
-    """How many of the 32 uint16 values from ``ends[first]`` on are <= slot: the symbol, by one vector compare."""
-    signature = types.uint64(ends, types.uint64, types.uint64)
+def _symbol_counter(size: int) -> Callable[..., Any]:
+    """An intrinsic: how many of the ``size`` entries (at most 4096) from ``ends[first]`` on are above a slot.
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        i16, i32 = ir.IntType(16), ir.IntType(32)
-        table = ir.VectorType(i16, 32)
-        undefined = ir.Constant(table, ir.Undefined)
-        row = builder.load(_place(builder, array.data, args[1]), align=2, typ=table)
-        slots = builder.insert_element(undefined, builder.trunc(args[2], i16), ir.Constant(i32, 0))
-        slots = builder.shuffle_vector(slots, undefined, ir.Constant(ir.VectorType(i32, 32), [0] * 32))
-        mask = builder.bitcast(builder.icmp_unsigned("<=", row, slots), i32)
-        return builder.zext(builder.ctpop(mask), ir.IntType(64))
+    One compare of whole vectors. The masks of two vectors are merged byte by byte, as their order does not matter.
+    """
 
-    return signature, codegen
+    @_intrinsic
+    def count_above(typingctx: Any, ends: Any, first: Any, slot: Any) -> Any:
+        signature = types.uint64(ends, types.uint64, types.uint64)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            array = context.make_array(signature.args[0])(context, builder, args[0])
+            i16, i32, i64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+            words, as_bytes = ir.VectorType(i16, 16), ir.VectorType(ir.IntType(8), 32)
+            undefined = ir.Constant(words, ir.Undefined)
+            slots = builder.insert_element(undefined, builder.trunc(args[2], i16), ir.Constant(i32, 0))
+            slots = builder.shuffle_vector(slots, undefined, ir.Constant(ir.VectorType(i32, 16), [0] * 16))
+            masks = []
+            for begin in range(0, size, 16):
+                place = builder.add(args[1], ir.Constant(i64, begin))
+                row = builder.load(_place(builder, array.data, place), align=2, typ=words)
+                above = builder.sext(builder.icmp_signed(">", row, slots), words)
+                masks.append(builder.bitcast(above, as_bytes))
+            if size == 32:
+                merged = [i + 32 * (i & 1) for i in range(32)]
+                masks = [builder.shuffle_vector(*masks, ir.Constant(ir.VectorType(i32, 32), merged))]
+            bits = builder.icmp_signed("<", masks[0], ir.Constant(as_bytes, None))
+            count = builder.zext(builder.ctpop(builder.bitcast(bits, i32)), i64)
+            return count if size == 32 else builder.lshr(count, ir.Constant(i64, 1))
+
+        return signature, codegen
+
+    return count_above
+
+
+_above_of_16 = _symbol_counter(16)
+_above_of_32 = _symbol_counter(32)
 
 
 @_inline
-def _pop(x: Any, at: Any, row: Any, words: Any, ends: Any) -> Any:
-    """Take a symbol from state ``x``; returns (state, place of the next word, symbol)."""
-    first = (row + _1) << _ROW
+def _row(node: Any, pair: Any, step: Any, model: Any, contexts: Any) -> Any:
+    """First entry in ``ends`` of the table that a node uses; ``pair``: rows of its neighbours in ``classes``."""
+    nodes, _, classes, _, refined, pairs, _, _ = model
+    shift, clusters = step
+    row = np.uint64(nodes[_4 * node + _2])
+    if contexts:
+        column = np.uint64(nodes[_4 * node + _1])
+        a, b = np.uint64(classes[pair[0] + column]), np.uint64(classes[pair[1] + column])
+        if clusters > _0:
+            own = np.uint64(nodes[_4 * node + _3])
+            a, b = np.uint64(refined[own + a]), np.uint64(refined[own + clusters + b])
+        row = np.uint64(pairs[row + (a << shift | b)])
+    return row << _4
+
+
+@_inline
+def _pop(x: Any, first: Any, wide: Any, ends: Any) -> Any:
+    """Take a symbol from a state: (state that may be due a word, symbol)."""
     slot = x & _SLOT
-    place = first + _count_at_most(ends, first, slot)
-    start = np.uint64(ends[place - _1]) & _SLOT  # the entry before a row is 4096: start 0
-    x = (np.uint64(ends[place]) - start) * (x >> _PRECISION) + slot - start
-    # Without a branch: whether a word is due is nearly a coin toss. A place past the end shows when the stream ends.
-    word = np.uint64(words[min(at, np.uint64(words.shape[0]) - _1)])
-    due = x < _LOW
-    return (x << _WORD | word) if due else x, at + np.uint64(due), place - first
+    place = first + (_32 - _above_of_32(ends, first, slot) if wide else _16 - _above_of_16(ends, first, slot))
+    start = np.uint64(ends[place - _1]) & _SLOT  # the entry before a table is 4096: start 0
+    return (np.uint64(ends[place]) - start) * (x >> _PRECISION) + slot - start, place - first
 
 
 @_inline
-def _push(x: Any, at: Any, row: Any, symbol: Any, ends: Any, scratch: Any) -> Any:
-    """Put a symbol on state ``x``, words going to ``scratch`` downwards; returns (state, place of the last word)."""
-    place = ((row + _1) << _ROW) + symbol
+def _push(x: Any, at: Any, place: Any, ends: Any, scratch: Any) -> Any:
+    """Put a symbol on a state, words going to ``scratch`` downwards: (state, place of the last word)."""
     start = np.uint64(ends[place - _1]) & _SLOT
     frequency = np.uint64(ends[place]) - start
     due = np.uint64(x >= frequency << _EMIT)
     scratch[at - _1] = np.uint16(x)  # kept only when due
-    at -= due
     x >>= _WORD * due
     # Exact in float64: the true quotient has 32 integer bits and is a multiple of 1 / frequency >= 2^-12.
     quotient = np.uint64(np.int64(np.float64(np.int64(x)) / np.float64(np.int64(frequency))))
-    return (quotient << _PRECISION) + (x - quotient * frequency) + start, at
+    return (quotient << _PRECISION) + (x - quotient * frequency) + start, at - due
 
 
 @_inline
-def _table(node: Any, ids: Any, here: Any, phases: Any, strides: Any, model: Any) -> Any:
-    """The table of a node at flat position ``here``: classes of both neighbours, then the node's map of pairs."""
-    nodes, classes, tables, _, leaves = model
-    border = np.uint64(leaves.shape[0])
-    a = np.uint64(ids[here - strides[_0]]) if phases[0] >= strides[_0] else border
-    b = np.uint64(ids[here - strides[_1]]) if phases[1] >= strides[_1] else border
-    maps = np.uint64(nodes[node, _1])
-    pair = np.uint64(classes[maps + a]) + np.uint64(classes[maps + border + _1 + b])
-    return np.uint64(tables[np.uint64(nodes[node, _2]) + pair])
+def _find_neighbours(
+    lanes: Any, state: Any, position: Any, phases: Any, shape: Any, ids: Any, beside: Any, model: Any
+) -> None:
+    """Enter the rows in ``classes`` of both neighbours of each lane's id at ``position``."""
+    (stride_a, stride_b), _ = shape
+    (row, second), border = model[3], np.uint64(model[7].shape[0])
+    known_a, known_b = phases[0] >= stride_a, phases[1] >= stride_b
+    # Where there is none, an id that is there is read and not used.
+    back_a, back_b = stride_a if known_a else _0, stride_b if known_b else _0
+    for lane in range(lanes):
+        here = state[_STATE * lane + _BASE] + position
+        a, b = np.uint64(ids[here - back_a]), np.uint64(beside[here - back_b])
+        state[_STATE * lane + _FIRST] = (a if known_a else border) * row
+        state[_STATE * lane + _SECOND] = (b if known_b else border) * row + second
 
 
 @_inline
-def _decode_span(lanes: Any, begin: Any, end: Any, state: Any, grid: Any, words: Any, model: Any, out: Any) -> None:
-    """Decode positions ``begin`` to ``end`` of the first ``lanes`` streams of ``state``, which share ``grid``."""
-    x, at, node, base = state
-    depth, strides, periods = grid
-    nodes, _, tables, ends, leaves = model
-    contexts = tables.shape[0] > 0
-    phase_a, phase_b = begin % periods[_0], begin % periods[_1]
-    for position in range(begin, end):
+def _decode_span(
+    lanes: Any,
+    begin: Any,
+    end: Any,
+    state: Any,
+    shape: Any,
+    words: Any,
+    model: Any,
+    out: Any,
+    beside: Any,
+    contexts: Any,
+) -> None:
+    """Decode positions ``begin`` to ``end`` of the first ``lanes`` streams of ``state``, whose grids agree."""
+    periods, (nodes, steps, _, _, _, _, _, leaves) = shape[1], model
+    leaf = np.uint64(nodes.shape[0]) >> _2
+    last = np.uint64(words.shape[0]) - _BLOCK * np.uint64(steps.shape[0])
+    a, b = begin % periods[0], begin % periods[1]
+    for block in range(begin, end, _BLOCK):
         for lane in range(lanes):
-            node[lane] = _0
-        for _ in range(depth):
+            # Damaged streams may lead here: to the end of the words, and in a block beyond. Valid ones do not.
+            state[_STATE * lane + _AT] = min(state[_STATE * lane + _AT], last)
+        for position in range(block, min(block + _BLOCK, end)):
+            if contexts:
+                _find_neighbours(lanes, state, position, (a, b), shape, out, beside, model)
+                a, b = a + _1 if a + _1 < periods[0] else _0, b + _1 if b + _1 < periods[1] else _0
             for lane in range(lanes):
-                row = node[lane]
-                first_child = np.uint64(nodes[row, _0])
-                if contexts:
-                    row = _table(row, out, base[lane] + position, (phase_a, phase_b), strides, model)
-                x[lane], at[lane], symbol = _pop(x[lane], at[lane], row, words, ends)
-                node[lane] = first_child + symbol
-        for lane in range(lanes):
-            out[base[lane] + position] = leaves[node[lane] - np.uint64(nodes.shape[0])]
-        phase_a = phase_a + _1 if phase_a + _1 < periods[_0] else _0
-        phase_b = phase_b + _1 if phase_b + _1 < periods[_1] else _0
+                state[_STATE * lane + _NODE] = _0
+            for number in range(np.uint64(steps.shape[0])):
+                wide, step = steps[number, _0] > _0, (steps[number, _1], steps[number, _2])
+                for lane in range(lanes):
+                    _descend(state, _STATE * lane, wide, step, words, model, contexts)
+            for lane in range(lanes):
+                out[state[_STATE * lane + _BASE] + position] = leaves[state[_STATE * lane + _NODE] - leaf]
+
+
+@_inline
+def _descend(state: Any, lane: Any, wide: Any, step: Any, words: Any, model: Any, contexts: Any) -> None:
+    """Take a symbol from a lane's state, a word if one is due, and go down to that child."""
+    node, at = state[lane + _NODE], state[lane + _AT]
+    first = _row(node, (state[lane + _FIRST], state[lane + _SECOND]), step, model, contexts)
+    x, symbol = _pop(state[lane + _X], first, wide, model[6])
+    word = np.uint64(words[at])
+    due = x < _LOW  # nearly a coin toss, so without a branch
+    state[lane + _X] = (x << _WORD | word) if due else x
+    state[lane + _AT] = at + np.uint64(due)
+    state[lane + _NODE] = np.uint64(model[0][_4 * node]) + symbol
 
 
 @_inline
 def _encode_span(
-    lanes: Any, begin: Any, end: Any, state: Any, grid: Any, ids: Any, model: Any, tree: Any, scratch: Any
-) -> None:
+    lanes: Any, begin: Any, end: Any, state: Any, shape: Any, ids: Any, beside: Any, model: Any, tree: Any,
+    scratch: Any, contexts: Any,
+) -> None:  # fmt: skip
     """Encode positions ``end`` down to ``begin``, deepest step first: the reverse of :func:`_decode_span`."""
-    x, at, node, base = state
-    depth, strides, periods = grid
-    nodes, _, tables, ends, _ = model
-    leaf_nodes, parents = tree
-    contexts = tables.shape[0] > 0
-    phase_a, phase_b = end % periods[_0], end % periods[_1]
+    periods, (nodes, steps, _, _, _, _, ends, _) = shape[1], model
+    depth, (leaf_nodes, parents) = np.uint64(steps.shape[0]), tree
+    a, b = end % periods[0], end % periods[1]
     for back in range(begin, end):
         position = begin + end - _1 - back
-        phase_a = (phase_a if phase_a > _0 else periods[_0]) - _1
-        phase_b = (phase_b if phase_b > _0 else periods[_1]) - _1
+        if contexts:
+            a, b = (a if a > _0 else periods[0]) - _1, (b if b > _0 else periods[1]) - _1
+            _find_neighbours(lanes, state, position, (a, b), shape, ids, beside, model)
         for lane in range(lanes):
-            node[lane] = np.uint64(leaf_nodes[np.uint64(ids[base[lane] + position])])
-        for _ in range(depth):
+            state[_STATE * lane + _NODE] = np.uint64(
+                leaf_nodes[np.uint64(ids[state[_STATE * lane + _BASE] + position])]
+            )
+        for up in range(depth):
+            step = steps[depth - _1 - up, _1], steps[depth - _1 - up, _2]
             for lane in range(lanes):
-                row = parent = np.uint64(parents[node[lane]])
-                symbol = node[lane] - np.uint64(nodes[parent, _0])
-                if contexts:
-                    row = _table(parent, ids, base[lane] + position, (phase_a, phase_b), strides, model)
-                x[lane], at[lane] = _push(x[lane], at[lane], row, symbol, ends, scratch)
-                node[lane] = parent
+                node = state[_STATE * lane + _NODE]
+                parent = np.uint64(parents[node])
+                place = _row(
+                    parent, (state[_STATE * lane + _FIRST], state[_STATE * lane + _SECOND]), step, model, contexts
+                )
+                place += node - np.uint64(nodes[_4 * parent])
+                state[_STATE * lane + _NODE] = parent
+                x, at = _push(state[_STATE * lane + _X], state[_STATE * lane + _AT], place, ends, scratch)
+                state[_STATE * lane + _X], state[_STATE * lane + _AT] = x, at
+
+
+@_inline
+def _shape(sample: Any, strides: Any, periods: Any) -> Any:
+    return (strides[sample, _0], strides[sample, _1]), (periods[sample, _0], periods[sample, _1])
 
 
 @_inline
 def _joint_size(first: Any, layout: Any, contexts: Any) -> Any:
-    """Positions that the four streams from ``order[first]`` on advance together: none where they cannot."""
+    """Positions that the streams from ``order[first]`` on advance together: none where they cannot."""
     _, sizes, strides, periods, order = layout
     if first + _LANES > np.uint64(order.shape[0]):
         return _0
@@ -170,66 +248,97 @@ def _joint_size(first: Any, layout: Any, contexts: Any) -> Any:
     return size
 
 
-@_kernel
-def decode(
-    words: Any, first_words: Any, num_words: Any, layout: Any, depth: Any, model: Any, out: Any, damaged: Any
-) -> None:
-    """Decode the samples listed in ``order`` into ``out``; mark those whose stream does not end as it must."""
+@_inline
+def _decode_all(
+    words: Any, first_words: Any, num_words: Any, layout: Any, model: Any, out: Any, beside: Any, damaged: Any,
+    state: Any, contexts: Any,
+) -> None:  # fmt: skip
     first_ids, sizes, strides, periods, order = layout
-    x = np.empty(LANES, np.uint64)
-    at = np.empty(LANES, np.uint64)
-    node = np.empty(LANES, np.uint64)
-    base = np.empty(LANES, np.uint64)
-    steps = np.uint64(depth)
     for first in range(_0, np.uint64(order.shape[0]), _LANES):
         lanes = min(_LANES, np.uint64(order.shape[0]) - first)
         for lane in range(lanes):
             sample = order[first + lane]
             word = np.uint64(first_words[sample])
-            x[lane] = np.uint64(words[word]) | np.uint64(words[word + _1]) << _WORD
-            at[lane] = word + _2
-            base[lane] = np.uint64(first_ids[sample])
-        joint = _joint_size(first, layout, model[2].shape[0] > 0)
-        grid = (steps, strides[order[first]], periods[order[first]])
-        _decode_span(_LANES, _0, joint, (x, at, node, base), grid, words, model, out)
+            state[_STATE * lane + _X] = np.uint64(words[word]) | np.uint64(words[word + _1]) << _WORD
+            state[_STATE * lane + _AT] = word + _2
+            state[_STATE * lane + _BASE] = np.uint64(first_ids[sample])
+        joint = _joint_size(first, layout, contexts)
+        shape = _shape(order[first], strides, periods)
+        _decode_span(_LANES, _0, joint, state, shape, words, model, out, beside, contexts)
         for lane in range(lanes):
             sample = order[first + lane]
-            own = slice(lane, lane + _1)
-            grid = (steps, strides[sample], periods[sample])
-            state = (x[own], at[own], node[own], base[own])
-            _decode_span(_1, joint, np.uint64(sizes[sample]), state, grid, words, model, out)
-            damaged[sample] = x[lane] != _LOW or at[lane] != np.uint64(first_words[sample] + num_words[sample])
+            own, size = state[_STATE * lane :], np.uint64(sizes[sample])
+            shape = _shape(sample, strides, periods)
+            _decode_span(_1, joint, size, own, shape, words, model, out, beside, contexts)
+            stop = np.uint64(first_words[sample] + num_words[sample])
+            damaged[sample] = state[_STATE * lane + _X] != _LOW or state[_STATE * lane + _AT] != stop
 
 
 @_kernel
-def encode(ids: Any, layout: Any, depth: Any, model: Any, tree: Any, scratch: Any, stops: Any, num_words: Any) -> None:
-    """Encode the samples listed in ``order``: the stream of sample ``i`` ends just before ``scratch[stops[i]]``."""
+def decode(
+    words: Any,
+    first_words: Any,
+    num_words: Any,
+    layout: Any,
+    model: Any,
+    out: Any,
+    beside: Any,
+    damaged: Any,
+    state: Any,
+) -> None:
+    """Decode the samples listed in ``order`` into ``out``; mark those whose stream does not end as it must.
+
+    ``words``: the streams, then BLOCK words a step of the tree and one more, so that places are tested once a block.
+    ``beside`` holds the second neighbours: ``out`` itself, or the ids of the level before. ``state`` is scratch,
+    uint64 [LANES * STATE].
+    """
+    # The constant makes two copies of the loops, so that order-0 models do not test for contexts at every symbol.
+    if model[5].shape[0] > 0:
+        _decode_all(words, first_words, num_words, layout, model, out, beside, damaged, state, True)
+    else:
+        _decode_all(words, first_words, num_words, layout, model, out, beside, damaged, state, False)
+
+
+@_inline
+def _encode_all(
+    ids: Any, beside: Any, layout: Any, model: Any, tree: Any, scratch: Any, stops: Any, num_words: Any, state: Any,
+    contexts: Any,
+) -> None:  # fmt: skip
     first_ids, sizes, strides, periods, order = layout
-    x = np.empty(LANES, np.uint64)
-    at = np.empty(LANES, np.uint64)
-    node = np.empty(LANES, np.uint64)
-    base = np.empty(LANES, np.uint64)
-    steps = np.uint64(depth)
     for first in range(_0, np.uint64(order.shape[0]), _LANES):
         lanes = min(_LANES, np.uint64(order.shape[0]) - first)
-        joint = _joint_size(first, layout, model[2].shape[0] > 0)
+        joint = _joint_size(first, layout, contexts)
         for lane in range(lanes):
             sample = order[first + lane]
-            x[lane] = _LOW
-            at[lane] = np.uint64(stops[sample])
-            base[lane] = np.uint64(first_ids[sample])
-            own = slice(lane, lane + _1)
-            grid = (steps, strides[sample], periods[sample])
-            state = (x[own], at[own], node[own], base[own])
-            _encode_span(_1, joint, np.uint64(sizes[sample]), state, grid, ids, model, tree, scratch)
-        grid = (steps, strides[order[first]], periods[order[first]])
-        _encode_span(_LANES, _0, joint, (x, at, node, base), grid, ids, model, tree, scratch)
+            state[_STATE * lane + _X] = _LOW
+            state[_STATE * lane + _AT] = np.uint64(stops[sample])
+            state[_STATE * lane + _BASE] = np.uint64(first_ids[sample])
+            own, size = state[_STATE * lane :], np.uint64(sizes[sample])
+            shape = _shape(sample, strides, periods)
+            _encode_span(_1, joint, size, own, shape, ids, beside, model, tree, scratch, contexts)
+        shape = _shape(order[first], strides, periods)
+        _encode_span(_LANES, _0, joint, state, shape, ids, beside, model, tree, scratch, contexts)
         for lane in range(lanes):
             sample = order[first + lane]
-            head = at[lane] - _2
-            scratch[head] = np.uint16(x[lane])
-            scratch[head + _1] = np.uint16(x[lane] >> _WORD)
+            x, head = state[_STATE * lane + _X], state[_STATE * lane + _AT] - _2
+            scratch[head] = np.uint16(x)
+            scratch[head + _1] = np.uint16(x >> _WORD)
             num_words[sample] = np.uint64(stops[sample]) - head
+
+
+@_kernel
+def encode(
+    ids: Any, beside: Any, layout: Any, model: Any, tree: Any, scratch: Any, stops: Any, num_words: Any, state: Any
+) -> None:
+    """Encode the samples listed in ``order``: the stream of sample ``i`` ends just before ``scratch[stops[i]]``.
+
+    ``beside`` holds the second neighbours: ``ids`` itself, or the ids of the level before. ``tree``: the node of each
+    id's leaf, and the parent of each node. ``state`` is scratch, uint64 [LANES * STATE].
+    """
+    if model[5].shape[0] > 0:
+        _encode_all(ids, beside, layout, model, tree, scratch, stops, num_words, state, True)
+    else:
+        _encode_all(ids, beside, layout, model, tree, scratch, stops, num_words, state, False)
 
 
 @_kernel

@@ -71,7 +71,7 @@ def _build(weights: NDArray[np.int64], depth: int) -> tuple[tuple[Step, ...], ND
             children.append(len(cuts))
             inner += cuts
         sums = np.diff(np.asarray(running, np.int64)[inner])
-        frequencies = _quantize(sums, np.asarray(children))
+        frequencies = quantize(sums, np.asarray(children))
         lengths += np.repeat(np.log2(TOTAL / frequencies), np.diff(inner))
         steps.append(_step(children, frequencies, len(weights)))
         bounds = inner
@@ -104,7 +104,7 @@ def _even_children(leaves: int, steps: int) -> int:
     return next(n for n in range(1, MAX_CHILDREN + 1) if n**steps >= leaves)
 
 
-def _quantize(weights: NDArray[np.int64], children: NDArray[np.int64]) -> NDArray[np.int64]:
+def quantize(weights: NDArray[np.int64], children: NDArray[np.int64]) -> NDArray[np.int64]:
     """Frequencies that sum to 4096 in each node, by Webster's method with at least 1 for everyone."""
     nodes = len(children)
     filled = np.arange(MAX_CHILDREN) < children[:, None]
@@ -129,7 +129,10 @@ def _step(children: list[int], frequencies: NDArray[np.int64], alphabet: int) ->
         children=np.asarray(children, np.uint8),
         tables=np.ones(nodes, np.uint16),
         map_of=np.zeros(nodes, np.uint16),
-        class_maps=np.zeros((0, 2, alphabet + 1), np.uint8),
+        first_map=np.zeros((0, alphabet + 1), np.uint8),
+        second_map=np.zeros((0, alphabet + 1), np.uint8),
+        first_refined=np.zeros((nodes, 0), np.uint8),
+        second_refined=np.zeros((nodes, 0), np.uint8),
         pairs=np.zeros((nodes, 1, 1), np.uint16),
         frequencies=frequencies.astype(np.uint16),
     )

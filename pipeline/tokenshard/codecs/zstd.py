@@ -28,14 +28,17 @@ class ZstdCodec:
     name: ClassVar[Literal["zstd"]] = "zstd"
     layout: ClassVar[Literal["list"]] = "list"
     group: ClassVar[int] = 1
+    needs_earlier: ClassVar[bool] = False
 
-    def encode(self, ids: Ids, grids: Grids) -> tuple[Bytes, Lengths]:
+    def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
         sizes = sample_sizes(grids)
         check_ids(ids, sizes, self.alphabet)
         stored = np.ascontiguousarray(ids, self._stored)
         return stored.view(np.uint8), (sizes * self._stored.itemsize).astype(np.int32)
 
-    def decode(self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None) -> Ids:
+    def decode(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
+    ) -> Ids:
         check_lengths(data, lengths, grids)
         sizes = sample_sizes(grids)
         if (lengths != sizes * self._stored.itemsize).any():

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.choose import choose_codec
+from tokenshard.codecs.fit import Earlier
 from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
 from tokenshard.engine.plan import UnitPlace, read_unit, unit_places
 from tokenshard.engine.task import Task
@@ -139,9 +140,11 @@ def _fit_codecs(
     entries: list[LevelEntry] = []
     models: dict[str, int] = {}
     measured: dict[str, dict[str, float]] = {}
+    earlier: Earlier | None = None
     for column, alphabet, planes in zip(code_names(len(levels)), levels, ids, strict=True):
         flat = np.concatenate(planes)
-        choice = choose_codec(flat, np.array(grids, np.int32), alphabet, want=spec.codec, expected_ids=expected)
+        choice = choose_codec(flat, np.array(grids, np.int32), alphabet, spec.codec, expected, earlier)
+        earlier = Earlier(flat, alphabet)
         codec = choice.spec(column)
         if codec.model is not None:
             model = choice.codec.model_bytes() or b""

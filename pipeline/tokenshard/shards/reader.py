@@ -6,6 +6,7 @@ other columns against their page CRCs, and all sizes before anything is allocate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,24 +60,30 @@ class RowGroup:
 
         uint16 where the level's alphabet has at most 65,536 entries, else int32. Raises FormatError on damage.
         """
-        return tuple(self._level(level, rows) for level in range(len(self.specs)))
+        group = math.lcm(*(codec.group for codec in self.codecs))
+        if rows is None or group == 1:
+            return self._decode(rows)
+        members = (np.unique(rows // group)[:, None] * group + np.arange(group)).ravel()
+        members = members[members < self.rows]
+        sizes, places = sample_sizes(self.grids)[members], np.searchsorted(members, rows)
+        return tuple(cast(Ids, _gather(ids, sizes, places)) for ids in self._decode(members))
 
-    def _level(self, level: int, rows: NDArray[np.int64] | None) -> Ids:
-        data, lengths, spec = self.streams[level], self.lengths[level], self.specs[level]
-        sizes = sample_sizes(self.grids)
+    def _decode(self, rows: NDArray[np.int64] | None) -> tuple[Ids, ...]:
+        """Like :meth:`decode`, for rows in whole groups."""
+        levels: list[Ids] = []
+        for level in range(len(self.specs)):
+            levels.append(self._level(level, rows, levels[-1] if level else None))
+        return tuple(levels)
+
+    def _level(self, level: int, rows: NDArray[np.int64] | None, before: Ids | None) -> Ids:
+        data, lengths, codec = self.streams[level], self.lengths[level], self.codecs[level]
         if lengths is None:
-            return cast(Ids, data if rows is None else _gather(data, sizes, rows))
-        with damage_reported(f"{self.where}, column {spec.column}"):
-            codec = self.codecs[level]
-            if rows is None:
-                return codec.decode(data, lengths, self.grids)
-            if codec.group == 1:
-                return codec.decode(_gather(data, lengths, rows), lengths[rows], self.grids[rows])
-            first = np.unique(rows // codec.group) * codec.group
-            members = (first[:, None] + np.arange(codec.group)).ravel()
-            members = members[members < self.rows]
-            ids = codec.decode(_gather(data, lengths, members), lengths[members], self.grids[members])
-            return cast(Ids, _gather(ids, sizes[members], np.searchsorted(members, rows)))
+            return cast(Ids, data if rows is None else _gather(data, sample_sizes(self.grids), rows))
+        grids = self.grids
+        if rows is not None:
+            data, lengths, grids = _gather(data, lengths, rows), lengths[rows], grids[rows]
+        with damage_reported(f"{self.where}, column {self.specs[level].column}"):
+            return codec.decode(data, lengths, grids, earlier=before if codec.needs_earlier else None)
 
 
 class ShardReader:

@@ -158,10 +158,15 @@ def _check_shard(
     return findings
 
 
+def _layout(spec: CodecSpec) -> CodecSpec:
+    """What all shards of a dataset agree on; models may differ."""
+    return spec.model_copy(update={"model": None})
+
+
 def _check_footer(reader: ShardReader, manifest: Manifest) -> None:
     footer, entry = reader.footer, reader.entry
-    stated = [(spec.column, spec.codec, spec.alphabet, spec.group) for spec in footer.columns.codes]
-    listed = [(spec.column, spec.codec, spec.alphabet, spec.group) for spec in manifest.code.columns]
+    stated = [_layout(spec) for spec in footer.columns.codes]
+    listed = [_layout(spec) for spec in manifest.code.columns]
     require(stated == listed, "code columns of the footer differ from the manifest")
     require(footer.tokenizer == manifest.tokenizer, "written with another tokenizer than the manifest names")
     require(footer.totals.raw_bytes == entry.raw_bytes, "raw bytes of the footer differ from the manifest")

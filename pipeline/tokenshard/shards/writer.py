@@ -187,8 +187,10 @@ class ShardWriter:
         }
         arrays |= {name: pa.array(ready.sizes[:, axis]) for axis, name in enumerate(self.columns.extents)}
         sizes = np.zeros(rows, np.int64)
+        before: Ids | None = None
         for spec, codec, ids in zip(self.columns.codes, self.codecs, ready.ids, strict=True):
-            data, lengths = codec.encode(ids, grids)
+            data, lengths = codec.encode(ids, grids, before if codec.needs_earlier else None)
+            before = ids
             if len(data) > MAX_CHUNK_BYTES:
                 raise SpecError(f"{self.name}: one batch encodes to {len(data)} bytes; append smaller batches")
             if is_list(self.schema, spec):

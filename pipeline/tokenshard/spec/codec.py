@@ -21,3 +21,4 @@ class CodecSpec(StoredDocument):
         default=None, description="SHA-256 of the model file models/<sha256>.tsm, if the codec has one"
     )
     group: int = Field(default=1, ge=1, le=64, description="rows that share one stream (16 for samples under 64 ids)")
+    needs_earlier: bool = Field(default=False, description="coded with the ids of the level before as a neighbour")

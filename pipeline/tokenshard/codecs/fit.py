@@ -1,0 +1,420 @@
+"""Fitting the `context` codec with contexts: a tree of similar ids, classes of neighbours, tables for class pairs.
+
+Runs once a dataset, on a pilot sample. Three things are learnt: which ids share a subtree (bisection of an embedding of
+their co-occurrence with neighbours), which neighbour ids tell the same about a step (their class), and which pairs of
+classes share a table. The last two are clusterings of count vectors that minimize code length (Kullback-Leibler
+k-means: Dhillon, Mallela, Kumar 2003), seeded by splitting. How many classes and tables a step gets is measured on
+samples that were not fitted on, with the bytes of the model charged to the ids of the whole dataset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from tokenshard.codecs.base import Grids, Ids, sample_sizes
+from tokenshard.codecs.model import (
+    MAX_RUNTIME_BYTES,
+    MAX_TABLES,
+    ContextModel,
+    Neighbour,
+    Pilot,
+    Step,
+    StepHeader,
+    runtime_bytes,
+)
+from tokenshard.codecs.neighbours import neighbour_strides
+from tokenshard.codecs.similarity import Tree, count_cells, similarity_tree
+from tokenshard.codecs.tree import fit_order0, quantize
+
+Array = NDArray[Any]
+
+_HELD_OUT = 5  # every fifth sample
+_LADDER = (
+    ((16, 64), (8, 4), (4, 2)),
+    ((48, 256), (16, 16), (8, 8)),
+    ((128, 1024), (32, 64), (16, 16)),
+)
+"""(classes of a neighbour, tables of a node) of step 0, 1, and deeper; a step may also go without contexts."""
+
+_TIE = 1.01
+"""An order-0 model is taken where it costs no more than this many times one with contexts."""
+
+_LEAST_IDS = 4096
+"""Of a pilot that can say anything about contexts."""
+
+_MANY_IDS = 1 << 20
+"""Of a pilot that probably pays for the largest sizes."""
+
+_LEAST_GAIN = 40.0
+"""Bits that one more class or table must save on the pilot: about what it costs to store."""
+
+_MOST_BITS = 5.0
+"""What knowing a symbol can save."""
+
+_GROUP_WEIGHT = 4.0
+"""Occurrences that the mean of an id's group counts for when the id is given a class."""
+
+_PAIR_WEIGHT = 20.0
+"""Occurrences that p(s|a) p(s|b) / p(s), what both classes tell apart, counts for when a pair is given a table."""
+
+_CLUSTERS = 8
+"""Clusters of a map that several nodes share, for each class a node makes of them."""
+
+_REFINEMENTS = 3
+
+
+class Earlier(NamedTuple):
+    """The level before, of the same samples."""
+
+    ids: Ids
+    alphabet: int
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """The positions of a pilot that count: ids and both neighbours (int32 [ids])."""
+
+    ids: Array
+    first: Array
+    second: Array
+
+    def where(self, mask: Array) -> _Observed:
+        return _Observed(self.ids[mask], self.first[mask], self.second[mask])
+
+
+def fit_contexts(
+    ids: Ids, grids: Grids, alphabet: int, earlier: Earlier | None = None, expected_ids: int | None = None
+) -> ContextModel:
+    """The model for samples like these; with one table a step, or the order-0 model, where contexts do not pay.
+
+    ``expected_ids``: ids of the whole dataset, by default those of the pilot.
+    """
+    sizes = sample_sizes(grids)
+    order0 = fit_order0(np.bincount(ids, minlength=alphabet), len(grids))
+    if alphabet == 1 or len(ids) < max(_LEAST_IDS, alphabet // 4):
+        return order0
+    held = np.repeat(np.arange(len(grids)) % _HELD_OUT == _HELD_OUT - 1, sizes)
+    if not held.any() or held.all():  # few and large samples: the last part of all their ids
+        held = np.arange(len(ids)) * _HELD_OUT // len(ids) == _HELD_OUT - 1
+    around = {name: _neighbour(name, ids, grids, alphabet, earlier) for name in _candidates(grids.shape[1], earlier)}
+    alphabets = {name: _alphabet(name, alphabet, earlier) for name in around}
+    tree = similarity_tree(ids, alphabet, [(around[name], alphabets[name]) for name in around])
+    groups = {name: tree.groups_of(number, name != "earlier") for number, name in enumerate(around)}
+    spread = 1 / max(expected_ids or len(ids), 1)
+
+    def fitter(pair: tuple[Neighbour, Neighbour]) -> _Fitter:
+        observed = _Observed(ids.astype(np.int32), around[pair[0]], around[pair[1]])
+        sides = (groups[pair[0]], alphabets[pair[0]]), (groups[pair[1]], alphabets[pair[1]])
+        return _Fitter(tree, observed, held, sides, spread)
+
+    pairs = _pairs(tuple(around))
+    best = pairs[0] if len(pairs) == 1 else min(pairs, key=lambda pair: fitter(pair).cost(0, _LADDER[1][0])[0])
+    chosen = fitter(best)
+    steps, cost = chosen.choose()
+    flat = fit_order0(np.bincount(ids[~held], minlength=alphabet), len(grids))
+    flat_cost = _bits(flat, chosen.observed.where(held)) / held.sum() + 8 * len(flat.to_bytes()) * spread
+    if flat_cost <= _TIE * cost:
+        return order0
+    pilot = Pilot(samples=len(grids), ids=len(ids), bits_per_id=0)
+    of_earlier = earlier.alphabet if earlier is not None and best[1] == "earlier" else None
+    model = ContextModel(alphabet, best, steps, tree.leaves.astype(ids.dtype), pilot, of_earlier)
+    return model.measured(round(_bits(model, chosen.observed) / len(ids), 4))
+
+
+def _candidates(rank: int, earlier: Earlier | None) -> tuple[Neighbour, ...]:
+    names: tuple[Neighbour, ...] = (("left", "left2"), ("left", "up"), ("left", "up", "previous"))[rank - 1]
+    return names if earlier is None else (*names, "earlier")
+
+
+def _pairs(names: tuple[Neighbour, ...]) -> list[tuple[Neighbour, Neighbour]]:
+    return [(first, second) for at, first in enumerate(names) for second in names[at + 1 :]]
+
+
+def _alphabet(name: Neighbour, alphabet: int, earlier: Earlier | None) -> int:
+    return earlier.alphabet if name == "earlier" and earlier is not None else alphabet
+
+
+def _neighbour(name: Neighbour, ids: Ids, grids: Grids, alphabet: int, earlier: Earlier | None) -> Array:
+    if name == "earlier" and earlier is not None:
+        return earlier.ids.astype(np.int32)
+    from tokenshard.codecs import fit_kernels
+
+    sizes = sample_sizes(grids)
+    strides, periods = (array[:, 0].astype(np.int64) for array in neighbour_strides(grids, (name, name)))
+    found = np.empty(len(ids), np.int32)
+    fit_kernels.neighbour_ids(np.ascontiguousarray(ids), sizes, strides, periods, alphabet, found)
+    return found
+
+
+class _Fitter:
+    """Fits the steps of one tree for one pair of neighbours, each to a part of the pilot or to all of it."""
+
+    def __init__(
+        self, tree: Tree, observed: _Observed, held: Array, sides: tuple[tuple[Array, int], ...], spread: float
+    ) -> None:
+        self.tree, self.observed, self.sides, self.spread = tree, observed, sides, spread
+        self.fitted, self.rest = observed.where(~held), observed.where(held)
+
+    def choose(self) -> tuple[tuple[Step, ...], float]:
+        """The steps, fitted to all of the pilot at the sizes that cost least on held-out samples, and that cost."""
+        steps: list[Step] = []
+        total = 0.0
+        bare = [self.step(number, (1, 1), self.fitted) for number in range(len(self.tree.children))]
+        for number, plain in enumerate(bare):
+            size, cost = (1, 1), self._cost_of(plain, number)
+            if number == 0 or steps[0].has_contexts:
+                other, other_cost = self._best_size(number, [*steps, *bare[number + 1 :]])
+                size, cost = (other, other_cost) if other_cost < cost else (size, cost)
+            total += cost
+            steps.append(self.step(number, size, self.observed))
+        return tuple(steps), total
+
+    def _best_size(self, number: int, others: list[Step]) -> tuple[tuple[int, int], float]:
+        """The cheapest size with contexts and its cost; tried in the order that a pilot of that many ids rarely leaves
+        before the best, up to the first that is dearer."""
+        best, least = (1, 1), np.inf
+        order = _LADDER if len(self.observed.ids) < _MANY_IDS else _LADDER[::-1]
+        for rung in order if self.tree.maps(number, self.alphabets) else ():
+            size = rung[min(number, 2)]
+            if not self._fits(number, size, others):
+                continue
+            cost, _ = self.cost(number, size)
+            if cost > least:
+                break
+            best, least = size, cost
+        return best, least
+
+    def _fits(self, number: int, size: tuple[int, int], others: list[Step]) -> bool:
+        """Whether a model may hold a step of that size beside the others."""
+        nodes, (classes, tables) = len(self.tree.children[number]), size
+        maps = int(self.tree.maps(number, self.alphabets)[0].max()) + 1
+        clusters = 0 if maps == nodes else _CLUSTERS * classes
+        largest = StepHeader(
+            nodes=nodes, tables=nodes * tables, class_maps=maps, clusters=(clusters, clusters),
+            classes=(classes, classes), frequencies=1,
+        )  # fmt: skip
+        headers = [*(other.header for other in others), largest]
+        small = runtime_bytes(headers, *self.alphabets) <= MAX_RUNTIME_BYTES
+        return small and sum(header.tables for header in headers) <= MAX_TABLES
+
+    def cost(self, number: int, size: tuple[int, int]) -> tuple[float, Step]:
+        """Bits a held-out id of a step of that size, its share of the model file included; and the step."""
+        step = self.step(number, size, self.fitted)
+        return self._cost_of(step, number), step
+
+    @property
+    def alphabets(self) -> tuple[int, int]:
+        return self.sides[0][1], self.sides[1][1]
+
+    def _cost_of(self, step: Step, number: int) -> float:
+        stored = sum(len(zstandard.compress(array.tobytes(), 3)) for array in step.arrays())
+        rest = self.rest
+        bits = step_bits(step, *self.tree.symbols(number, rest.ids), rest.first, rest.second)
+        return bits / len(rest.ids) + 8 * stored * self.spread
+
+    def step(self, number: int, size: tuple[int, int], observed: _Observed) -> Step:
+        """Fit one step with that many classes of a neighbour and tables of a node."""
+        nodes, symbols = self.tree.symbols(number, observed.ids)
+        children = self.tree.children[number]
+        classes, tables = min(size[0], max(self.alphabets) + 1), size[1]
+        if classes == 1:
+            return _bare_step(children, nodes, symbols, self.alphabets)
+        map_of = self.tree.maps(number, self.alphabets)[0]
+        firsts = np.searchsorted(map_of, np.arange(map_of.max() + 2))
+        order = np.argsort(map_of[nodes], kind="stable")
+        parts = np.split(order, np.searchsorted(map_of[nodes[order]], np.arange(1, map_of.max() + 1)))
+        contexts = []
+        for part, (first, last) in zip(parts, pairwise(firsts), strict=True):
+            own = _Symbols(nodes[part] - first, symbols[part], int(last - first), int(children.max()))
+            around = (observed.first[part], observed.second[part])
+            sides = zip(around, self.sides, strict=True)
+            contexts.append(own.contexts([(ids, groups, alphabet) for ids, (groups, alphabet) in sides], classes))
+        first_map, second_map, first_refined, second_refined, counts = zip(*contexts, strict=True)
+        each = zip(np.concatenate(counts), children, strict=True)
+        fitted = [_tables(node_counts[:, :, :own], tables) for node_counts, own in each]
+        number_of_tables = np.array([len(table) for _, table in fitted])
+        weights = np.concatenate([table.reshape(-1) for _, table in fitted])
+        return Step(
+            children=children.astype(np.uint8),
+            tables=number_of_tables.astype(np.uint16),
+            map_of=map_of.astype(np.uint16),
+            first_map=np.stack(first_map).astype(np.uint8),
+            second_map=np.stack(second_map).astype(np.uint8),
+            first_refined=np.concatenate(first_refined).astype(np.uint8),
+            second_refined=np.concatenate(second_refined).astype(np.uint8),
+            pairs=np.stack([labels for labels, _ in fitted]).astype(np.uint16),
+            frequencies=quantize(weights, np.repeat(children, number_of_tables)).astype(np.uint16),
+        )
+
+
+@dataclass(frozen=True)
+class _Symbols:
+    """Positions at nodes that share a class map: their nodes (from 0) and symbols, int32."""
+
+    nodes: Array
+    symbols: Array
+    num_nodes: int
+    width: int
+    """the most children of a node"""
+
+    def contexts(self, sides: list[tuple[Array, Array, int]], classes: int) -> tuple[Array, ...]:
+        """(both class maps, both refinements, counts [nodes, classes, classes, width]) for two neighbours.
+
+        A neighbour: its ids, their groups, its alphabet. A map of one node gives classes, others give clusters that
+        each node refines to classes of its own.
+        """
+        maps, refined, at = [], [], self.nodes.astype(np.int64)
+        for neighbours, groups, alphabet in sides:
+            limit = classes if self.num_nodes == 1 else _CLUSTERS * classes
+            found = _classes(neighbours, alphabet + 1, self, groups, limit)
+            chosen = found[neighbours]
+            maps.append(found)
+            refined.append(np.zeros((self.num_nodes, 0), np.uint8))
+            if self.num_nodes > 1:
+                refined[-1] = self._refine(chosen, limit, classes)
+                chosen = refined[-1][self.nodes, chosen]
+            at = at * classes + chosen
+        flat = np.bincount(at * self.width + self.symbols, minlength=self.num_nodes * classes**2 * self.width)
+        return *maps, *refined, flat.reshape(self.num_nodes, classes, classes, self.width)
+
+    def _refine(self, clusters: Array, num_clusters: int, classes: int) -> Array:
+        """The class of each cluster at each node [nodes, clusters]."""
+        place = (self.nodes.astype(np.int64) * num_clusters + clusters) * self.width + self.symbols
+        flat = np.bincount(place, minlength=self.num_nodes * num_clusters * self.width)
+        together = np.zeros(num_clusters, np.int32)
+        labels = []
+        for counts in flat.reshape(self.num_nodes, num_clusters, self.width):
+            mean = (counts.sum(axis=0) + 1e-3) / (counts.sum() + 1e-3 * self.width)
+            labels.append(_cluster(_Points.of(counts), self.width, classes, together, mean[None]))
+        return np.stack(labels)
+
+
+def step_bits(step: Step, nodes: Array, symbols: Array, first: Array, second: Array) -> float:
+    """Bits that a step's tables spend on symbols at nodes whose neighbours are ``first`` and ``second``."""
+    lengths = np.repeat(step.children.astype(np.int64), step.tables)
+    begins = np.cumsum(lengths) - lengths
+    tables = step.tables.astype(np.int64)
+    table = (np.cumsum(tables) - tables)[nodes]
+    if step.has_contexts:
+        maps = step.map_of[nodes]
+        a, b = step.first_map[maps, first], step.second_map[maps, second]
+        if step.first_refined.shape[1]:
+            a, b = step.first_refined[nodes, a], step.second_refined[nodes, b]
+        table = table + step.pairs[nodes, a, b]
+    used = np.bincount(begins[table] + symbols, minlength=len(step.frequencies))
+    return float((used * (12 - np.log2(step.frequencies))).sum())
+
+
+def _bits(model: ContextModel, observed: _Observed) -> float:
+    """Bits that a model's tables spend on the observed ids."""
+    leaf_of = np.empty(model.alphabet, np.int64)
+    leaf_of[model.leaves] = np.arange(model.alphabet)
+    below, total = leaf_of[observed.ids], 0.0
+    for step in reversed(model.steps):
+        ends = np.cumsum(step.children, dtype=np.int64)
+        nodes = np.searchsorted(ends, below, "right")
+        total += step_bits(step, nodes, below - (ends - step.children)[nodes], observed.first, observed.second)
+        below = nodes
+    return total
+
+
+def _bare_step(children: Array, nodes: Array, symbols: Array, alphabets: tuple[int, int]) -> Step:
+    begins = np.cumsum(children) - children
+    counts = np.bincount(begins[nodes] + symbols, minlength=int(children.sum()))
+    weights = (counts * 64 + 1).astype(np.int64)
+    return Step(
+        children=children.astype(np.uint8),
+        tables=np.ones(len(children), np.uint16),
+        map_of=np.zeros(len(children), np.uint16),
+        first_map=np.zeros((0, alphabets[0] + 1), np.uint8),
+        second_map=np.zeros((0, alphabets[1] + 1), np.uint8),
+        first_refined=np.zeros((len(children), 0), np.uint8),
+        second_refined=np.zeros((len(children), 0), np.uint8),
+        pairs=np.zeros((len(children), 1, 1), np.uint16),
+        frequencies=quantize(weights, children).astype(np.uint16),
+    )
+
+
+class _Points(NamedTuple):
+    """Sparse count vectors, as the compiled loops take them."""
+
+    starts: Array
+    dims: Array
+    values: Array
+
+    @classmethod
+    def of(cls, dense: Array) -> _Points:
+        """From [points, dims]."""
+        point, dim = np.nonzero(dense)
+        starts = np.zeros(len(dense) + 1, np.int64)
+        np.cumsum(np.bincount(point, minlength=len(dense)), out=starts[1:])
+        return cls(starts, np.ascontiguousarray(dim), dense[point, dim].astype(np.float64))
+
+
+def _cluster(points: _Points, dims: int, limit: int, groups: Array, group_means: Array) -> Array:
+    """Cluster of each point (int32 [points]), at most ``limit``; a group's mean decides where a point says little."""
+    from tokenshard.codecs import fit_kernels
+
+    if points.values.sum() * _MOST_BITS < _LEAST_GAIN:
+        return np.zeros(len(points.starts) - 1, np.int32)
+    means = (group_means * _GROUP_WEIGHT).astype(np.float32)
+    labels: Array = fit_kernels.divide(*points, dims, limit, _LEAST_GAIN)
+    for _ in range(_REFINEMENTS):
+        logs = fit_kernels.table_logs(*points, dims, labels, int(labels.max()) + 1)
+        fit_kernels.assign(*points, logs, groups, fit_kernels.scores(means, logs), labels)
+        labels = np.unique_inverse(labels).inverse_indices.astype(np.int32)
+    return labels
+
+
+def _classes(neighbours: Array, alphabet: int, own: _Symbols, groups: Array, limit: int) -> Array:
+    """The class of each neighbour id [alphabet], by what it tells about the symbols at some nodes."""
+    dims = own.num_nodes * own.width
+    cells, counts = count_cells(
+        neighbours.astype(np.int64) * dims + own.nodes * own.width + own.symbols, alphabet * dims
+    )
+    point, dim = np.divmod(cells, dims)
+    starts = np.zeros(alphabet + 1, np.int64)
+    np.cumsum(np.bincount(point, minlength=alphabet), out=starts[1:])
+    num_groups = int(groups.max()) + 1
+    grouped = np.bincount(groups[point] * dims + dim, counts, num_groups * dims).reshape(num_groups, -1)
+    total = grouped.sum(axis=0)
+    means = (grouped + total / max(total.sum(), 1)) / (grouped.sum(axis=1, keepdims=True) + 1)
+    return _cluster(_Points(starts, dim, counts.astype(np.float64)), dims, limit, groups, means)
+
+
+def _tables(counts: Array, limit: int) -> tuple[Array, Array]:
+    """(table of each class pair, weights [tables, children]) of a node; counts are [classes, classes, children]."""
+    classes, _, children = counts.shape
+    total = counts.sum(axis=(0, 1))
+    prior = (total + 0.5) / (total.sum() + 0.5 * children)
+    labels = np.zeros(classes**2, np.int32)
+    if total.sum() * _MOST_BITS >= _LEAST_GAIN:
+        labels = _pair_labels(counts, prior, limit)
+    cells = labels[:, None] * children + np.arange(children)
+    flat = np.bincount(cells.reshape(-1), counts.reshape(-1)).reshape(-1, children)
+    return labels.reshape(classes, classes), np.rint((flat + prior) * (1 << 16)).astype(np.int64)
+
+
+def _pair_labels(counts: Array, prior: Array, limit: int) -> Array:
+    """The table of each class pair (int32 [classes ** 2]); pairs the pilot never saw go by what both classes tell."""
+    from tokenshard.codecs import fit_kernels
+
+    apart = [(sums + 2 * prior) / (sums.sum(axis=-1, keepdims=True) + 2) for sums in (counts.sum(1), counts.sum(0))]
+    expected = apart[0][:, None] * apart[1] / prior
+    expected *= _PAIR_WEIGHT / expected.sum(axis=-1, keepdims=True)
+    mixed, seen = (counts + expected).reshape(-1, len(prior)), counts.any(axis=-1).reshape(-1)
+    points, others = _Points.of(mixed[seen]), _Points.of(mixed[~seen])
+    alone, no_means = np.zeros(len(mixed), np.int32), np.zeros((1, len(prior)), np.float32)
+    labels = np.zeros(len(mixed), np.int32)
+    labels[seen] = _cluster(points, len(prior), limit, alone, no_means)
+    logs = fit_kernels.table_logs(*points, len(prior), labels[seen], int(labels.max()) + 1)
+    unseen = np.zeros(len(others.starts) - 1, np.int32)
+    fit_kernels.assign(*others, logs, alone, fit_kernels.scores(no_means, logs), unseen)
+    labels[~seen] = unseen
+    return labels
