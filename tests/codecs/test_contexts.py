@@ -31,7 +31,7 @@ def bits_per_id(codec: ContextCodec, ids: np.ndarray, grids: np.ndarray, earlier
 
 
 def markov_field(samples: int, alphabet: int, seed: int, side: int = SIDE) -> tuple[np.ndarray, float]:
-    """(ids [samples, side, side], bits an id): ids follow from left with p 0.45, from up with p 0.35, else noise."""
+    """(ids [samples, side, side], bits an id): an id follows from left (p 0.45) or from up (0.35), else is noise."""
     rng = np.random.default_rng(seed)
     of_left, of_up = rng.permutation(alphabet + 1) % alphabet, rng.permutation(alphabet + 1) % alphabet
     noise = rng.dirichlet(np.full(alphabet, 0.5))

@@ -17,7 +17,7 @@ from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.grouped import Grouped
 from tokenshard.codecs.pack import PackCodec
 from tokenshard.codecs.zstd import ZstdCodec
-from tokenshard.errors import InputError
+from tokenshard.errors import FormatError, InputError
 
 Block = tuple[np.ndarray, np.ndarray, int]
 
@@ -73,8 +73,10 @@ def test_a_level_coded_beside_another_asks_for_it() -> None:
     grid, ids = np.array([[4]], np.int32), np.arange(4, dtype=np.uint16)
     codec = ContextCodec(random_model(10, 0, earlier_alphabet=5))
     data, lengths = codec.encode(ids, grid, ids)
+    with pytest.raises(FormatError, match="level before is outside its alphabet of 5"):
+        codec.decode(data, lengths, grid, earlier=ids + 2)
     for earlier in (None, ids[:3]):
-        with pytest.raises(InputError, match="pass those of the same samples"):
+        with pytest.raises(FormatError, match="pass those of the same samples"):
             codec.decode(data, lengths, grid, earlier=earlier)
     with pytest.raises(InputError, match="level before is outside its alphabet of 5"):
         codec.encode(ids, grid, ids + 2)

@@ -1,7 +1,7 @@
 """The `context` codec: an id is a short path through a tree, each step rANS-coded by a table its neighbours choose.
 
 With one table a node it is an order-0 coder. One 32-bit state a sample (3 bytes on average), so that a sample decodes
-alone; throughput comes from decoding four samples in lockstep. Streams and model: `schemas/shard-format.md`.
+alone; throughput comes from decoding eight samples in lockstep. Streams and model: `schemas/shard-format.md`.
 """
 
 from __future__ import annotations
@@ -138,6 +138,10 @@ class ContextCodec:
             return ids, (lengths > 0) | (sizes > 0) & (self.alphabet > 1)
         from tokenshard.codecs import rans_kernels
 
+        try:
+            beside = self._beside(ids, earlier)
+        except InputError as error:
+            raise FormatError(f"{error}; the shard or its model is damaged") from None
         words = np.zeros(len(data) // 2 + rans_kernels.BLOCK * len(self.model.steps) + 1, np.uint16)
         words[: len(data) // 2] = np.ascontiguousarray(data).view("<u2")
         damaged = np.where(sizes > 0, lengths < 4, lengths > 0)
@@ -148,7 +152,7 @@ class ContextCodec:
             ids[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
         rans_kernels.decode(
             words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), tuple(self._arrays), ids,
-            self._beside(ids, earlier), damaged, np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64),
+            beside, damaged, np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64),
         )  # fmt: skip
         return ids, damaged
 

@@ -389,7 +389,7 @@ def _classes(neighbours: Array, alphabet: int, own: _Symbols, groups: Array, lim
 
 
 def _tables(counts: Array, limit: int) -> tuple[Array, Array]:
-    """(table of each class pair, weights [tables, children]) of a node; counts are [classes, classes, children]."""
+    """(table of each class pair, weights [tables, children]) of a node with counts [classes, classes, children]."""
     classes, _, children = counts.shape
     total = counts.sum(axis=(0, 1))
     prior = (total + 0.5) / (total.sum() + 0.5 * children)

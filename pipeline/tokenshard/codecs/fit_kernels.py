@@ -54,7 +54,7 @@ def embed(rows: Any, columns: Any, counts: Any, row_scale: Any, column_scale: An
 
 @_kernel
 def _orthonormalize(vectors: Any) -> None:
-    """Make the columns orthonormal, in order, by the Cholesky factor of their products; dependent ones become 0."""
+    """Make columns orthonormal, in order, through the Cholesky factor of their products; dependent ones become 0."""
     width = vectors.shape[1]
     factor = np.zeros((width, width))
     for row in range(vectors.shape[0]):

@@ -1,10 +1,10 @@
 """Compiled loops of the `context` codec: rANS over the arrays of a :class:`~tokenshard.codecs.model.KernelArrays`.
 
-One 32-bit state a stream; four streams advance in lockstep, because the dependent steps of a single one leave most of
-a core idle. Everything is unsigned 64-bit: numba then drops its test for negative indices, and the product of a state
-and a frequency cannot overflow. The functions
-trust the model arrays (checked when a model is built) but never the streams: every read of a word is clamped to the
-buffer, and a slot is always below the last end of its table.
+One 32-bit state a stream; eight streams advance in lockstep, because the dependent steps of a single one, and its waits
+for tables, leave most of a core idle. Everything is unsigned 64-bit: numba then drops its test for negative indices,
+and the product of a state and a frequency cannot overflow. The functions trust the model arrays (checked when a model
+is built) but never the streams: places of words are held inside the buffer, and a slot is always below the last end of
+its table.
 
 Streams and tables are specified in `schemas/shard-format.md`; the coder is the range variant of Duda's asymmetric
 numeral systems (arXiv:1311.2540).
@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _place: Callable[..., Any] = cgutils.gep_inbounds
+_declared: Callable[..., Any] = cgutils.get_or_insert_function
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
 # Without reference counts: they would be kept for every array of a tuple at every call, in the innermost loop.
@@ -36,9 +37,9 @@ BLOCK = 64
 """Positions between two tests of the places of the next words."""
 
 STATE = 8
-"""What a lane holds while it advances: rANS state, place of the next word, first id, both neighbours' rows, node."""
+"""Entries a lane has: rANS state, place of the next word, first id, both neighbours' rows, node, its table."""
 
-_X, _AT, _BASE, _FIRST, _SECOND, _NODE = (np.uint64(i) for i in range(6))
+_X, _AT, _BASE, _FIRST, _SECOND, _NODE, _TABLE = (np.uint64(i) for i in range(7))
 _0, _1, _2, _3, _4, _16, _32 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 16, 32))
 _BLOCK = np.uint64(BLOCK)
 _LANES, _STATE = np.uint64(LANES), np.uint64(STATE)
@@ -86,6 +87,22 @@ def _symbol_counter(size: int) -> Callable[..., Any]:
 
 _above_of_16 = _symbol_counter(16)
 _above_of_32 = _symbol_counter(32)
+
+
+@_intrinsic
+def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Have the cache line of ``array[index]`` fetched."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = _declared(builder.module, kind, "llvm.prefetch.p0i8")
+        place = builder.bitcast(_place(builder, data, args[1]), byte)
+        builder.call(function, [place, *(ir.Constant(i32, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64), codegen
 
 
 @_inline
@@ -139,8 +156,12 @@ def _find_neighbours(
     for lane in range(lanes):
         here = state[_STATE * lane + _BASE] + position
         a, b = np.uint64(ids[here - back_a]), np.uint64(beside[here - back_b])
-        state[_STATE * lane + _FIRST] = (a if known_a else border) * row
-        state[_STATE * lane + _SECOND] = (b if known_b else border) * row + second
+        a, b = (a if known_a else border) * row, (b if known_b else border) * row + second
+        state[_STATE * lane + _FIRST], state[_STATE * lane + _SECOND] = a, b
+        _prefetch(model[2], a)
+        _prefetch(model[2], b)
+        _prefetch(model[2], a + row - _1)
+        _prefetch(model[2], b + row - _1)
 
 
 @_inline
@@ -173,18 +194,23 @@ def _decode_span(
                 state[_STATE * lane + _NODE] = _0
             for number in range(np.uint64(steps.shape[0])):
                 wide, step = steps[number, _0] > _0, (steps[number, _1], steps[number, _2])
+                # In two rounds: the tables of all lanes are on their way before the first is needed.
                 for lane in range(lanes):
-                    _descend(state, _STATE * lane, wide, step, words, model, contexts)
+                    own = _STATE * lane
+                    pair = state[own + _FIRST], state[own + _SECOND]
+                    state[own + _TABLE] = _row(state[own + _NODE], pair, step, model, contexts)
+                    _prefetch(model[6], state[own + _TABLE])
+                for lane in range(lanes):
+                    _descend(state, _STATE * lane, wide, words, model)
             for lane in range(lanes):
                 out[state[_STATE * lane + _BASE] + position] = leaves[state[_STATE * lane + _NODE] - leaf]
 
 
 @_inline
-def _descend(state: Any, lane: Any, wide: Any, step: Any, words: Any, model: Any, contexts: Any) -> None:
-    """Take a symbol from a lane's state, a word if one is due, and go down to that child."""
+def _descend(state: Any, lane: Any, wide: Any, words: Any, model: Any) -> None:
+    """Take a symbol by the table of a lane's node, then a word if one is due, and go down to that child."""
     node, at = state[lane + _NODE], state[lane + _AT]
-    first = _row(node, (state[lane + _FIRST], state[lane + _SECOND]), step, model, contexts)
-    x, symbol = _pop(state[lane + _X], first, wide, model[6])
+    x, symbol = _pop(state[lane + _X], state[lane + _TABLE], wide, model[6])
     word = np.uint64(words[at])
     due = x < _LOW  # nearly a coin toss, so without a branch
     state[lane + _X] = (x << _WORD | word) if due else x
