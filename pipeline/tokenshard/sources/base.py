@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tokenshard.store import Store
+
 PLAN_COLUMNS = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # unique in the dataset
@@ -36,10 +38,12 @@ class Sample:
     key: str
     uri: str
     data: NDArray[Any]
-    """images: uint8 [height, width, 3]"""
+    """images: uint8 [height, width, 3]; codes made elsewhere: integers [levels, *grid]"""
     raw_bytes: int
     columns: Mapping[str, Any] = field(default_factory=dict)
     """values of the user's columns (labels and metadata), by column name"""
+    size: tuple[int, ...] | None = None
+    """codes made elsewhere: the extents of the input they stand for, where :class:`CodeLayout` names extent columns"""
 
 
 @dataclass(frozen=True)
@@ -91,4 +95,30 @@ class Source(Protocol):
 
     def read(self, inputs: pa.Table) -> Iterator[Thunk]:
         """One thunk a planned row, in order. A thunk fetches and decodes; it returns a Reject instead of raising."""
+        ...
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """How codes that were made elsewhere are laid out; becomes the code columns of the dataset."""
+
+    alphabets: tuple[int, ...]
+    """ids of level i are below alphabets[i]"""
+    grid: tuple[int | None, ...]
+    """token grid that all samples share, None along axes where they differ"""
+    extents: tuple[str, ...] = ()
+    """columns with the size of the input along each grid axis, e.g. height and width; () where it is not known"""
+    downsample: tuple[int, ...] = ()
+    """input cells a token covers along each grid axis (with extents)"""
+
+
+class CodeSource(Source, Protocol):
+    """A source whose samples are codes already: no tokenizer runs, the ids go to the shards as they are."""
+
+    def layout(self) -> CodeLayout:
+        """Complete only after :meth:`plan` was exhausted, or where the state of a plan was given."""
+        ...
+
+    def tokenizer(self) -> Store | None:
+        """Folder of the tokenizer that decodes the ids (`tokenizer.json`, `model.safetensors`), where there is one."""
         ...
