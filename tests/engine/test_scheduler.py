@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tokenshard.engine.job_folder import JobFolder, Journal, Receipt
 from tokenshard.engine.plan import UnitPlace
-from tokenshard.engine.scheduler import IN_FLIGHT, SETUP_FAILURES, Interrupted, Scheduler
+from tokenshard.engine.scheduler import IN_FLIGHT, SETUP_DEATHS, SETUP_FAILURES, Interrupted, Scheduler
 from tokenshard.engine.task import Died, Done, Event, Failure, Finished, Ready, SetupFailed, Task
 from tokenshard.errors import JobError
 from tokenshard.spec.job import RetrySpec
@@ -373,7 +373,7 @@ def test_set_ups_that_fail_in_a_row_fail_the_job(job: Job, fate: type[SetupFaile
 
 
 def test_set_ups_that_fail_now_and_then_do_not(job: Job) -> None:
-    fates = [*[SetupFailed] * (SETUP_FAILURES - 1), Ready] * 5
+    fates = [*[SetupFailed] * (SETUP_FAILURES - 1), *[Died] * (SETUP_DEATHS - 1), Ready] * 5
     executor = InMemory([Unit()] * 20, size=1, setups=fates, kills=[(4.5 + 4 * n, True) for n in range(5)])
     job.run(executor)
     assert job.rejected() == dict.fromkeys(range(20), 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def most_deaths(rows: int) -> int:
-    """Deaths a unit of that many rows may cost (about three poison inputs); past that all of it is quarantined."""
-    return 16 + 3 * rows.bit_length()
+    """Deaths a unit of that many rows may cost (three poison inputs); past that all of it is quarantined."""
+    return 4 + 3 * (rows.bit_length() + 1)
 
 
 class PoisonSearch:

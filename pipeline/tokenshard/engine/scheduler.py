@@ -24,7 +24,9 @@ from tokenshard.spec.job import RetrySpec
 IN_FLIGHT = 2
 """Tasks a worker holds: one running, one queued, so that it never waits for the driver."""
 SETUP_FAILURES = 3
-"""Set-ups that may fail in a row before the job is given up."""
+"""Set-ups that may raise in a row before the job is given up."""
+SETUP_DEATHS = 10
+"""Workers that may die in a row during their set-up: killed from outside, or by a crash that comes every time."""
 HOPELESS_UNITS = 3
 """Units that may fail for good before the first one is done."""
 BACKOFF = 0.5
@@ -89,7 +91,7 @@ class Scheduler:
         self._alone: deque[Task] = deque()
         self._later: list[tuple[float, Task]] = []
         self._units: dict[int, _Unit] = {}
-        self._setup_failures = 0
+        self._setup_failures = self._setup_deaths = 0
         self._hopeless: list[tuple[Task, str]] = []
         self._exhausted = False
         self._recall()
@@ -195,10 +197,11 @@ class Scheduler:
         match event:
             case Ready():
                 worker.ready = True
-                self._setup_failures = 0
+                self._setup_failures = self._setup_deaths = 0
             case SetupFailed():
                 self._worker_lost(event.worker)
-                self._count_setup_failure(event.failure.message)
+                self._setup_failures += 1
+                self._check_set_ups(event.failure.message)
             case Died():
                 self._died(event, worker)
             case Finished():
@@ -210,10 +213,10 @@ class Scheduler:
                 else:
                     self._failed(task, event.result)
 
-    def _count_setup_failure(self, reason: str) -> None:
-        self._setup_failures += 1
-        if self._setup_failures >= SETUP_FAILURES:
-            raise JobError(f"no worker could be set up ({self._setup_failures} in a row failed): {reason}")
+    def _check_set_ups(self, reason: str) -> None:
+        if self._setup_failures >= SETUP_FAILURES or self._setup_deaths >= SETUP_DEATHS:
+            in_a_row = self._setup_failures + self._setup_deaths
+            raise JobError(f"no worker could be set up ({in_a_row} in a row failed): {reason}")
 
     def _worker_lost(self, number: int) -> _Worker:
         worker = self._workers.pop(number)
@@ -224,7 +227,8 @@ class Scheduler:
         self._worker_lost(event.worker)
         if not worker.ready:
             if not event.blameless:
-                self._count_setup_failure(event.reason)
+                self._setup_deaths += 1
+                self._check_set_ups(event.reason)
             return
         tasks = list(worker.tasks)
         self._again.extend(tasks[1:])
