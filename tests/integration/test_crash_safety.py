@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -92,13 +91,16 @@ def named(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process
 
 
 def local_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The unit workers of a local driver."""
-    return named(psutil.Process(driver.pid).children(), "tokenshard.engine.worker")
+    """The unit workers of a local driver; none where it has ended."""
+    try:
+        return named(psutil.Process(driver.pid).children(), "tokenshard.engine.worker")
+    except psutil.NoSuchProcess:
+        return []
 
 
 def ray_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Unit actors of the cluster on this machine."""
-    return named(psutil.process_iter(), "ray::Worker")
+    """Unit actors of the cluster that the fixture `ray_address` started."""
+    return named(psutil.Process().children(recursive=True), "ray::Worker")
 
 
 Workers = Callable[[subprocess.Popen[bytes]], list[psutil.Process]]
@@ -198,14 +200,17 @@ def test_everything_killed_while_shards_are_written_leaves_no_torn_file(
 ) -> None:
     out = tmp_path / "out"
     draw = random.Random(5)
-    temporary = out / ".tmp"
     for _ in range(3):
         driver = start(workload, out, "--engine", "local", "--workers", "2")
-        wait_for(lambda: temporary.exists() and bool(os.listdir(temporary)), driver)
-        threading.Event().wait(draw.uniform(0, 0.3))
-        for process in (*local_workers(driver), psutil.Process(driver.pid)):
+        assert wait_for_shards(out, len(shards(out)) + 1, driver), "the driver ended before it could be killed"
+        threading.Event().wait(draw.uniform(0, 0.05))
+        workers = local_workers(driver)
+        assert workers
+        for process in workers:
             process.kill()
+        driver.kill()
         driver.communicate()
+        assert driver.returncode == -signal.SIGKILL
     for path in (path for folder in ("data", "rejects", "_job") for path in (out / folder).rglob("*.*")):
         if path.suffix == ".parquet":
             assert path.read_bytes()[-4:] == b"PAR1", path

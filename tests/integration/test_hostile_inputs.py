@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -26,13 +27,13 @@ HOSTILE = {"PYTHONPATH": os.pathsep.join([DECODER, os.environ.get("PYTHONPATH", 
 """Environment in which a decoder kills, hangs or fails, as the file says."""
 
 
-UNITS, SAMPLES = 6, 8
+UNITS, SAMPLES = 6, 4
 SMALL = ["--tokenizer", "patch:4x4,k=32", "--unit-samples", str(SAMPLES)]
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """48 small images that make 6 units of 8; tests put hostile files among them."""
+    """Small images that make 6 units of 4; tests put hostile files among them."""
     root = tmp_path / "images"
     root.mkdir()
     draw = np.random.default_rng(4)
@@ -50,10 +51,19 @@ sys.stdin.read()
 """
 
 
+ROOM = 2 << 30
+"""Bytes of memory that the workers of that cluster get before Ray's memory monitor kills one."""
+
+
 @pytest.fixture(scope="module")
 def hostile_ray() -> Iterator[str]:
-    """Address of a Ray cluster whose workers have the hostile decoder."""
-    environment = {**os.environ, **NO_TOKENS, **HOSTILE}
+    """Address of a Ray cluster whose workers have the hostile decoder, and not much memory."""
+    memory = psutil.virtual_memory()
+    if memory.available < 2 * ROOM:
+        pytest.skip(f"needs {2 * ROOM >> 30} GiB of free memory")
+    threshold = (memory.total - memory.available + ROOM) / memory.total
+    monitor = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "50"}
+    environment = {**os.environ, **NO_TOKENS, **HOSTILE, **monitor}
     words = [sys.executable, "-c", CLUSTER]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as cluster:
         assert cluster.stdout is not None
@@ -64,9 +74,10 @@ def hostile_ray() -> Iterator[str]:
 def run_job(folder: Path, source: Path, **fields: Any) -> dict[str, Any]:
     """Run a job spec on the hostile decoder; the dataset is ``folder/out``."""
     job = {"kind": "convert-images", "source": {"path": str(source)}, "output": str(folder / "out"), **fields}
+    job = {"tokenizer": "patch:4x4,k=32", "unit": {"samples": SAMPLES}, "pilot": {"samples": SAMPLES}, **job}
     spec = folder / "job.yaml"
-    spec.write_text(json.dumps({"tokenizer": "patch:4x4,k=32", "unit": {"samples": SAMPLES}, **job}))
-    done = tokenshard_command("run", str(spec), "--quiet", "--json", **HOSTILE)
+    spec.write_text(json.dumps(job))
+    done = tokenshard_command("run", str(spec), "--quiet", "--json", **HOSTILE, **NO_TOKENS)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -78,31 +89,37 @@ def rejects(out: Path) -> dict[str, tuple[str, str]]:
     return {row["key"]: (row["stage"], row["error"]) for row in rows}
 
 
+def deaths(out: Path) -> list[dict[str, Any]]:
+    """Deaths of workers, as the job's journal has them."""
+    events = [json.loads(path.read_text()) for path in sorted((out / "_job/00000001/journal").iterdir())]
+    return [event for event in events if event["event"] == "death"]
+
+
 LOCAL = ["--engine", "local", "--workers", "2", "--max-rejects", "0.1"]
 
 
 def test_inputs_that_kill_their_worker_are_found_and_left_out(hostile: Path, tmp_path: Path) -> None:
-    for name in ("04.png", "40.qoi"):
+    for name in ("04.png", "20.qoi"):
         (hostile / name).write_bytes(b"HOSTILE die ")
     summary = convert(hostile, tmp_path / "out", *SMALL, *LOCAL, **HOSTILE)
     assert rejects(tmp_path / "out") == {
         "04.png": ("worker", "WorkerDied"),
-        "40.qoi": ("worker", "WorkerDied"),
+        "20.qoi": ("worker", "WorkerDied"),
     }
     assert summary["num_samples"] == UNITS * SAMPLES - 1
     assert verify(Store(tmp_path / "out"), deep=True).ok
 
 
 def test_a_unit_of_nothing_but_poison_is_quarantined(hostile: Path, tmp_path: Path) -> None:
-    poison = sorted(hostile.rglob("*.png"))[SAMPLES : 2 * SAMPLES]
+    poison = sorted(hostile.rglob("*.png"))[8:16]
     for path in poison:
         path.write_bytes(b"HOSTILE die ")
-    # the pilot's sample is small, or it would be full of poison too
-    summary = run_job(tmp_path, hostile, max_rejects=0.3, pilot={"samples": 4}, engine={"kind": "local", "workers": 2})
-    assert summary["num_samples"] == (UNITS - 1) * SAMPLES
+    engine = {"kind": "local", "workers": 2}
+    summary = run_job(tmp_path, hostile, max_rejects=0.5, unit={"samples": len(poison)}, engine=engine)
+    assert summary["num_samples"] == UNITS * SAMPLES - len(poison)
     found = rejects(tmp_path / "out")
     assert found.keys() == {path.relative_to(hostile).as_posix() for path in poison}
-    assert set(found.values()) <= {("worker", "Quarantined"), ("worker", "WorkerDied")}
+    assert set(found.values()) == {("worker", "Quarantined")}
     assert verify(Store(tmp_path / "out"), deep=True).ok
 
 
@@ -114,7 +131,6 @@ def test_an_input_that_hangs_is_found_by_the_time_limit(hostile: Path, tmp_path:
         hostile,
         max_rejects=0.1,
         retry=limits,
-        pilot={"samples": 16},
         engine={"kind": "local", "workers": 2},
     )
     assert rejects(tmp_path / "out") == {"20-hang.qoi": ("worker", "WorkerDied")}
@@ -127,12 +143,22 @@ def test_a_decoder_that_raises_costs_one_reject(hostile: Path, tmp_path: Path) -
     assert rejects(tmp_path / "out") == {"20-fail.qoi": ("decode", "RuntimeError")}
 
 
-def test_on_ray_poison_is_found_and_no_other_unit_suffers(hostile: Path, tmp_path: Path, hostile_ray: str) -> None:
-    (hostile / "20-poison.qoi").write_bytes(b"HOSTILE die ")
-    engine = ["--engine", "ray", "--address", hostile_ray, "--workers", "2", "--max-rejects", "0.1"]
-    summary = convert(hostile, tmp_path / "out", *SMALL, *engine, **NO_TOKENS)
+@pytest.mark.parametrize("deed", ["die", "hoard"])
+def test_on_ray_poison_is_found_and_no_other_unit_suffers(
+    hostile: Path, tmp_path: Path, hostile_ray: str, deed: str
+) -> None:
+    (hostile / "20-poison.qoi").write_text(f"HOSTILE {deed} ")
+    summary = run_job(
+        tmp_path,
+        hostile,
+        max_rejects=0.1,
+        engine={"kind": "ray", "address": hostile_ray, "workers": 2},
+    )
     assert rejects(tmp_path / "out") == {"20-poison.qoi": ("worker", "WorkerDied")}
     assert summary["num_samples"] == UNITS * SAMPLES
+    reasons = [event["reason"] for event in deaths(tmp_path / "out")]
+    assert reasons
+    assert all(("low on memory" in reason) == (deed == "hoard") for reason in reasons)
 
 
 def test_a_worker_that_cannot_be_set_up_ends_the_job_with_the_cause(hostile: Path, tmp_path: Path) -> None:
