@@ -30,8 +30,12 @@ def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str) -> None:
 
     Saving the same tokenizer again changes nothing; raises :class:`TokenshardError` if another one is there already.
     """
-    description = json.dumps(tokenizer.spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    files = {WEIGHTS: weights_to_bytes(tokenizer.tensors()), DESCRIPTION: description.encode()}
+    _put(store, prefix, tokenizer.spec, weights_to_bytes(tokenizer.tensors()))
+
+
+def _put(store: Store, prefix: str, spec: TokenizerSpec, weights: bytes) -> None:
+    description = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    files = {WEIGHTS: weights, DESCRIPTION: description.encode()}
     for file, content in files.items():
         name = _join(prefix, file)
         if not store.put_if_absent(name, content) and store.read(name) != content:
@@ -43,7 +47,7 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
 
     Raises :class:`FormatError` with the file and the reason when it is missing, damaged, inconsistent or too new.
     """
-    spec = _read_spec(store, _join(prefix, DESCRIPTION))
+    spec = read_tokenizer_spec(store, prefix)
     name = _join(prefix, WEIGHTS)
     weights = _read(store, name, MAX_WEIGHTS_BYTES)
     try:
@@ -52,14 +56,21 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
         raise FormatError(f"{store.url(name)}: {error}") from error
 
 
+def copy_tokenizer(store: Store, output: Store) -> TokenizerSpec:
+    """Copy the tokenizer saved in ``store`` into the dataset ``output``, whatever its kind; its description.
+
+    Raises :class:`FormatError` when it is missing or damaged.
+    """
+    spec = read_tokenizer_spec(store)
+    weights = _read(store, WEIGHTS, MAX_WEIGHTS_BYTES)
+    _check_weights(spec, weights)
+    _put(output, f"tokenizer/{spec.fingerprint}", spec, weights)
+    return spec
+
+
 def tokenizer_from(spec: TokenizerSpec, weights: bytes) -> Tokenizer:
     """The tokenizer of a description and the bytes of its weights file; :class:`FormatError` if they do not fit."""
-    found = weights_sha256(weights)
-    if found != spec.weights_sha256:
-        raise FormatError(
-            f"SHA-256 of the weights is {found[:16]}…, the description says {spec.weights_sha256[:16]}…; "
-            "the file is damaged or was replaced: copy it again"
-        )
+    _check_weights(spec, weights)
     try:
         cls = tokenizer_class(spec.kind)
     except SpecError as error:
@@ -67,7 +78,18 @@ def tokenizer_from(spec: TokenizerSpec, weights: bytes) -> Tokenizer:
     return cls.from_tensors(spec, weights_from_bytes(weights))
 
 
-def _read_spec(store: Store, name: str) -> TokenizerSpec:
+def _check_weights(spec: TokenizerSpec, weights: bytes) -> None:
+    found = weights_sha256(weights)
+    if found != spec.weights_sha256:
+        raise FormatError(
+            f"SHA-256 of the weights is {found[:16]}…, the description says {spec.weights_sha256[:16]}…; "
+            "the file is damaged or was replaced: copy it again"
+        )
+
+
+def read_tokenizer_spec(store: Store, prefix: str = "") -> TokenizerSpec:
+    """The description of the tokenizer saved below ``prefix``; :class:`FormatError` as for :func:`load_tokenizer`."""
+    name = _join(prefix, DESCRIPTION)
     url = store.url(name)
     try:
         content = json.loads(_read(store, name, MAX_DESCRIPTION_BYTES))
