@@ -158,7 +158,7 @@ def check_layout(parent: Manifest, layout: CodeLayout, output: Store) -> None:
         ("size columns", extents, layout.extents),
     ):
         if there != here:
-            raise SpecError(f"{output.root}: its {what} is {there}, that of the job {here}; they cannot be mixed")
+            raise SpecError(f"{output.root}: has {what} {there}, the job {what} {here}; they cannot be in one dataset")
 
 
 def _appended(parent: Manifest, new: Manifest, plan: Plan) -> Manifest:
