@@ -164,6 +164,10 @@ def test_images_stay_images(tmp_path: Path) -> None:
     words = ["transcode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--quiet", "--json", "--codec", "zstd"]
     done = tokenshard_command(*words)
     assert done.returncode == 0, done.stderr
+    for command in ("info", "stats"):
+        (level,) = json.loads(tokenshard_command(command, str(tmp_path / "out"), "--json").stdout)["levels"]
+        assert (level["codec"], level["log2_alphabet"]) == ("zstd", 5)
+        assert f"{level['bits_per_token']:.4g}" in tokenshard_command(command, str(tmp_path / "out")).stdout
     assert {"num_samples", "num_rejects", "seconds", "fingerprint"} <= json.loads(done.stdout).keys()
     before, after = tokenshard.open(tmp_path / "tokens"), sound(tmp_path / "out")
     assert same_codes(before, after)
