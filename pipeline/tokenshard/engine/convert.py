@@ -36,7 +36,7 @@ from tokenshard.spec.manifest import Manifest
 from tokenshard.store import Store
 
 LARGE_INPUT = 20_000
-"""Inputs above which `--engine auto` uses Ray."""
+"""Inputs above which `--engine auto` uses Ray, unless they are one unit."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,8 @@ def _executors(spec: ConvertJob, engine: str) -> Iterator[ExecutorFor]:
 def _engine(spec: ConvertJob, plan: Plan) -> str:
     if spec.engine.kind != "auto":
         return spec.engine.kind
-    return "ray" if spec.engine.address or os.environ.get("RAY_ADDRESS") or plan.inputs > LARGE_INPUT else "local"
+    large = plan.inputs > LARGE_INPUT and plan.units > 1
+    return "ray" if spec.engine.address or os.environ.get("RAY_ADDRESS") or large else "local"
 
 
 def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> PilotResult:

@@ -56,7 +56,3 @@ class ImportSourceSpec(SourceSpec):
     tokenizer: str | None = Field(default=None, description="saved tokenizer's folder that decodes the ids, if any")
     modality: DatasetKind | Literal["auto"] = Field(default="auto", description="what the ids stand for")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="options of this format alone")
-
-    def output_fields(self) -> dict[str, JsonValue]:
-        """The fields that decide the output: all but the places that are read from."""
-        return self.model_dump(mode="json", exclude={"path", "tokenizer"})

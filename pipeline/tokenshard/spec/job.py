@@ -25,7 +25,7 @@ class UnitSpec(Document):
     """How inputs are cut into work units. One unit makes one shard."""
 
     samples: int = Field(default=4096, ge=1, le=1 << 20, description="most inputs of a unit")
-    bytes: ByteSize = Field(default=ByteSize(256 << 20), ge=1, description="most raw bytes of a unit, e.g. 256MiB")
+    bytes: ByteSize = Field(default=ByteSize(256 << 20), ge=1, description="most bytes of input of a unit, e.g. 256MiB")
 
 
 class PilotSpec(Document):
@@ -137,6 +137,11 @@ class Import(CodesJob):
 
     kind: Literal["import"] = "import"
     source: ImportSourceSpec
+
+    def output_sha256(self, tokenizer: str) -> str:
+        fields = self.output_fields()
+        source = {name: value for name, value in self.source.output_fields().items() if name != "tokenizer"}
+        return digest({**fields, "source": source, "tokenizer": tokenizer})
 
 
 JOB_KINDS: dict[str, type[JobSpec]] = {

@@ -51,6 +51,8 @@ class DatasetSource:
         manifest = read_manifest(store, spec.version if state is None else state["version"])
         if state is not None and manifest.fingerprint != state["fingerprint"]:
             raise SpecError(f"{spec.path}: is not the dataset that was planned; start again with --overwrite")
+        if not manifest.shards:
+            raise SpecError(f"{spec.path}: version {manifest.version} of the dataset holds no samples")
         self._manifest, self._dataset = manifest, Dataset(store, manifest)
         self._numbers = {shard.path: number for number, shard in enumerate(manifest.shards)}
         available = len(manifest.code.columns)
@@ -67,7 +69,8 @@ class DatasetSource:
         users = {column.name: column for column in self._manifest.columns if column.role in {"label", "metadata"}}
         for name in (*(self._spec.columns or ()), *self._spec.drop):
             if name not in users:
-                raise SpecError(f"{self._spec.path}: no label or metadata column {name!r}; it has {', '.join(users)}")
+                known = ", ".join(users) or "none"
+                raise SpecError(f"{self._spec.path}: no label or metadata column {name!r}; it has {known}")
         kept = users if self._spec.columns is None else self._spec.columns
         return tuple(column for name, column in users.items() if name in kept and name not in self._spec.drop)
 
