@@ -95,6 +95,7 @@ def transcode(out: str, dst: str, **values: Any) -> None:
     show_default=True,
     help="What the ids stand for.",
 )
+@click.option("--levels", type=click.IntRange(1), help="Levels of the ids, where the format does not say. [default: 1]")
 @_dataset_options
 @job_options
 def import_(format_name: str, src: str, out: str, **values: Any) -> None:
@@ -107,5 +108,7 @@ def import_(format_name: str, src: str, out: str, **values: Any) -> None:
     alphabet, grid = values.pop("alphabet"), values.pop("grid")
     source = {name: values.pop(name) for name in ("column", "key_column", "labels", "tokenizer", "modality")}
     source |= {"alphabet": alphabet[0] if alphabet is not None and len(alphabet) == 1 else alphabet}
+    levels = values.pop("levels")
+    source |= {"options": {"levels": levels} if levels is not None else None}
     source |= {"grid": grid.lower().split("x") if grid is not None else None}
     _run("import", {"path": src, "format": format_name, **source}, out, values)

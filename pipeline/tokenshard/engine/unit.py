@@ -37,7 +37,8 @@ from tokenshard.sources.registry import open_source
 from tokenshard.spec.manifest import RejectsEntry, ShardEntry, TokenizerEntry
 
 APPEND_ROWS = 512
-"""Rows gathered before they go to the shard writer."""
+APPEND_BYTES = 32 << 20
+"""Rows, and bytes of their ids, gathered before they go to the shard writer; whichever is reached first."""
 
 
 class UnitRunner:
@@ -103,11 +104,13 @@ class UnitRunner:
             _rows(inputs, sorted(poison)), "WorkerDied", "reading this input killed its worker process"
         )
         waiting: list[Encoded] = []
+        held = 0
         for item in self._encoded(_rows(inputs, harmless), rejects):
             waiting.append(item)
-            if len(waiting) >= APPEND_ROWS:
+            held += item[1].nbytes
+            if len(waiting) >= APPEND_ROWS or held >= APPEND_BYTES:
                 writer.append(self._batch(waiting))
-                waiting = []
+                waiting, held = [], 0
         if waiting:
             writer.append(self._batch(waiting))
 

@@ -30,13 +30,12 @@ def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str) -> None:
 
     Saving the same tokenizer again changes nothing; raises :class:`TokenshardError` if another one is there already.
     """
-    _put(store, prefix, tokenizer.spec, weights_to_bytes(tokenizer.tensors()))
+    description = json.dumps(tokenizer.spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    _put(store, prefix, description.encode(), weights_to_bytes(tokenizer.tensors()))
 
 
-def _put(store: Store, prefix: str, spec: TokenizerSpec, weights: bytes) -> None:
-    description = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    files = {WEIGHTS: weights, DESCRIPTION: description.encode()}
-    for file, content in files.items():
+def _put(store: Store, prefix: str, description: bytes, weights: bytes) -> None:
+    for file, content in {WEIGHTS: weights, DESCRIPTION: description}.items():
         name = _join(prefix, file)
         if not store.put_if_absent(name, content) and store.read(name) != content:
             raise TokenshardError(f"{store.url(name)} belongs to another tokenizer; save this one to a new folder")
@@ -57,14 +56,15 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
 
 
 def copy_tokenizer(store: Store, output: Store) -> TokenizerSpec:
-    """Copy the tokenizer saved in ``store`` into the dataset ``output``, whatever its kind; its description.
+    """Copy the tokenizer saved in ``store`` into the dataset ``output``, byte for byte, whatever its kind.
 
     Raises :class:`FormatError` when it is missing or damaged.
     """
     spec = read_tokenizer_spec(store)
     weights = _read(store, WEIGHTS, MAX_WEIGHTS_BYTES)
     _check_weights(spec, weights)
-    _put(output, f"tokenizer/{spec.fingerprint}", spec, weights)
+    description = _read(store, DESCRIPTION, MAX_DESCRIPTION_BYTES)
+    _put(output, f"tokenizer/{spec.fingerprint}", description, weights)
     return spec
 
 

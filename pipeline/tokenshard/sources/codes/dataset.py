@@ -165,6 +165,7 @@ class DatasetSource:
         )
 
     def tokenizer(self) -> Store:
+        self._dataset.tokenizer_files()  # raises where they are not those of the manifest
         folder = f"tokenizer/{self._manifest.tokenizer.fingerprint}"
         return Store(self._store.url(folder), self._store.options)
 
