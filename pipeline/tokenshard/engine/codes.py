@@ -48,7 +48,7 @@ class PassingThrough:
         (codes,) = self._encoder.encode([sample])
         limit = int(max(1, WINDOW_IDS // len(codes)) ** (1 / (codes.ndim - 1)) + 1e-9)
         part = codes[(slice(None), *cut(codes.shape[1:], [limit] * (codes.ndim - 1), draw))]
-        return Window(replace(sample, data=np.ascontiguousarray(part)), codes.size / max(1, part.size))
+        return Window(replace(sample, data=part.copy(), columns={}), codes.size / max(1, part.size))
 
     def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, CodeEncoder]:
         found = self._tokenizer()

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from tokenshard.codecs.choose import choose_codec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.engine.encode import flat_ids
-from tokenshard.engine.encoding import Encoder, Encoding, Window, encoding_of
+from tokenshard.engine.encoding import Encoder, Window, encoding_of
 from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
 from tokenshard.engine.plan import UnitPlace, read_unit, unit_places
 from tokenshard.engine.task import Task
 from tokenshard.errors import InputError, JobError
 from tokenshard.shards.schema import code_names
-from tokenshard.sources.base import CodeLayout, Sample, Source
+from tokenshard.sources.base import CodeLayout, Sample
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.job import ConvertJob
@@ -54,7 +54,7 @@ class PilotRunner:
             raise JobError(f"{self._spec.source.path}: the sample of the inputs {task.quarantine}; remove such inputs")
         draw = np.random.Generator(np.random.Philox(self._spec.seed))
         output = self._folder.output
-        windows = list(_windows(self._spec, self._plan, self._source, self._encoding, output, rows, draw))
+        windows = list(self._windows(rows, draw))
         if task.probe is not None:
             return None
         if not windows:
@@ -79,6 +79,23 @@ class PilotRunner:
         )
         return Receipt(unit=PILOT.unit, rows=0, rejected=0)
 
+    def _windows(self, rows: Sequence[int], draw: np.random.Generator) -> Iterator[Window]:
+        """Windows of some rows of the sample; the sample is drawn evenly from the plan and sorted."""
+        plan, output = self._plan, self._folder.output
+        sample = np.sort(draw.choice(plan.inputs, sample_size(self._spec, plan), replace=False))
+        chosen = sample[np.array(rows, np.int64)]
+        first = 0
+        for place, size in zip(unit_places(plan), _unit_sizes(plan, output), strict=True):
+            mine = chosen[(chosen >= first) & (chosen < first + size)] - first
+            first += size
+            if not len(mine):
+                continue
+            for thunk in self._source.read(read_unit(output, place).take(mine)):
+                item = thunk()
+                if isinstance(item, Sample):
+                    with suppress(InputError):  # its unit makes a reject of it
+                        yield self._encoding.window(item, draw)
+
 
 @dataclass
 class _Codecs:
@@ -93,26 +110,6 @@ class _Codecs:
 def sample_size(spec: ConvertJob, plan: Plan) -> int:
     """Inputs the pilot reads."""
     return min(plan.inputs, spec.pilot.samples)
-
-
-def _windows(
-    spec: ConvertJob, plan: Plan, source: Source, encoding: Encoding, output: Store, rows: Sequence[int],
-    draw: np.random.Generator,
-) -> Iterator[Window]:  # fmt: skip
-    """Windows of some rows of the sample; the sample is drawn evenly from the plan and sorted."""
-    sample = np.sort(draw.choice(plan.inputs, sample_size(spec, plan), replace=False))
-    chosen = sample[np.array(rows, np.int64)]
-    first = 0
-    for place, size in zip(unit_places(plan), _unit_sizes(plan, output), strict=True):
-        mine = chosen[(chosen >= first) & (chosen < first + size)] - first
-        first += size
-        if not len(mine):
-            continue
-        for thunk in source.read(read_unit(output, place).take(mine)):
-            item = thunk()
-            if isinstance(item, Sample):
-                with suppress(InputError):  # its unit makes a reject of it
-                    yield encoding.window(item, draw)
 
 
 def _unit_sizes(plan: Plan, output: Store) -> Iterator[int]:

@@ -43,7 +43,7 @@ class Tokenizing:
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
         limits = self._axes.window
         part = sample.data[cut(sample.data.shape[: len(limits)], limits, draw)]
-        return Window(replace(sample, data=np.ascontiguousarray(part)))
+        return Window(replace(sample, data=np.ascontiguousarray(part), columns={}))
 
     def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, TokenizerEncoder]:
         if _is_kind(self._spec):
