@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import tokenshard
 from engine.arrays import import_arrays
-from integration.command import command_line, convert, refused, tokenshard_command
+from integration.command import command_line, refused, tokenshard_command
+from tokenshard.cli.main import cli
 from tokenshard.engine.convert import Conversion, Mode
 from tokenshard.errors import JobError, SpecError
 from tokenshard.shards.verify import verify
@@ -49,6 +51,13 @@ def transcode(src: Path | str, out: Path | str, mode: Mode | None = None, **fiel
     source = {"path": str(src), **fields.pop("source", {})}
     job = {"source": source, "output": str(out), "engine": {"kind": "local", "workers": 0}}
     return tokenshard.run(build_job(Transcode, {**job, **fields}), mode)
+
+
+def command(*words: str) -> str:
+    """What the command prints, run in this process."""
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def sound(out: Path | str) -> tokenshard.Dataset:
@@ -160,15 +169,15 @@ def test_images_stay_images(tmp_path: Path) -> None:
         pixels = field(16 + number, 30, 3, seed=number, alphabet=256).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02d}.png")
     (tmp_path / "photos" / "cut.png").write_bytes(b"")
-    convert(tmp_path / "photos", tmp_path / "tokens", "--tokenizer", "patch:4x4,k=32", "--max-rejects", "0.1")
-    words = ["transcode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--quiet", "--json", "--codec", "zstd"]
-    done = tokenshard_command(*words)
-    assert done.returncode == 0, done.stderr
-    for command in ("info", "stats"):
-        (level,) = json.loads(tokenshard_command(command, str(tmp_path / "out"), "--json").stdout)["levels"]
+    local: dict[str, Any] = {"max_rejects": 0.6, "engine": {"kind": "local", "workers": 0}}
+    tokenshard.convert_images(tmp_path / "photos", tmp_path / "tokens", "patch:4x4,k=32", **local)
+    words = ["transcode", str(tmp_path / "tokens"), str(tmp_path / "out"), "--workers", "0", "--codec", "zstd"]
+    printed = json.loads(command(*words, "--quiet", "--json"))
+    assert {"num_samples", "num_rejects", "seconds", "fingerprint"} <= printed.keys()
+    for name in ("info", "stats"):
+        (level,) = json.loads(command(name, str(tmp_path / "out"), "--json"))["levels"]
         assert (level["codec"], level["log2_alphabet"]) == ("zstd", 5)
-        assert f"{level['bits_per_token']:.4g}" in tokenshard_command(command, str(tmp_path / "out")).stdout
-    assert {"num_samples", "num_rejects", "seconds", "fingerprint"} <= json.loads(done.stdout).keys()
+        assert f"{level['bits_per_token']:.4g}" in command(name, str(tmp_path / "out"))
     before, after = tokenshard.open(tmp_path / "tokens"), sound(tmp_path / "out")
     assert same_codes(before, after)
     assert after.table().equals(before.table())
@@ -182,12 +191,11 @@ def test_images_stay_images(tmp_path: Path) -> None:
         "rejects": 1,
         "source": before.manifest.source,
     }
-    shown = tokenshard_command("show", str(tmp_path / "out"), "--out", str(tmp_path / "grid.png"))
-    assert shown.returncode == 0, shown.stderr
+    assert "00.png  30 x 16 pixels, 32 ids" in command("show", str(tmp_path / "out"), "--out", str(tmp_path / "grid.png"))
     # images of the same tokenizer can be appended to what was transcoded
     Image.new("RGB", (30, 16), (9, 9, 9)).save(tmp_path / "photos" / "new.png")
-    more = convert(tmp_path / "photos", tmp_path / "out", "--append", "--max-rejects", "0.6")
-    assert more["num_samples"] == 21
+    more = tokenshard.convert_images(tmp_path / "photos", tmp_path / "out", mode=Mode(append=True), **local)
+    assert more.num_samples == 21
     assert sound(tmp_path / "out")[20]["key"] == "new.png"
 
 
@@ -203,13 +211,25 @@ def test_what_a_dataset_gained_is_appended(tokens: Path, tmp_path: Path) -> None
     assert transcode(tokens, tmp_path / "out", Mode(append=True)).num_units == 0
 
 
-def test_how_it_is_run_changes_nothing(tokens: Path, tmp_path: Path, s3_url: str) -> None:
+def test_what_cannot_be_appended_leaves_the_dataset_open_for_what_can(tokens: Path, tmp_path: Path) -> None:
+    transcode(tokens, tmp_path / "out", source={"version": 1})
+    for source in ({"drop": ["tags"]}, {"levels": 2}):
+        with pytest.raises(SpecError, match=r"different: tags|has alphabets"):
+            transcode(tokens, tmp_path / "out", Mode(append=True), source=source)
+    more = transcode(tokens, tmp_path / "out", Mode(append=True), source={"keys": "prefix:again/"})
+    assert more.num_samples == 900
+    assert sound(tmp_path / "out")[400]["key"] == "again/s00000"
+
+
+def test_how_it_is_run_changes_nothing(tokens: Path, tmp_path: Path, s3_url: str, ray_address: str) -> None:
     alone = transcode(tokens, tmp_path / "alone", unit={"samples": 60}, engine={"kind": "local", "workers": 0})
     words = ["transcode", str(tokens), str(tmp_path / "two"), "--unit-samples", "60", "--json", "--quiet"]
     two = tokenshard_command(
         *words, "--engine", "local", "--workers", "2", "--batch-size", "7", "--decode-threads", "2"
     )
     assert json.loads(two.stdout)["fingerprint"] == alone.fingerprint
+    cluster = {"kind": "ray", "address": ray_address, "workers": 2}
+    assert transcode(tokens, tmp_path / "ray", unit={"samples": 60}, engine=cluster).fingerprint == alone.fingerprint
     source, bucket = Store(tokens), Store(s3_url)
     for entry in source.list():
         bucket.put(f"tokens/{entry.name}", source.read(entry.name))

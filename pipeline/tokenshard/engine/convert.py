@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tokenshard.engine.encoding import check_job, encoding_of
-from tokenshard.engine.finalize import check_appendable, check_layout, finalize
+from tokenshard.engine.finalize import check_appendable, check_columns, check_layout, finalize
 from tokenshard.engine.job_folder import JobFolder, Journal, PilotResult, Plan, Receipt
 from tokenshard.engine.pilot import PILOT, sample_size
 from tokenshard.engine.plan import UnitPlace, make_plan, unit_places
@@ -274,7 +274,7 @@ def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> P
     """Tokenizer and codecs of the dataset that is appended to: they are frozen with it."""
     layout = encoding_of(spec, open_source(spec, plan.source_state)).layout(parent.tokenizer, output)
     check_layout(parent, layout, output)
-    return PilotResult(
+    adopted = PilotResult(
         tokenizer=parent.tokenizer.fingerprint,
         numerics=parent.tokenizer.numerics,
         levels=parent.code.levels,
@@ -282,6 +282,8 @@ def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> P
         models=parent.models,
         layout=layout,
     )
+    check_columns(parent, plan, adopted)
+    return adopted
 
 
 def _rows_of(folder: JobFolder) -> Callable[[UnitPlace], int]:

@@ -70,7 +70,7 @@ def finalize(folder: JobFolder, parent: Manifest | None) -> Manifest:
     if parent is None and not any(receipt.rows for receipt in receipts):
         raise TooManyRejects("every input was rejected; the rejects/ folder of the output says why")
     manifest = _manifest(spec, plan, pilot, folder, receipts)
-    return commit_manifest(folder.output, _appended(parent, manifest, plan) if parent is not None else manifest)
+    return commit_manifest(folder.output, _appended(parent, manifest, plan, pilot) if parent is not None else manifest)
 
 
 def _manifest(
@@ -161,15 +161,21 @@ def check_layout(parent: Manifest, layout: CodeLayout, output: Store) -> None:
             raise SpecError(f"{output.root}: has {what} {there}, the job {what} {here}; they cannot be in one dataset")
 
 
-def _appended(parent: Manifest, new: Manifest, plan: Plan) -> Manifest:
+def check_columns(parent: Manifest, plan: Plan, pilot: PilotResult) -> None:
+    """Raises SpecError where samples with these columns cannot be in the dataset."""
+    columns = _columns(plan, pilot)
+    if list(parent.columns) != columns:
+        names = sorted({column.name for column in set(parent.columns) ^ set(columns)}) or ["their order"]
+        raise SpecError(f"appended samples need the same columns as the dataset; different: {', '.join(names)}")
+
+
+def _appended(parent: Manifest, new: Manifest, plan: Plan, pilot: PilotResult) -> Manifest:
     if parent.tokenizer != new.tokenizer:
         raise JobError(
             f"the dataset's tokenizer is {parent.tokenizer.fingerprint} ({parent.tokenizer.numerics}), the job's is "
             f"{new.tokenizer.fingerprint} ({new.tokenizer.numerics}); ids of two tokenizers cannot be mixed"
         )
-    if parent.columns != new.columns:
-        names = sorted({column.name for column in set(parent.columns) ^ set(new.columns)})
-        raise JobError(f"appended samples need the same columns as the dataset; different: {', '.join(names)}")
+    check_columns(parent, plan, pilot)
     kept = () if plan.retried else parent.rejects
     shards, rejects = (*parent.shards, *new.shards), (*kept, *new.rejects)
     return new.model_copy(
