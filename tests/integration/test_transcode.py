@@ -191,7 +191,8 @@ def test_images_stay_images(tmp_path: Path) -> None:
         "rejects": 1,
         "source": before.manifest.source,
     }
-    assert "00.png  30 x 16 pixels, 32 ids" in command("show", str(tmp_path / "out"), "--out", str(tmp_path / "grid.png"))
+    shown = command("show", str(tmp_path / "out"), "--out", str(tmp_path / "grid.png"))
+    assert "00.png  30 x 16 pixels, 32 ids" in shown
     # images of the same tokenizer can be appended to what was transcoded
     Image.new("RGB", (30, 16), (9, 9, 9)).save(tmp_path / "photos" / "new.png")
     more = tokenshard.convert_images(tmp_path / "photos", tmp_path / "out", mode=Mode(append=True), **local)
