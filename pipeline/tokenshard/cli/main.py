@@ -10,6 +10,8 @@ import click
 
 COMMANDS = {
     "convert": ("tokenshard.cli.convert:convert", "Turn raw data into a token dataset."),
+    "transcode": ("tokenshard.cli.codes:transcode", "Rewrite a dataset: codec, levels, shards, keys, columns."),
+    "import": ("tokenshard.cli.codes:import_", "Turn ids in another format into a token dataset."),
     "run": ("tokenshard.cli.convert:run", "Run or resume a job spec (YAML)."),
     "retry": ("tokenshard.cli.convert:retry", "Convert the rejected inputs of a dataset again."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),
