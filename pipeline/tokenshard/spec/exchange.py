@@ -32,6 +32,9 @@ class ExportDescription(StoredDocument):
     downsample: tuple[int, ...] = Field(default=(), description="input cells a token covers along each grid axis")
     columns: tuple[ColumnEntry, ...] = Field(default=(), description="exported columns beside key and codes")
     arrow_schema: str = Field(default="", description="Arrow IPC schema of these columns, base64")
+    json_columns: tuple[str, ...] = Field(
+        default=(), description="columns that are text in the files and JSON in truth"
+    )
     tokenizer: TokenizerEntry
     preprocess: dict[str, JsonValue] = Field(default_factory=dict)
     fingerprint: str = Field(default="", description="fingerprint of the exported dataset")

@@ -139,7 +139,7 @@ class Contents:
             return codes
         return [sample[None] for sample in codes] if isinstance(codes, list) else codes[:, None]
 
-    def describe(self, exchange: str, samples: Mapping[str, int]) -> ExportDescription:
+    def describe(self, exchange: str, samples: Mapping[str, int], json_columns: Sequence[str]) -> ExportDescription:
         manifest = self.manifest
         return ExportDescription(
             exchange=exchange,
@@ -151,6 +151,7 @@ class Contents:
             downsample=self.downsample,
             columns=self.columns,
             arrow_schema=base64.b64encode(self.schema.serialize()).decode(),
+            json_columns=tuple(json_columns),
             tokenizer=manifest.tokenizer,
             preprocess=manifest.preprocess,
             fingerprint=manifest.fingerprint,
@@ -203,17 +204,22 @@ class SplitWriter(ABC):
     options: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     """Options of the format, with what makes a value of text"""
 
-    @classmethod
-    def check(cls, contents: Contents) -> None:  # noqa: B027 - most formats hold everything
+    @classmethod  # noqa: B027 - some formats hold everything
+    def check(cls, contents: Contents) -> None:
         """Raises SpecError, before anything is written, for a dataset that the format cannot hold."""
+
+    @classmethod
+    def json_columns(cls, contents: Contents) -> tuple[str, ...]:
+        """Columns that are text in the files and JSON in truth."""
+        return ()
 
     @classmethod
     def left_out(cls, contents: Contents) -> tuple[str, ...]:
         """Columns that the format has no place for."""
         return ()
 
-    @classmethod
-    def complete(cls, contents: Contents, output: Output, samples: Mapping[str, int]) -> None:  # noqa: B027
+    @classmethod  # noqa: B027 - most formats have no such files
+    def complete(cls, contents: Contents, output: Output, samples: Mapping[str, int]) -> None:
         """Called once, when all splits are closed, for files that belong to the whole export."""
 
     @abstractmethod

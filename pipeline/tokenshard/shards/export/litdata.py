@@ -40,6 +40,10 @@ class LitDataWriter(SplitWriter):
         check_json_columns(contents)
         reserved(contents, ["key", "codes"])
 
+    @classmethod
+    def json_columns(cls, contents: Contents) -> tuple[str, ...]:
+        return tuple(field.name for field in contents.schema if _python_type(field, contents) is json_text)
+
     def add(self, batch: Batch) -> None:
         for key, codes, row in zip(batch.keys, batch.codes, json_rows(batch), strict=True):
             values = {name: self._kinds[name](value) for name, value in row.items()}

@@ -87,7 +87,7 @@ def export(
         for opened in writers.values():
             opened.close()
         writer.complete(contents, output, samples)
-        _put_description(contents, output, format, samples)
+        _put_description(contents, output, format, samples, writer.json_columns(contents))
     return Exported(format, store.root, sum(samples.values()), samples, output.files, output.size, left_out)
 
 
@@ -122,10 +122,12 @@ def _check_split(contents: Contents, name: str, others: int) -> None:
         raise SpecError(f"{contents.dataset.store.root}: more than {MAX_SPLITS} different values in the column `split`")
 
 
-def _put_description(contents: Contents, output: Output, format: str, samples: Mapping[str, int]) -> None:
+def _put_description(
+    contents: Contents, output: Output, format: str, samples: Mapping[str, int], json_columns: Sequence[str]
+) -> None:
     """The tokenizer and, last of all files, what is needed to import the export again."""
     spec, weights = contents.dataset.tokenizer_files()
     output.put("tokenizer/model.safetensors", weights)
     output.put("tokenizer/tokenizer.json", (spec.model_dump_json(indent=2) + "\n").encode())
-    described = contents.describe(format, samples)
+    described = contents.describe(format, samples, json_columns)
     output.put(DESCRIPTION, (described.model_dump_json(indent=2) + "\n").encode())
