@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import ByteSize, TypeAdapter
 from safetensors.numpy import load
 
 from tokenshard.codecs.base import id_dtype
@@ -227,6 +228,14 @@ class SplitWriter(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+def byte_size(value: Any) -> int:
+    """A number of bytes, also as text with a unit: `64MiB`. Raises ValueError."""
+    size = TypeAdapter(ByteSize).validate_python(value)
+    if size < 1:
+        raise ValueError(f"{value} is not positive")
+    return int(size)
 
 
 def refuse(contents: Contents, what: str) -> SpecError:

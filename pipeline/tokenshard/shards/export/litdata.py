@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from tokenshard.errors import SpecError
-from tokenshard.shards.export.base import Batch, Contents, Output, SplitWriter, reserved, squeezed
+from tokenshard.shards.export.base import Batch, Contents, Output, SplitWriter, byte_size, reserved, squeezed
 from tokenshard.shards.export.json_values import check_json_columns, json_rows, json_text
-from tokenshard.shards.export.parquet import positive
 
 CHUNK_BYTES = 64 << 20
 
@@ -25,7 +24,7 @@ CHUNK_BYTES = 64 << 20
 class LitDataWriter(SplitWriter):
     """`<split>/chunk-0-0.bin`, … and `<split>/index.json`."""
 
-    options = {"shard_bytes": positive}  # noqa: RUF012 - as in the base class
+    options = {"shard_bytes": byte_size}  # noqa: RUF012 - as in the base class
 
     def __init__(self, contents: Contents, output: Output, split: str) -> None:
         super().__init__(contents, output, split)

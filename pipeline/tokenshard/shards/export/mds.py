@@ -14,9 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from tokenshard.errors import SpecError
-from tokenshard.shards.export.base import SHARD_BYTES, Batch, Contents, Output, SplitWriter, refuse, reserved, squeezed
+from tokenshard.shards.export.base import (
+    SHARD_BYTES,
+    Batch,
+    Contents,
+    Output,
+    SplitWriter,
+    byte_size,
+    refuse,
+    reserved,
+    squeezed,
+)
 from tokenshard.shards.export.json_values import check_json_columns, json_rows
-from tokenshard.shards.export.parquet import positive
 
 MAX_SHARD_BYTES = 1 << 31
 """Offsets in a shard have 32 bits."""
@@ -25,7 +34,7 @@ MAX_SHARD_BYTES = 1 << 31
 class MdsWriter(SplitWriter):
     """`<split>/shard.00000.mds`, … and `<split>/index.json`."""
 
-    options = {"shard_bytes": positive}  # noqa: RUF012 - as in the base class
+    options = {"shard_bytes": byte_size}  # noqa: RUF012 - as in the base class
 
     def __init__(self, contents: Contents, output: Output, split: str) -> None:
         super().__init__(contents, output, split)

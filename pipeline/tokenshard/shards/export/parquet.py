@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tokenshard.shards.export.base import SHARD_BYTES, Batch, Contents, Output, SplitWriter, reserved
+from tokenshard.shards.export.base import SHARD_BYTES, Batch, Contents, Output, SplitWriter, byte_size, reserved
 from tokenshard.shards.schema import KEY, code_names
 
 GRID_COLUMNS = {
@@ -24,18 +24,10 @@ GRID_COLUMNS = {
 """Columns with the sides of the token grid, by its rank."""
 
 
-def positive(value: Any) -> int:
-    """A positive whole number. Raises ValueError."""
-    number = int(value)
-    if number < 1:
-        raise ValueError(f"{value} is not positive")
-    return number
-
-
 class ParquetWriter(SplitWriter):
     """`<split>-00000.parquet`, …"""
 
-    options = {"shard_bytes": positive}  # noqa: RUF012 - as in the base class
+    options = {"shard_bytes": byte_size}  # noqa: RUF012 - as in the base class
 
     def __init__(self, contents: Contents, output: Output, split: str) -> None:
         super().__init__(contents, output, split)

@@ -108,7 +108,7 @@ def _options(format: str, writer: type[SplitWriter], given: Mapping[str, Any]) -
         try:
             chosen[name] = writer.options[name](value)
         except ValueError as error:
-            raise SpecError(f"option {name} of format {format}: {error}") from error
+            raise SpecError(f"option {name} of format {format}: {value!r} is no size in bytes, e.g. 64MiB") from error
     return chosen
 
 

@@ -15,9 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tokenshard.shards.export.base import SHARD_BYTES, Batch, Contents, Output, SplitWriter, squeezed
+from tokenshard.shards.export.base import SHARD_BYTES, Batch, Contents, Output, SplitWriter, byte_size, squeezed
 from tokenshard.shards.export.json_values import check_json_columns, json_rows
-from tokenshard.shards.export.parquet import positive
 
 _SPECIAL = re.compile(r"[%.\\\x00-\x1f]|^/|(?<=/)/|/$")
 
@@ -30,7 +29,7 @@ def member_name(key: str) -> str:
 class WebDatasetWriter(SplitWriter):
     """`<split>-000000.tar`, … of at most `shard_bytes` bytes (one sample more at most)."""
 
-    options = {"shard_bytes": positive}  # noqa: RUF012 - as in the base class
+    options = {"shard_bytes": byte_size}  # noqa: RUF012 - as in the base class
 
     def __init__(self, contents: Contents, output: Output, split: str) -> None:
         super().__init__(contents, output, split)
