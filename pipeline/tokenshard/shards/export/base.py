@@ -73,11 +73,8 @@ class Contents:
         self.columns: tuple[ColumnEntry, ...] = (*sizes, *chosen)
         self.schema = pa.schema([dataset.schema.field(column.name) for column in self.columns])
         self._has_splits = SPLIT in dataset.schema.names and pa.types.is_string(dataset.schema.field(SPLIT).type)
-        if split is not None and split not in (self.manifest.splits or {DEFAULT_SPLIT: 0}):
-            raise SpecError(
-                f"{dataset.store.root}: no split {split!r}; there are "
-                f"{', '.join(self.manifest.splits) or f'none, and all samples go to {DEFAULT_SPLIT}'}"
-            )
+        if split is not None and split not in (splits := self._split_names()):
+            raise SpecError(f"{dataset.store.root}: no split {split!r}; there are {', '.join(splits)}")
         self.split = split
 
     @property
@@ -108,6 +105,12 @@ class Contents:
     def label(self) -> ColumnEntry | None:
         """The first label column."""
         return next((column for column in self.columns if column.role == "label"), None)
+
+    def _split_names(self) -> list[str]:
+        if not self._has_splits:
+            return [DEFAULT_SPLIT]
+        values = self.dataset.iter_tables([SPLIT])
+        return sorted({value or DEFAULT_SPLIT for table in values for value in table[SPLIT].unique().to_pylist()})
 
     @cached_property
     def with_nulls(self) -> frozenset[str]:

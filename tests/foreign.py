@@ -1,0 +1,38 @@
+"""Libraries of others that some tests need: imported where they are installed, else the test is skipped and says why."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import sys
+import types
+from typing import Any
+
+import pytest
+
+
+def library(name: str) -> Any:
+    """A module of another project; skips the test where it is not installed (`pip install 'tokenshard[exchange]'`)."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name} cannot be imported ({error}); it is in the extra `exchange`")
+
+
+def mosaic_streaming() -> Any:
+    """MosaicML's `streaming`. Its package imports torchvision for datasets of images that nothing here touches; where
+    torchvision does not fit the installed torch, an empty module stands in for it, and all code under test is theirs."""
+    try:
+        importlib.import_module("torchvision.transforms.functional")
+    except (ImportError, RuntimeError):
+        for name, attributes in {
+            "torchvision": {},
+            "torchvision.datasets": {"VisionDataset": object},
+            "torchvision.transforms": {},
+            "torchvision.transforms.functional": {"to_tensor": None},
+        }.items():
+            module = types.ModuleType(name)
+            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+            module.__dict__.update(attributes)
+            sys.modules[name] = module
+    return library("streaming")
