@@ -74,7 +74,14 @@ def _feature(kind: pa.DataType, names: tuple[str, ...] | None = None) -> Any:
     if types.is_list(kind):
         inner = _feature(kind.value_type)
         return None if inner is None else {"feature": inner, "_type": "Sequence"}
-    plain = (types.is_boolean, types.is_integer, types.is_string, types.is_large_string, types.is_binary)
+    plain = (
+        types.is_boolean,
+        types.is_integer,
+        types.is_string,
+        types.is_large_string,
+        types.is_binary,
+        types.is_timestamp,
+    )
     if any(test(kind) for test in plain):
         return {"dtype": str(kind), "_type": "Value"}
     if types.is_floating(kind):
