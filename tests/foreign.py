@@ -1,4 +1,4 @@
-"""Libraries of others that some tests need: imported where they are installed, else the test is skipped and says why."""
+"""Libraries of others that some tests need: imported where installed, else the test is skipped and says why."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ def library(name: str) -> Any:
 
 
 def mosaic_streaming() -> Any:
-    """MosaicML's `streaming`. Its package imports torchvision for datasets of images that nothing here touches; where
-    torchvision does not fit the installed torch, an empty module stands in for it, and all code under test is theirs."""
+    """MosaicML's `streaming`.
+
+    Its package imports torchvision, for datasets of images that nothing here touches; where no torchvision fits the
+    installed torch, an empty module stands in for it. All code under test is theirs.
+    """
     try:
         importlib.import_module("torchvision.transforms.functional")
     except (ImportError, RuntimeError):

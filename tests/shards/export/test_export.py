@@ -118,6 +118,6 @@ def test_an_export_to_s3_has_the_bytes_of_a_local_one(
 
 def test_columns_whose_values_json_cannot_hold_are_refused_where_json_holds_them(tmp_path: Path) -> None:
     import_arrays(tmp_path, [np.zeros((1, 4), np.int32)] * 3)  # has a column of timestamps
-    with pytest.raises(SpecError, match="'taken'.*cannot be written as JSON; leave it out with --columns"):
+    with pytest.raises(SpecError, match=r"'taken'.*cannot be written as JSON; leave it out with --columns"):
         export(open_dataset(tmp_path / "tokens"), tmp_path / "out", "webdataset")
     assert not (tmp_path / "out").exists()

@@ -252,20 +252,20 @@ class CodeFiles(ABC):
         return next((named[name] for name in LABELS if name in named), None)
 
     def _deliver(self, fields: Sequence[pa.Field], label: pa.Field | None, classes: ClassNames | None) -> None:
-        known = {column.name: column for column in (self.described.columns if self.described else ())}
+        declared: dict[str, tuple[str, ...] | None] = dict(self.class_names())
+        if self.described is not None:
+            declared |= {column.name: column.names for column in self.described.columns if column.role == "label"}
         found = []
         for field in fields:
-            column = known.get(field.name)
-            if is_reserved(field.name):
+            if is_reserved(field.name):  # shards have columns of their own of these names
                 continue
-            if label is not None and field.name == label.name:
-                found.append(classes.column(field.name) if classes else SourceColumn(field.name, field.type, "label"))
-            elif column is not None and column.role == "label" and self.spec.labels == "auto":
-                found.append(SourceColumn(field.name, field.type, "label", column.names))
+            is_label = label is not None and field.name == label.name
+            if is_label and classes is not None:
+                found.append(classes.column(field.name))
+            elif is_label or (field.name in declared and self.spec.labels == "auto"):
+                found.append(SourceColumn(field.name, field.type, "label", declared.get(field.name)))
             else:
-                names = self.class_names().get(field.name) if self.spec.labels == "auto" else None
-                role = "metadata" if names is None else "label"
-                found.append(SourceColumn(field.name, field.type, role, names))
+                found.append(SourceColumn(field.name, field.type, "metadata"))
         self._columns = tuple(found)
         self._names = [column.name for column in found]
         if classes is not None and label is not None and (names := classes.column(label.name).names) is not None:

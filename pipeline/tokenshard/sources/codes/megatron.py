@@ -77,7 +77,8 @@ class MegatronSource(CodeFiles):
     @cached_property
     def _indexes(self) -> list[_Index]:
         names = [entry.name for entry in self.files.list()]
-        names = [f"{name.removesuffix('.bin')}.idx" for name in names] if self.files.what == "file" else names
+        if self.files.what == "file":  # either of the two
+            names = [f"{name.removesuffix('.idx').removesuffix('.bin')}.idx" for name in names]
         found = []
         for name in (name for name in names if name.endswith(".idx")):
             dtype, count = self._header(name)

@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.errors import InputError
+from tokenshard.shards.export.base import DEFAULT_SPLIT, SPLIT
 from tokenshard.shards.export.columns_file import columns_name
 from tokenshard.shards.export.seit import ESCAPE
 from tokenshard.sources.codes.base import CodeFiles, Load, Record
@@ -45,6 +46,7 @@ _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
 class _Split:
     """The files of one split, found and checked against each other."""
 
+    name: str
     data: str
     starts: NDArray[np.int64]
     """[n + 1]"""
@@ -62,8 +64,10 @@ class SeitSource(CodeFiles):
         fields = {
             field.name: field for split in self._splits for field in (split.columns.fields if split.columns else ())
         }
-        if not fields and any(split.labels is not None for split in self._splits):
-            fields = {"label": pa.field("label", pa.int64())}
+        if not fields:
+            fields = {SPLIT: pa.field(SPLIT, pa.string())}
+            if any(split.labels is not None for split in self._splits):
+                fields |= {"label": pa.field("label", pa.int64())}
         return list(fields.values())
 
     def records(self) -> Iterator[Record]:
@@ -73,8 +77,9 @@ class SeitSource(CodeFiles):
             stream = _Stream(self, split.data) if self.looks else None
             for number, (key, meta) in enumerate(named):
                 start, end = int(split.starts[number]), int(split.starts[number + 1])
-                if split.columns is None and split.labels is not None:
-                    meta = {"label": int(split.labels[number])}
+                if split.columns is None:
+                    meta = {SPLIT: split.name}
+                    meta |= {} if split.labels is None else {"label": int(split.labels[number])}
                 row = Input(key, uri, start, end - start, number, meta=meta)
                 yield self._record(row, stream.read(start, end - start)) if stream else Record(row)
 
@@ -130,7 +135,7 @@ class SeitSource(CodeFiles):
             labels = self._labels(label, count)
         beside = columns_name(stem)
         columns = ColumnsFile(self.store, beside, count) if self.store.exists(beside) else None
-        return _Split(name, starts, labels, columns)
+        return _Split(stem.rpartition("/")[2] or DEFAULT_SPLIT, name, starts, labels, columns)
 
     def _starts(self, name: str) -> NDArray[np.int64]:
         """int64 [n + 1]: where each sample begins, and the end."""

@@ -7,6 +7,7 @@ The ids are lists, nested as deep as the token grid has axes, or flat with the s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.errors import InputError
+from tokenshard.shards.export.base import SPLIT
 from tokenshard.shards.export.parquet import GRID_COLUMNS
 from tokenshard.shards.schema import KEY, code_names
 from tokenshard.sources.codes.base import CodeFiles, Load, Record
@@ -32,6 +34,7 @@ ROWS = 1024
 """Rows read together."""
 USUAL = ("codes", "tokens", "input_ids", "token_ids", "indices", "ids")
 """Columns taken for the ids where none is named and several could be."""
+_HUB_NAME = re.compile(r"(?:^|/)([\w.]+?)-\d{5}(?:-of-\d{5})?\.parquet$")
 TABLE_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 Ids = NDArray[Any] | InputError
@@ -99,7 +102,16 @@ class TableSource(CodeFiles):
         taken = {self._key, *self._code_columns, *self._grid_columns}
         if self.spec.key_column is not None and self._key not in self.schema.names:
             raise self.error(f"no column {self._key!r} for keys; it has {', '.join(self.schema.names)}")
-        return [pa.field(f.name, _dense(f.type)) for f in self.schema.remove_metadata() if f.name not in taken]
+        split = [pa.field(SPLIT, pa.string())] if self._split_from_name else []
+        return [pa.field(f.name, _dense(f.type)) for f in self.schema if f.name not in taken] + split
+
+    def split_of(self, name: str) -> str | None:
+        """The split that a file belongs to, where its name says so."""
+        return None
+
+    @cached_property
+    def _split_from_name(self) -> bool:
+        return SPLIT not in self.schema.names and any(self.split_of(name) for name in self.tables)
 
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
         try:
@@ -112,11 +124,11 @@ class TableSource(CodeFiles):
     # -- rows ---------------------------------------------------------------------------------------------------------
 
     def records(self) -> Iterator[Record]:
-        names = [field.name for field in self.fields()]
+        names = [field.name for field in self.fields() if field.name in self.schema.names]
         keyed = self._key in self.schema.names
         wanted = [*names, *([self._key] if keyed else []), *(self._id_columns if self.looks else ())]
         for name in self.tables:
-            uri = escape_name(name)
+            uri, split = escape_name(name), {SPLIT: self.split_of(name)} if self._split_from_name else {}
             for start, batch in self._batches(name, wanted):
                 made = [f"{uri}/{row:08d}" for row in range(start, start + batch.num_rows)]
                 given = batch.column(self._key).cast(pa.string()).to_pylist() if keyed else made
@@ -125,7 +137,7 @@ class TableSource(CodeFiles):
                 for place, (meta, codes) in enumerate(zip(rows, ids, strict=True)):
                     bad = isinstance(codes, InputError)
                     error = f"InputError: {codes}" if bad else None
-                    row = Input(given[place] or made[place], uri, None, None, start + place, error, meta)
+                    row = Input(given[place] or made[place], uri, None, None, start + place, error, {**meta, **split})
                     yield Record(row, None if isinstance(codes, InputError) else codes)
 
     def loads(self, uri: str, rows: Sequence[Input]) -> Iterator[Load]:
@@ -182,6 +194,13 @@ class HfSource(TableSource):
         found = [name for name in super().tables if not name.rpartition("/")[2].startswith("cache-")]
         arrow = [name for name in found if name.endswith(".arrow")]
         return arrow or found
+
+    def split_of(self, name: str) -> str | None:
+        """`train` of `train/data-00000-of-00001.arrow`, and of `data/train-00000-of-00001.parquet`."""
+        if name.endswith(".arrow"):
+            return name.split("/")[-2] if "/" in name else None
+        found = _HUB_NAME.search(name)
+        return found[1] if found else None
 
 
 def read_schema(store: Store, name: str) -> pa.Schema:
