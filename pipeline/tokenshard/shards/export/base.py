@@ -34,6 +34,8 @@ SPLIT = "split"
 """Column whose values become splits."""
 DEFAULT_SPLIT = "train"
 SHARD_BYTES = 256 << 20
+GROUP_ROWS = 8192
+GROUP_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,54 @@ class Batch:
         codes: Codes = [self.codes[row] for row in rows] if isinstance(self.codes, list) else self.codes[rows]
         columns = self.columns.take(pa.array(rows)) if self.columns.num_columns else self.columns
         return Batch([self.keys[row] for row in rows], codes, columns)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Some batches as one."""
+    if len(batches) == 1:
+        return batches[0]
+    several = any(isinstance(batch.codes, list) for batch in batches)
+    codes: Codes = (
+        [sample for batch in batches for sample in batch.codes]
+        if several
+        else np.concatenate([cast("NDArray[Any]", batch.codes) for batch in batches])
+    )
+    keys = [key for batch in batches for key in batch.keys]
+    return Batch(keys, codes, pa.concat_tables([batch.columns for batch in batches]).combine_chunks())
+
+
+class Groups:
+    """Cuts the samples of a split into groups that depend on the samples alone, not on how a dataset is sharded.
+
+    A group ends before the sample that would take it over :data:`GROUP_ROWS` samples or :data:`GROUP_BYTES` of ids.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[Batch] = []
+        self._rows = self._bytes = 0
+
+    def add(self, batch: Batch) -> Iterator[Batch]:
+        """The groups that this batch completes."""
+        start = 0
+        for row, sample in enumerate(batch.codes):
+            if self._rows and (self._rows >= GROUP_ROWS or self._bytes + sample.nbytes > GROUP_BYTES):
+                self._take(batch, start, row)
+                start = row
+                yield from self.rest()
+            self._rows += 1
+            self._bytes += sample.nbytes
+        self._take(batch, start, len(batch))
+
+    def _take(self, batch: Batch, start: int, end: int) -> None:
+        if end > start:
+            keys, codes = batch.keys[start:end], batch.codes[start:end]
+            self._pieces.append(Batch(keys, codes, batch.columns.slice(start, end - start)))
+
+    def rest(self) -> Iterator[Batch]:
+        """What is left, as one group."""
+        if self._pieces:
+            yield joined(self._pieces)
+        self._pieces, self._rows, self._bytes = [], 0, 0
 
 
 class Contents:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from tokenshard.errors import SpecError
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.export.base import Contents, Output, SplitWriter
+from tokenshard.shards.export.base import Contents, Groups, Output, SplitWriter
 from tokenshard.spec.exchange import DESCRIPTION
 from tokenshard.store import Store
 
@@ -74,17 +74,21 @@ def export(
     writer.check(contents)
     left_out = writer.left_out(contents)
     writers: dict[str, SplitWriter] = {}
+    groups: dict[str, Groups] = {}
     samples: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="tokenshard-export-") as scratch:
         output = Output(store, Path(scratch), options=chosen)
         for name, batch in contents.batches():
             if name not in writers:
                 _check_split(contents, name, len(writers))
-                writers[name], samples[name] = writer(contents, output, name), 0
-            writers[name].add(batch)
+                writers[name], groups[name], samples[name] = writer(contents, output, name), Groups(), 0
+            for group in groups[name].add(batch):
+                writers[name].add(group)
             samples[name] += len(batch)
             progress(len(batch))
-        for opened in writers.values():
+        for name, opened in writers.items():
+            for group in groups[name].rest():
+                opened.add(group)
             opened.close()
         writer.complete(contents, output, samples)
         _put_description(contents, output, format, samples, writer.json_columns(contents))

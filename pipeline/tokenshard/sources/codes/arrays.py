@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.errors import FormatError
+from tokenshard.sources.images.tables import buffered
 from tokenshard.store import Store
 
 ARRAY_ERRORS = (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, OverflowError, SyntaxError)
@@ -106,9 +107,9 @@ def describe(store: Store, name: str, member: str | None) -> str:
 
 @contextlib.contextmanager
 def _opened(store: Store, name: str, member: str | None) -> Iterator[BinaryIO]:
-    with store.open(name) as file:
+    with buffered(store, name) as file:
         if member is None:
-            yield file
+            yield cast(BinaryIO, file)
             return
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as inside:
             yield cast(BinaryIO, inside)
