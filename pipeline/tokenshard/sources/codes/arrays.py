@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from lzma import LZMAError
+from tokenize import TokenError
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -22,7 +25,10 @@ from tokenshard.errors import FormatError
 from tokenshard.sources.images.tables import buffered
 from tokenshard.store import Store
 
-ARRAY_ERRORS = (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, OverflowError, SyntaxError)
+ARRAY_ERRORS = (
+    *(ValueError, OSError, EOFError, KeyError, OverflowError, NotImplementedError, RuntimeError),
+    *(zlib.error, zipfile.BadZipFile, struct.error, LZMAError),
+)
 """What a damaged file makes NumPy and zipfile raise."""
 _MAX_HEADER = 10_000
 _REMEDY = "restore the file from a copy"
@@ -54,7 +60,12 @@ class ArrayFile:
             with _opened(self.store, self.name, self.member) as file:
                 file.seek(self.offset + start * self.row_bytes)
                 data = file.read(count * self.row_bytes)
-            return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+            values = np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+            if self.dtype.kind == "U" and values.size and self.dtype.itemsize:
+                points = np.frombuffer(data, np.dtype(np.uint32).newbyteorder(self.dtype.byteorder))
+                if points.max() > 0x10FFFF or ((points >= 0xD800) & (points < 0xE000)).any():
+                    raise ValueError("text that is not Unicode")
+            return values
         except ARRAY_ERRORS as error:
             raise FormatError(
                 f"{describe(self.store, self.name, self.member)}: damaged ({error}); {_REMEDY}"
@@ -73,9 +84,7 @@ def open_array(store: Store, name: str, member: str | None = None) -> ArrayFile:
         with _opened(store, name, member) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file, max_header_size=_MAX_HEADER)
+            shape, fortran, dtype = read_header(file)
             offset = file.tell()
     except FileNotFoundError:
         raise
@@ -90,6 +99,17 @@ def open_array(store: Store, name: str, member: str | None = None) -> ArrayFile:
     if offset + dtype.itemsize * math.prod(shape) != size:
         raise FormatError(f"{where}: {size} bytes do not fit an array of {dtype} and shape {list(shape)}; {_REMEDY}")
     return ArrayFile(store, name, member, dtype, shape, offset)
+
+
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether in Fortran order, dtype) of a .npy file; ends at the first value. Raises ValueError."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file, max_header_size=_MAX_HEADER)
+    except (SyntaxError, TokenError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise ValueError(f"damaged header ({error})") from error
+    return tuple(shape), bool(fortran), dtype
 
 
 def members(store: Store, name: str) -> list[str]:

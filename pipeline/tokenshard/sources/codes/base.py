@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from tokenshard.sources.images.columns import ClassNames, is_text
 from tokenshard.sources.images.files import find_files
 from tokenshard.sources.keys import UniqueKeys
 from tokenshard.sources.outcome import planned_reject, rejected
-from tokenshard.sources.plan import Input, plan_batches, planned_inputs
+from tokenshard.sources.plan import BATCH, Input, plan_batches, planned_inputs
 from tokenshard.spec.codes import ImportSourceSpec
 from tokenshard.spec.exchange import ExportDescription
 from tokenshard.store import Store
@@ -108,7 +108,7 @@ class CodeFiles(ABC):
                 yield self._looked_at(record, looked)
 
         usable, problem = 0, None
-        for batch in plan_batches(rows(), fields, UniqueKeys(), contained=True):
+        for batch in plan_batches(_fitting(rows(), fields), fields, UniqueKeys(), contained=True):
             usable += batch.column("error").null_count
             problem = problem or next((error for error in batch.column("error").to_pylist() if error), None)
             yield batch
@@ -218,6 +218,9 @@ class CodeFiles(ABC):
 
     def _looked_at(self, record: Record, looked: _Looked) -> Input:
         row = record.row
+        text = row.key.encode("utf-8", "backslashreplace").decode()
+        if text != row.key:
+            return replace(row, key=text, error="UnicodeError: the key is not Unicode text")
         if row.error is not None or record.codes is None:
             return row
         try:
@@ -338,6 +341,28 @@ class _Looked:
 def described_fields(described: ExportDescription | None) -> list[pa.Field]:
     """The columns of an export, with their types."""
     return [] if described is None else list(described_schema(described))
+
+
+def _fitting(rows: Iterable[Input], fields: Sequence[pa.Field]) -> Iterator[Input]:
+    """The rows; one with a value that its column cannot hold gets an error instead of the value."""
+    stream = iter(rows)
+    while part := list(islice(stream, BATCH)):
+        for field in fields:
+            if _fit([row.meta.get(field.name) for row in part], field.type):
+                continue
+            for place, row in enumerate(part):
+                if not _fit([value := row.meta.get(field.name)], field.type):
+                    error = f"ValueError: {str(value)[:40]!r} in column {field.name!r} is no {field.type}"
+                    part[place] = replace(row, error=row.error or error, meta={**row.meta, field.name: None})
+        yield from part
+
+
+def _fit(values: list[Any], kind: pa.DataType) -> bool:
+    try:
+        pa.array(values, kind).validate(full=True)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _tuples(layout: Mapping[str, Any]) -> dict[str, Any]:

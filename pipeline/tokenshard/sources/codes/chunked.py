@@ -132,13 +132,13 @@ class ChunkedSource(CodeFiles):
                 key = f"{uri}/{number:08d}"
                 wanted = {*names, self._key, *([self._codes] if self.looks else [])}
                 try:
-                    values = self._values(chunk, block.bytes(start, size), wanted)
+                    values = self._meta(self._values(chunk, block.bytes(start, size), wanted))
                 except (InputError, ValueError, TypeError, RecursionError) as error:
                     yield Record(Input(key, uri, error=f"{type(error).__name__}: {error}"))
                     continue
                 codes = values.pop(self._codes, None)
                 key = str(values.pop(self._key, None) or key)
-                yield Record(Input(key, uri, start, size, number, meta=self._meta(values)), codes)
+                yield Record(Input(key, uri, start, size, number, meta=values), codes)
 
     def _meta(self, values: dict[str, Any]) -> dict[str, Any]:
         return values

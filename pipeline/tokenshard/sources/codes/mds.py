@@ -55,7 +55,7 @@ class MdsSource(ChunkedSource):
             return values
         kinds = {field.name: field.type for field in self.fields()}
         return {
-            name: json.dumps(value) if pa.types.is_string(kinds[name]) and not isinstance(value, str) else value
+            name: json.dumps(value) if kinds.get(name) == pa.string() and not isinstance(value, str) else value
             for name, value in values.items()
         }
 

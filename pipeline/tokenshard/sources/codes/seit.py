@@ -26,6 +26,7 @@ from tokenshard.errors import InputError
 from tokenshard.shards.export.base import DEFAULT_SPLIT, SPLIT
 from tokenshard.shards.export.columns_file import columns_name
 from tokenshard.shards.export.seit import ESCAPE
+from tokenshard.sources.codes.arrays import read_header
 from tokenshard.sources.codes.base import CodeFiles, Load, Record
 from tokenshard.sources.codes.columns_file import ColumnsFile, no_columns
 from tokenshard.sources.images.tables import buffered
@@ -141,9 +142,7 @@ class SeitSource(CodeFiles):
         """int64 [n + 1]: where each sample begins, and the end."""
         try:
             with self._gzip(name) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
+                shape, _, dtype = read_header(file)
                 if len(shape) != 1 or shape[0] < 1 or dtype.kind not in "iu" or shape[0] * 8 > MAX_INDEX_BYTES:
                     raise ValueError(f"an array of {dtype} and shape {list(shape)}")
                 pieces, left = [], shape[0] * dtype.itemsize
@@ -153,7 +152,7 @@ class SeitSource(CodeFiles):
             starts = np.frombuffer(b"".join(pieces), dtype).astype(np.int64)
         except FileNotFoundError as error:
             raise self.damaged(name, "the file is missing") from error
-        except (*_GZIP_ERRORS, ValueError, SyntaxError) as error:
+        except (*_GZIP_ERRORS, ValueError) as error:
             raise self.damaged(name, f"no readable index ({error})") from error
         if len(starts) != shape[0] or starts[0] != 0 or (np.diff(starts) < 0).any():
             raise self.damaged(name, "not an index: offsets must begin with 0 and never fall")

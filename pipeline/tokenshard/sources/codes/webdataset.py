@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.errors import InputError
+from tokenshard.sources.codes.arrays import read_header
 from tokenshard.sources.codes.base import CodeFiles, Load, Record, described_fields
 from tokenshard.sources.codes.blocks import Block, blocks
 from tokenshard.sources.images.tar import TAR_ERRORS, Member, is_compressed, members
@@ -114,7 +115,7 @@ class WebDatasetSource(CodeFiles):
             document[named] = label.decode() if number is None else number
         names = {column.name for column in self.described.columns}
         meta = {name: value for name, value in document.items() if name in names}
-        return replace(row, key=str(document.get("key", row.key)), meta=meta)
+        return replace(row, key=str(document.get("key") or row.key), meta=meta)
 
     @cached_property
     def _numbered(self) -> bool:
@@ -196,12 +197,7 @@ def _array_in(block: Block, start: int, size: int) -> NDArray[Any]:
 def _array(data: bytes) -> NDArray[Any]:
     """An array from the bytes of a .npy file; the size its header states is checked before memory is taken."""
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-    try:
-        shape, fortran, dtype = read(file, max_header_size=10_000)
-    except SyntaxError as error:
-        raise ValueError(f"damaged header of a .npy file ({error})") from error
+    shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise InputError("an array of Python objects, which would have to be unpickled")
     values = np.frombuffer(data, dtype, offset=file.tell())
