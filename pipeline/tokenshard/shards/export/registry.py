@@ -92,6 +92,7 @@ def export(
             opened.close()
         writer.complete(contents, output, samples)
         _put_description(contents, output, format, samples, writer.json_columns(contents))
+    store.clean_temporary()
     return Exported(format, store.root, sum(samples.values()), samples, output.files, output.size, left_out)
 
 

@@ -26,7 +26,7 @@ from tokenshard.sources.codes.described import described_schema, read_descriptio
 from tokenshard.sources.images.columns import ClassNames, is_text
 from tokenshard.sources.images.files import find_files
 from tokenshard.sources.keys import UniqueKeys
-from tokenshard.sources.outcome import planned_reject, rejected
+from tokenshard.sources.outcome import cleaned, planned_reject, rejected
 from tokenshard.sources.plan import BATCH, Input, plan_batches, planned_inputs
 from tokenshard.spec.codes import ImportSourceSpec
 from tokenshard.spec.exchange import ExportDescription
@@ -221,7 +221,9 @@ class CodeFiles(ABC):
         text = row.key.encode("utf-8", "backslashreplace").decode()
         if text != row.key:
             return replace(row, key=text, error="UnicodeError: the key is not Unicode text")
-        if row.error is not None or record.codes is None:
+        if row.error is not None:
+            return replace(row, error=cleaned(row.error))
+        if record.codes is None:
             return row
         try:
             looked.at(self.shaped(record.codes, row))

@@ -24,7 +24,7 @@ class ColumnsFile:
             with store.open(name) as file:
                 parquet = pq.ParquetFile(file)
                 schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(f"unreadable Parquet file ({error})") from error
         if rows != samples or KEY not in schema.names:
             raise self._damaged(f"{rows} rows with the columns {', '.join(schema.names)} for {samples} samples")
@@ -39,7 +39,7 @@ class ColumnsFile:
                     columns = batch.drop_columns([KEY])
                     rows = columns.to_pylist() if columns.num_columns else [{} for _ in keys]
                     yield from zip(keys, rows, strict=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(f"unreadable Parquet file ({error})") from error
 
     def _damaged(self, what: str) -> FormatError:
