@@ -12,11 +12,11 @@ import pytest
 
 
 def library(name: str) -> Any:
-    """A module of another project; skips the test where it is not installed (`pip install 'tokenshard[exchange]'`)."""
+    """A module of another project; skips the test where it is not installed (extras `exchange` and `mds`)."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        pytest.skip(f"{name} cannot be imported ({error}); it is in the extra `exchange`")
+        pytest.skip(f"{name} cannot be imported ({error}); see the extras `exchange` and `mds`")
 
 
 def mosaic_streaming() -> Any:

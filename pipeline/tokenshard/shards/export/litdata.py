@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ CHUNK_BYTES = 64 << 20
 class LitDataWriter(SplitWriter):
     """`<split>/chunk-0-0.bin`, … and `<split>/index.json`."""
 
-    options = {"shard_bytes": byte_size}  # noqa: RUF012 - as in the base class
+    options: ClassVar = {"shard_bytes": byte_size}
 
     def __init__(self, contents: Contents, output: Output, split: str) -> None:
         super().__init__(contents, output, split)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,7 @@ MAX_SHARD_BYTES = 1 << 31
 class MdsWriter(SplitWriter):
     """`<split>/shard.00000.mds`, … and `<split>/index.json`."""
 
-    options = {"shard_bytes": byte_size}  # noqa: RUF012 - as in the base class
+    options: ClassVar = {"shard_bytes": byte_size}
 
     def __init__(self, contents: Contents, output: Output, split: str) -> None:
         super().__init__(contents, output, split)

@@ -6,7 +6,7 @@ order; its sides `grid_height` and `grid_width` (`grid_frames`, `grid_length`); 
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ GRID_COLUMNS = {
 class ParquetWriter(SplitWriter):
     """`<split>-00000.parquet`, …"""
 
-    options = {"shard_bytes": byte_size}  # noqa: RUF012 - as in the base class
+    options: ClassVar = {"shard_bytes": byte_size}
 
     def __init__(self, contents: Contents, output: Output, split: str) -> None:
         super().__init__(contents, output, split)

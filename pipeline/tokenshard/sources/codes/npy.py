@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.sources.codes.arrays import ArrayFile, members, open_array
-from tokenshard.sources.codes.base import CodeFiles, Load, Record
+from tokenshard.sources.codes.base import LABELS, CodeFiles, Load, Record
 from tokenshard.sources.keys import escape_name, unescape_name
 from tokenshard.sources.plan import Input
 from tokenshard.spec.codes import ImportSourceSpec
@@ -103,8 +103,8 @@ class NpySource(CodeFiles):
         stems = {name.removesuffix(".npy") for name in names}
         if self.files.what == "file":
             stem = names[0].removesuffix(".npy") if names else ""
-            beside = {name for entry in self.store.list() if (name := entry.name).startswith(f"{stem}.")}
-            stems, main = {name.removesuffix(".npy") for name in beside if name.endswith(".npy")}, [stem]
+            beside = [f"{stem}.{column}" for column in self._usual_columns()]
+            stems, main = {name for name in beside if self.store.exists(f"{name}.npy")}, [stem]
         else:
             main = sorted(stem for stem in stems if _main(stem) == stem or _main(stem) not in stems)
         if not main or not names:
@@ -120,6 +120,11 @@ class NpySource(CodeFiles):
             )
             for stem in main
         }
+
+    def _usual_columns(self) -> set[str]:
+        """Columns looked for beside a single file: a folder is listed, its parent is not."""
+        exported = {column.name for column in self.described.columns} if self.described else set()
+        return {self._keys, self.spec.labels, *LABELS, *exported}
 
     def _codes(self, name: str) -> ArrayFile:
         return open_array(self.store, name)
