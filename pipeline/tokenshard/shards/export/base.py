@@ -74,10 +74,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
 class Groups:
     """Cuts the samples of a split into groups that depend on the samples alone, not on how a dataset is sharded.
 
-    A group ends before the sample that would take it over :data:`GROUP_ROWS` samples or :data:`GROUP_BYTES` of ids.
+    A group ends before the sample that would take it over :data:`GROUP_ROWS` samples or ``limit`` bytes of ids.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = GROUP_BYTES) -> None:
+        self._limit = limit
         self._pieces: list[Batch] = []
         self._rows = self._bytes = 0
 
@@ -85,7 +86,7 @@ class Groups:
         """The groups that this batch completes."""
         start = 0
         for row, sample in enumerate(batch.codes):
-            if self._rows and (self._rows >= GROUP_ROWS or self._bytes + sample.nbytes > GROUP_BYTES):
+            if self._rows and (self._rows >= GROUP_ROWS or self._bytes + sample.nbytes > self._limit):
                 self._take(batch, start, row)
                 start = row
                 yield from self.rest()

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from tokenshard.errors import SpecError
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.export.base import Contents, Groups, Output, SplitWriter
+from tokenshard.shards.export.base import GROUP_BYTES, Contents, Groups, Output, SplitWriter
 from tokenshard.spec.exchange import DESCRIPTION
 from tokenshard.store import Store
 
@@ -73,6 +73,7 @@ def export(
     chosen = _options(format, writer, options or {})
     writer.check(contents)
     left_out = writer.left_out(contents)
+    limit = min(GROUP_BYTES, chosen.get("shard_bytes", GROUP_BYTES))
     writers: dict[str, SplitWriter] = {}
     groups: dict[str, Groups] = {}
     samples: dict[str, int] = {}
@@ -81,7 +82,7 @@ def export(
         for name, batch in contents.batches():
             if name not in writers:
                 _check_split(contents, name, len(writers))
-                writers[name], groups[name], samples[name] = writer(contents, output, name), Groups(), 0
+                writers[name], groups[name], samples[name] = writer(contents, output, name), Groups(limit), 0
             for group in groups[name].add(batch):
                 writers[name].add(group)
             samples[name] += len(batch)
@@ -89,6 +90,7 @@ def export(
         for name, opened in writers.items():
             for group in groups[name].rest():
                 opened.add(group)
+        for opened in writers.values():  # none before all have taken their samples
             opened.close()
         writer.complete(contents, output, samples)
         _put_description(contents, output, format, samples, writer.json_columns(contents))
