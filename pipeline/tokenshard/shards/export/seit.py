@@ -4,21 +4,25 @@
 it, so ids go up to 509. `<split>-token.index.npy.gz`: int64 [n + 1], where each sample begins in that stream.
 `<split>-label.txt`: a whole number a line. `codebook.ckpt`: float32 [codes, dim]. `synonyms.json`: for each code those
 nearest to it, nearest first. Keys and further columns lie beside, in `<split>.columns.parquet`.
+
+A dataset that was imported from such files remembers the gzip headers and the dtype of the index, so that they are
+written again byte for byte.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 from collections.abc import Mapping
-from typing import Any, BinaryIO, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from tokenshard.shards.export.base import Batch, Contents, Output, SplitWriter, refuse, reserved
 from tokenshard.shards.export.columns_file import ColumnsFile
+from tokenshard.shards.export.gzip_stream import PLAIN, GzipStream, header_of
 from tokenshard.shards.export.npy import array_header
 from tokenshard.shards.export.torch_file import torch_matrix
 from tokenshard.shards.schema import KEY
@@ -28,6 +32,7 @@ MAX_IDS = 2 * ESCAPE
 """Ids are below this: there is one escape only."""
 SYNONYMS = 10
 """Nearest codes written for each, where the dataset brings no list of its own."""
+INDEX_DTYPES = ("<i8", "<i4", "<u8", "<u4")
 _ROWS = 256
 
 
@@ -40,6 +45,30 @@ def seit_bytes(ids: NDArray[Any]) -> NDArray[np.uint8]:
     return out
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How the files of a split were packed."""
+
+    data: bytes = PLAIN
+    index: bytes = PLAIN
+    """gzip headers"""
+    dtype: str = "<i8"
+    """of the index"""
+
+    def dump(self) -> dict[str, JsonValue]:
+        return {"data": self.data.hex(), "index": self.index.hex(), "dtype": self.dtype}
+
+    @classmethod
+    def of(cls, contents: Contents, split: str) -> Packing:
+        """That of the files a dataset was imported from; the usual one where it came from elsewhere."""
+        try:
+            found: Any = contents.manifest.source["seit"]
+            data, index = (header_of(bytes.fromhex(found[split][name])) for name in ("data", "index"))
+            return cls(data, index, found[split]["dtype"] if found[split]["dtype"] in INDEX_DTYPES else cls.dtype)
+        except (KeyError, TypeError, ValueError, IndexError):
+            return cls()
+
+
 class SeitWriter(SplitWriter):
     """Compresses the ids as they come."""
 
@@ -49,7 +78,8 @@ class SeitWriter(SplitWriter):
         assert label is not None
         self._label = label.name
         self._blob, self._index, self._labels = output.create(), output.create(), output.create()
-        self._stream = _gzip(self._blob)
+        self._packing = Packing.of(contents, split)
+        self._stream = GzipStream(self._blob, self._packing.data)
         self._index.write(np.zeros(1, "<i8").tobytes())
         self._bytes = self._rows = 0
         self._columns = ColumnsFile(contents, output, split)
@@ -91,12 +121,15 @@ class SeitWriter(SplitWriter):
 
     def close(self) -> None:
         self._stream.close()
-        index = self.output.create()
+        index, dtype = self.output.create(), np.dtype(self._packing.dtype)
+        if self._bytes > np.iinfo(dtype).max:
+            dtype = np.dtype("<i8")
+        packed = GzipStream(index, self._packing.index)
+        packed.write(array_header(dtype, (self._rows + 1,)))
         self._index.seek(0)
-        with _gzip(index) as packed:
-            packed.write(array_header(np.dtype("<i8"), (self._rows + 1,)))
-            while block := self._index.read(1 << 20):
-                packed.write(block)
+        while block := self._index.read(1 << 20):
+            packed.write(np.frombuffer(block, "<i8").astype(dtype).tobytes())
+        packed.close()
         self._index.close()
         self.output.put(f"{self.split}-token.data.bin.gz", self._blob)
         self.output.put(f"{self.split}-token.index.npy.gz", index)
@@ -113,11 +146,6 @@ class SeitWriter(SplitWriter):
         nearest = _nearest(codebook) if known is None else known
         listed = {str(code): [int(other) for other in row if other >= 0] for code, row in enumerate(nearest)}
         output.put("synonyms.json", json.dumps(listed).encode())
-
-
-def _gzip(file: BinaryIO) -> io.BufferedIOBase:
-    """A gzip stream without name and time."""
-    return cast(io.BufferedIOBase, gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0))
 
 
 def _codebook(contents: Contents) -> NDArray[np.float32] | None:

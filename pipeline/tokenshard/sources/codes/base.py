@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from tokenshard.errors import FormatError, InputError, SpecError, StoreError
 from tokenshard.shards.schema import is_reserved
@@ -89,6 +90,10 @@ class CodeFiles(ABC):
     def declared_alphabets(self) -> tuple[int, ...] | None:
         """Alphabets that the files themselves declare, e.g. by the size of a codebook."""
         return None
+
+    def origin(self) -> dict[str, JsonValue]:
+        """What the dataset remembers of the files. Not in its fingerprint."""
+        return {"format": self.format}
 
     def tensors(self) -> Mapping[str, NDArray[Any]] | None:
         """Tensors that came with the ids."""
@@ -298,7 +303,7 @@ class CodeFiles(ABC):
             downsample=described.downsample if described and keeps_extents else (),
             kind=self._kind(),
             preprocess=described.preprocess if described else {},
-            origin={"format": self.format},
+            origin=self.origin(),
         )
 
     def _kind(self) -> Any:

@@ -21,11 +21,13 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from tokenshard.errors import InputError
 from tokenshard.shards.export.base import DEFAULT_SPLIT, SPLIT
 from tokenshard.shards.export.columns_file import columns_name
-from tokenshard.shards.export.seit import ESCAPE
+from tokenshard.shards.export.gzip_stream import MAX_HEADER, header_of
+from tokenshard.shards.export.seit import ESCAPE, Packing
 from tokenshard.sources.codes.arrays import read_header
 from tokenshard.sources.codes.base import CodeFiles, Load, Record
 from tokenshard.sources.codes.columns_file import ColumnsFile, no_columns
@@ -49,6 +51,7 @@ class _Split:
 
     name: str
     data: str
+    packing: Packing
     starts: NDArray[np.int64]
     """[n + 1]"""
     labels: NDArray[np.int64] | None
@@ -108,6 +111,9 @@ class SeitSource(CodeFiles):
             return codes.reshape(1, side, side)
         return super().shaped(codes, row)
 
+    def origin(self) -> dict[str, JsonValue]:
+        return {**super().origin(), "seit": {split.name: split.packing.dump() for split in self._splits}}
+
     def tensors(self) -> dict[str, NDArray[Any]]:
         """`codebook` float32 [codes, dim]; `synonyms` int32 [codes, most], -1 where a code has fewer."""
         found = {} if self._codebook is None else {"codebook": self._codebook}
@@ -128,7 +134,8 @@ class SeitSource(CodeFiles):
 
     def _split(self, name: str) -> _Split:
         stem = name.removesuffix(TOKENS).removesuffix("-")
-        starts = self._starts(f"{name.removesuffix('data.bin.gz')}index.npy.gz")
+        index = f"{name.removesuffix('data.bin.gz')}index.npy.gz"
+        starts, dtype = self._starts(index)
         count = len(starts) - 1
         label = f"{name.removesuffix(TOKENS)}label.txt"
         labels = None
@@ -136,10 +143,17 @@ class SeitSource(CodeFiles):
             labels = self._labels(label, count)
         beside = columns_name(stem)
         columns = ColumnsFile(self.store, beside, count) if self.store.exists(beside) else None
-        return _Split(stem.rpartition("/")[2] or DEFAULT_SPLIT, name, starts, labels, columns)
+        packing = Packing(self._header(name), self._header(index), dtype)
+        return _Split(stem.rpartition("/")[2] or DEFAULT_SPLIT, name, packing, starts, labels, columns)
 
-    def _starts(self, name: str) -> NDArray[np.int64]:
-        """int64 [n + 1]: where each sample begins, and the end."""
+    def _header(self, name: str) -> bytes:
+        try:
+            return header_of(self.store.read(name, 0, MAX_HEADER))
+        except ValueError as error:
+            raise self.damaged(name, str(error)) from error
+
+    def _starts(self, name: str) -> tuple[NDArray[np.int64], str]:
+        """int64 [n + 1], where each sample begins, and the end; and the dtype that the file has."""
         try:
             with self._gzip(name) as file:
                 shape, _, dtype = read_header(file)
@@ -158,7 +172,7 @@ class SeitSource(CodeFiles):
             raise self.damaged(name, "not an index: offsets must begin with 0 and never fall")
         if (np.diff(starts) > MAX_SAMPLE_BYTES).any():
             raise self.damaged(name, f"a sample of more than {MAX_SAMPLE_BYTES} bytes")
-        return starts
+        return starts, dtype.str
 
     def _labels(self, name: str, count: int) -> NDArray[np.int64]:
         labels = []
