@@ -191,6 +191,10 @@ def test_an_appended_shard_may_bring_a_new_column_that_is_null_for_older_rows(
     assert ds.table(["score"])["score"].to_pylist() == [None] * 30 + list(range(20))
     assert ds.table().num_rows == 50
     assert ds.schema == ds.table().schema
+    assert pa.concat_tables(ds.iter_tables()) == ds.table()
+    assert [table.num_rows for table in ds.iter_tables(["score"])] == [30, 20]
+    with pytest.raises(SpecError, match="no column 'codes'; there are key, num_tokens"):
+        next(ds.iter_tables(["codes"]))
     assert (ds[29]["score"], ds[35]["score"]) == (None, 5.0)
     assert [sample["score"] for sample in (ds[n] for n in (0, 49))] == [None, 19.0]
     assert verify(store).errors == ()

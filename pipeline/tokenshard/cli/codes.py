@@ -101,9 +101,13 @@ def transcode(out: str, dst: str, **values: Any) -> None:
 def import_(format_name: str, src: str, out: str, **values: Any) -> None:
     """Turn ids in the files SRC of another format into the token dataset OUT.
 
+    FORMAT is one of parquet, webdataset, npy, npz, hf (Hugging Face datasets), mds (MosaicML streaming), litdata,
+    megatron (.bin/.idx) and seit.
+
     \b
     Example:
       tokenshard import npy codes.npy tokens/ --alphabet 1024
+      tokenshard import webdataset s3://bucket/tars/ tokens/
     """
     alphabet, grid = values.pop("alphabet"), values.pop("grid")
     source = {name: values.pop(name) for name in ("column", "key_column", "labels", "tokenizer", "modality")}

@@ -133,6 +133,19 @@ class Dataset:
         for group in range(self.num_row_groups):
             yield self._arranged(self.read_group(group), None)
 
+    def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The named columns (None: all) but the codes of the whole dataset in order, one row group at a time.
+
+        Raises SpecError for unknown names.
+        """
+        names = self.schema.names if columns is None else list(columns)
+        for name in names:
+            if name not in self.schema.names:
+                raise SpecError(f"{self.store.root}: no column {name!r}; there are {', '.join(self.schema.names)}")
+        empty = pa.schema([self.schema.field(name) for name in names]).empty_table()
+        for group in range(self.num_row_groups):  # rows of older shards get the columns of later ones
+            yield pa.concat_tables([empty, self._columns(group, names)], promote_options="default")
+
     def index(self, key: str) -> int:
         """Number of the sample with this key. Raises KeyError."""
         for shard, entry in enumerate(self.manifest.shards):

@@ -10,7 +10,20 @@ from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeSource
 from tokenshard.spec.codes import ImportSourceSpec
 
-FORMATS: dict[str, str] = {}
+FORMATS = {
+    name: f"tokenshard.sources.codes.{module}"
+    for name, module in {
+        "parquet": "tables:open_parquet_source",
+        "webdataset": "webdataset:open_webdataset_source",
+        "npy": "npy:open_npy_source",
+        "npz": "npy:open_npz_source",
+        "hf": "tables:open_hf_source",
+        "mds": "mds:open_mds_source",
+        "litdata": "litdata:open_litdata_source",
+        "megatron": "megatron:open_megatron_source",
+        "seit": "seit:open_seit_source",
+    }.items()
+}
 """Name of a format -> `module:function`; the function takes (source spec, storage options, state)."""
 
 
