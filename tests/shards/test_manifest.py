@@ -114,6 +114,14 @@ def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
         read_manifest(store)
 
 
+def _far_apart(document: dict) -> None:
+    """Ranges of a file that claims to be huge, with most of it between them."""
+    shard = document["shards"][0]
+    shard["row_groups"][0]["codes"][0]["offset"] += 1 << 40
+    shard["footer"]["offset"] += 1 << 41
+    shard["bytes"] += 1 << 41
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -124,7 +132,19 @@ def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
         (lambda d: d["shards"][0]["row_groups"][0].update(rows=1 << 40), "rows do not add up"),
         (lambda d: d["shards"][0]["row_groups"][0]["codes"][0].update(length=1 << 50), "chunk of"),
         (lambda d: d["shards"][0]["row_groups"][0]["codes"][0].update(offset=0), "out of order"),
+        (lambda d: d["shards"][0]["row_groups"][0]["sizes"].update(offset=-(1 << 40)), "offset"),
         (lambda d: d["shards"].append(d["shards"][0]), "listed twice"),
+        (lambda d: d["code"].update(grid=[8, 8, 8, 8]), "4 axes"),
+        (lambda d: d["code"]["levels"][0].update(alphabet=300), "differs from that of its level"),
+        (lambda d: d["code"]["levels"][0].update(remap=[0] * 255), "255 remapped ids for an alphabet of 256"),
+        (lambda d: d["code"]["levels"][0].update(remap=[-1] * 256), "outside its level's alphabet"),
+        (lambda d: d["code"]["levels"][0].update(remap=[256] * 256), "outside its level's alphabet"),
+        (lambda d: d["code"]["levels"][0].update(alphabet=1 << 40, remap=[0] * 256), "tokenizer ids"),
+        (_far_apart, "row group of"),
+        (
+            lambda d: d.update(shards_file={"path": "manifest/..", "rows": 1, "bytes": 1, "sha256": ""}),
+            "bad shard list",
+        ),
         (lambda d: d["models"].update({"../../x": 5}), "not a SHA-256"),
         (lambda d: d["models"].update({"a" * 64: 1 << 40}), "at most"),
         (lambda d: d["tokenizer"].update(fingerprint="../x"), "fingerprint"),

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from tokenshard.codecs.base import Grids
 from tokenshard.errors import FormatError
-from tokenshard.spec.manifest import ChunkEntry, Manifest, ShardEntry
+from tokenshard.spec.codec import CodecSpec
+from tokenshard.spec.manifest import ChunkEntry, LevelEntry, Manifest, ShardEntry
 
 MAX_ROW_GROUPS = 4_096
 MAX_GROUP_ROWS = 1 << 16
@@ -23,8 +24,10 @@ MAX_GROUP_IDS = (1 << 31) - 1
 MAX_GROUP_BYTES = 1 << 28
 """Bytes of codes a writer puts into one row group."""
 MAX_CHUNK_BYTES = (1 << 31) - 1
+"""Bytes of one range read: of sizes and codes of a row group together with what lies between them."""
 MAX_FOOTER_BYTES = 1 << 26
 MAX_LEVELS = 256
+MAX_RANK = 3
 MAX_MODEL_BYTES = 1 << 24
 
 
@@ -58,6 +61,9 @@ def check_manifest(manifest: Manifest) -> None:
     levels = len(manifest.code.levels)
     require(1 <= levels <= MAX_LEVELS, f"{levels} code levels (1 to {MAX_LEVELS} are possible)")
     require(len(manifest.code.columns) == levels, "code levels and code columns differ in number")
+    require(1 <= len(manifest.code.grid) <= MAX_RANK, f"a grid of {len(manifest.code.grid)} axes (1 to 3 are possible)")
+    for level, column in zip(manifest.code.levels, manifest.code.columns, strict=True):
+        _check_level(level, column)
     for shard in manifest.shards:
         require(_below(shard.path, "data"), f"shard path {shard.path!r} is not below data/")
         _check_shard(shard, levels, len(manifest.code.grid))
@@ -80,6 +86,16 @@ def check_manifest(manifest: Manifest) -> None:
     require(_is_hex(manifest.tokenizer.fingerprint, 16), "tokenizer fingerprint is not 16 hex digits")
 
 
+def _check_level(level: LevelEntry, column: CodecSpec) -> None:
+    where, remap = f"column {column.column!r}", level.remap
+    if remap is None:
+        require(level.alphabet == column.alphabet, f"{where}: its alphabet differs from that of its level")
+        return
+    require(level.alphabet <= MAX_GROUP_IDS, f"{where}: alphabet of {level.alphabet} tokenizer ids")
+    require(len(remap) == column.alphabet, f"{where}: {len(remap)} remapped ids for an alphabet of {column.alphabet}")
+    require(min(remap) >= 0 and max(remap) < level.alphabet, f"{where}: an id is remapped outside its level's alphabet")
+
+
 def _check_shard(shard: ShardEntry, levels: int, rank: int) -> None:
     where = shard.path
     require(len(shard.row_groups) <= MAX_ROW_GROUPS, f"{where}: more than {MAX_ROW_GROUPS} row groups")
@@ -95,6 +111,8 @@ def _check_shard(shard: ShardEntry, levels: int, rank: int) -> None:
             require(chunk.offset >= position, f"{where}: byte ranges overlap or are out of order")
             require(chunk.length <= MAX_CHUNK_BYTES, f"{where}: chunk of {chunk.length} bytes")
             position = _end(chunk)
+        span = _end(group.codes[-1]) - group.sizes.offset
+        require(span <= MAX_CHUNK_BYTES, f"{where}: row group of {span} bytes")
 
 
 def check_sizes(num_tokens: np.ndarray[tuple[int], np.dtype[np.int32]], grids: Grids, ids: int) -> None:

@@ -138,7 +138,10 @@ def _put_shard_list(store: Store, manifest: Manifest) -> ShardsFile:
 
 
 def _read_shard_list(store: Store, listed: ShardsFile) -> list[dict[str, Any]]:
-    require(re.fullmatch(r"manifest/[\w.-]+", listed.path) is not None, f"bad shard list path {listed.path!r}")
+    require(
+        re.fullmatch(r"manifest/\d{8}-[0-9a-f]{16}\.shards\.parquet", listed.path, re.ASCII) is not None,
+        f"bad shard list path {listed.path!r}",
+    )
     with damage_reported(store.url(listed.path)):
         data = store.read(listed.path, 0, listed.bytes + 1)
         require(hashlib.sha256(data).hexdigest() == listed.sha256, f"damaged (SHA-256 differs); {REMEDY}")
