@@ -72,7 +72,7 @@ def _race(root: str, versions: int, me: int, barrier, wins) -> None:
 
 
 def test_of_eight_racing_processes_exactly_one_commits_each_version(make_rows, make_dataset) -> None:
-    store, versions = make_dataset(make_rows(20)), 25
+    store, versions = make_dataset(make_rows(20)), 200
     context = multiprocessing.get_context("fork")
     barrier, wins = context.Barrier(8), context.Queue()
     writers = [context.Process(target=_race, args=(store.root, versions, me, barrier, wins)) for me in range(8)]
@@ -114,6 +114,14 @@ def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
         read_manifest(store)
 
 
+def _many_ids(document: dict) -> None:
+    """2^30 ids a sample, as all numbers of the manifest say."""
+    ids = document["totals"]["samples"] << 30
+    for part in (document["code"], document["shards"][0]):
+        part["grid"] = [1 << 15, 1 << 15]
+    document["totals"]["ids"] = document["shards"][0]["ids"] = ids
+
+
 def _far_apart(document: dict) -> None:
     """Ranges of a file that claims to be huge, with most of it between them."""
     shard = document["shards"][0]
@@ -135,6 +143,10 @@ def _far_apart(document: dict) -> None:
         (lambda d: d["shards"][0]["row_groups"][0]["sizes"].update(offset=-(1 << 40)), "offset"),
         (lambda d: d["shards"].append(d["shards"][0]), "listed twice"),
         (lambda d: d["code"].update(grid=[8, 8, 8, 8]), "4 axes"),
+        (lambda d: d["code"].update(grid=[8, 1 << 53]), "impossible size"),
+        (lambda d: d["code"].update(grid=[8, 9]), "grid differs from the dataset's"),
+        (lambda d: [part.update(grid=[8, 9]) for part in (d["code"], d["shards"][0])], "1280 ids are not those of"),
+        (_many_ids, "ids a level in a row group"),
         (lambda d: d["code"]["levels"][0].update(alphabet=300), "differs from that of its level"),
         (lambda d: d["code"]["levels"][0].update(remap=[0] * 255), "255 remapped ids for an alphabet of 256"),
         (lambda d: d["code"]["levels"][0].update(remap=[-1] * 256), "outside its level's alphabet"),
