@@ -89,7 +89,7 @@ def test_fewer_levels_read_fewer_bytes(make_rows, make_shard, tmp_path) -> None:
 
 
 def test_one_sample_can_be_read_by_code_len_without_parquet_code(make_rows, make_shard, tmp_path) -> None:
-    rows = make_rows(900, varied=True)
+    rows = make_rows(1000, varied=True)
     entry = make_shard(rows, row_group_bytes=8 << 10)
     data = (tmp_path / entry.path).read_bytes()
     table = pq.read_table(tmp_path / entry.path)
@@ -133,6 +133,28 @@ def test_any_flipped_bit_in_what_is_read_raises_and_names_shard_and_row_group(
                 path.write_bytes(damaged)
                 with pytest.raises(FormatError, match=rf"{path}: row group {group} \(rows .*checksum"):
                     ShardReader(Store(tmp_path), entry, codec).read_group(group)
+
+
+@pytest.mark.parametrize("codecs", [("pack",), ("zstd",)])
+def test_a_plain_parquet_reader_finds_1000_flipped_bits_in_the_pages_of_codes_by_their_checksums(
+    make_rows, make_shard, tmp_path, codecs
+) -> None:
+    rng = np.random.default_rng(2)
+    entry = make_shard(make_rows(300, codecs=codecs), row_group_bytes=8 << 10)
+    [chunk] = entry.row_groups[0].codes
+    intact = (tmp_path / entry.path).read_bytes()
+    with pq.ParquetFile(pa.BufferReader(intact), page_checksum_verification=True) as file:
+        column = file.metadata.row_group(0).column(file.schema_arrow.get_field_index("codes"))
+    # a list column begins with the header of its dictionary page, which no checksum covers
+    first = chunk.offset if codecs == ("pack",) else column.data_page_offset + 64
+    for place in rng.integers(first, chunk.offset + chunk.length, 1000).tolist():
+        damaged = bytearray(intact)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        with (
+            pq.ParquetFile(pa.BufferReader(bytes(damaged)), page_checksum_verification=True) as file,
+            pytest.raises(OSError, match=r"(?i)crc|checksum"),
+        ):
+            file.read_row_group(0, columns=["codes"])
 
 
 def test_a_cut_off_or_missing_shard_is_named(make_rows, make_shard, tmp_path) -> None:
