@@ -201,6 +201,32 @@ def test_a_shard_for_a_newer_reader_is_refused_with_the_remedy(make_rows, make_s
         rewritten(path, rows, {**footer, "tokenshard.min_reader": "2"})
 
 
+@pytest.mark.parametrize(
+    ("codec_name", "change", "message"),
+    [
+        ("zstd", lambda ids: ids.cast(pa.list_(pa.int32())), "no list of unsigned ids"),
+        ("zstd", lambda ids: pa.array([b"x"] * len(ids)), "not stored as the zstd codec"),
+        (
+            "pack",
+            lambda ids: pa.array([[1]] * len(ids), pa.list_(pa.uint16())),
+            "not stored as the pack codec stores it",
+        ),
+    ],
+)
+def test_a_code_column_of_another_type_is_refused(make_rows, make_shard, tmp_path, codec_name, change, message) -> None:
+    rows = make_rows(50, codecs=(codec_name,))
+    entry = make_shard(rows)
+    path = tmp_path / entry.path
+    footer, table = ShardFooter.parse(pq.read_metadata(path).metadata).dump(), pq.read_table(path)
+    place = table.schema.get_field_index("codes")
+    table = table.set_column(place, "codes", change(table["codes"].combine_chunks()))
+    with pq.ParquetWriter(str(path), table.schema, **parquet_options(table.schema, rows.columns)) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(footer)
+    with pytest.raises(FormatError, match=message), open(path, "rb") as file:
+        ShardReader(Store(tmp_path), describe_shard(file, entry.path), codec).read_group(0)
+
+
 @pytest.mark.parametrize("column", ["num_tokens", "height", "code_len"])
 def test_sizes_that_contradict_each_other_are_refused_before_anything_is_decoded(
     make_rows, make_shard, tmp_path, column

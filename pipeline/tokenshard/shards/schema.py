@@ -151,6 +151,13 @@ def is_list(schema: pa.Schema, spec: CodecSpec) -> bool:
     return bool(pa.types.is_list(schema.field(spec.column).type))
 
 
+def check_layouts(columns: CodeColumns, schema: pa.Schema) -> None:
+    """Raises FormatError unless lists are the columns of the `zstd` codec and no others."""
+    for spec in columns.codes:
+        fits = is_list(schema, spec) == (spec.codec == "zstd")
+        require(fits, f"column {spec.column!r} is not stored as the {spec.codec} codec stores it")
+
+
 def is_reserved(name: str) -> bool:
     """Whether shards use a column of this name themselves."""
     return (
