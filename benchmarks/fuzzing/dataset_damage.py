@@ -37,6 +37,12 @@ class Copy:
         if listed := self._document["shards_file"]:
             self._document |= {"shards": pq.read_table(folder / listed["path"]).to_pylist(), "shards_file": None}
 
+    @property
+    def has_list(self) -> bool:
+        """Whether :func:`damage_list` finds something."""
+        stored = json.loads(self.intact[self.manifest])
+        return bool(stored["shards_file"] or stored["rejects"])
+
     def document(self) -> dict[str, Any]:
         """The newest manifest, its shard list filled in."""
         return copy.deepcopy(self._document)
@@ -52,6 +58,8 @@ class Copy:
     def write_manifest(self, document: dict[str, Any]) -> None:
         """With a fingerprint that fits."""
         content = {k: v for k, v in document.items() if k not in ("source", "shards_file", "fingerprint")}
+        if document.get("shards_file"):
+            content["shards"] = self._document["shards"]
         self.write(self.manifest, json.dumps(document | {"fingerprint": digest(content)}).encode())
 
     def write_shard(self, document: dict[str, Any], shard: dict[str, Any], data: bytes) -> None:
@@ -70,8 +78,10 @@ class Copy:
 
 
 def damage_file(rng: np.random.Generator, files: Copy) -> None:
+    """Changes a file that readers read, or removes one (not the newest manifest: the one before would be the dataset)."""
     path = files.read_files[rng.integers(len(files.read_files))]
-    files.write(path, mutated(files.intact[path], rng) if rng.random() > 0.02 else None)
+    removed = path != files.manifest and rng.random() < 0.02
+    files.write(path, None if removed else mutated(files.intact[path], rng))
 
 
 def damage_manifest(rng: np.random.Generator, files: Copy) -> None:
@@ -142,6 +152,16 @@ def damage_values(rng: np.random.Generator, files: Copy) -> None:
     files.write_shard(document, shard, file.getvalue())
 
 
+def damage_list(rng: np.random.Generator, files: Copy) -> None:
+    """The Parquet file that lists the shards of a long manifest, or one of the rejects."""
+    document = json.loads(files.intact[files.manifest])
+    listed = document["shards_file"] or document["rejects"][0]
+    data = mutated(files.intact[files.folder / listed["path"]], rng)
+    files.write(files.folder / listed["path"], data)
+    listed |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files.write_manifest(document)
+
+
 def _other_value(rng: np.random.Generator, value: Any, kind: pa.DataType) -> Any:
     if pa.types.is_binary(kind):
         return mutated(value, rng)
@@ -169,9 +189,8 @@ DAMAGES: dict[str, Callable[[np.random.Generator, Copy], None]] = {
     "columns": damage_columns,
     "values": damage_values,
     "stored stream": damage_stored_stream,
+    "list": damage_list,
 }
-ANY = ("file", "manifest")
-"""Damages of datasets that may be without shards."""
 
 
 def _pick_shard(rng: np.random.Generator, files: Copy) -> tuple[dict[str, Any], dict[str, Any], bytes]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fuzzing import KINDS
 from fuzzing.codec_damage import Block, blocks_of, damaged_model, damaged_stream
-from fuzzing.dataset_damage import ANY, DAMAGES, Copy
+from fuzzing.dataset_damage import DAMAGES, Copy
 from fuzzing.outcome import INSIDE, REFUSED, SAME, VIOLATED, Violation, unclear
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.dataset import open_dataset
@@ -57,6 +57,7 @@ class Material:
             for group in range(ds.num_row_groups):
                 self.blocks += blocks_of(ds, ds.read_group(group))
         self.full = [files for files in self.copies if self.readings[files].codes]
+        self.listed = [files for files in self.copies if files.has_list]
         self.modelled = [block for block in self.blocks if block.model is not None]
 
     def run(self, seed: int, index: int) -> tuple[str, str, str]:
@@ -67,7 +68,7 @@ class Material:
                 return kind, damaged_stream(rng, self.blocks[rng.integers(len(self.blocks))]), ""
             if kind == "model":
                 return kind, damaged_model(rng, self.modelled[rng.integers(len(self.modelled))]), ""
-            copies = self.copies if kind in ANY else self.full
+            copies = {"file": self.copies, "manifest": self.copies, "list": self.listed}.get(kind, self.full)
             return kind, self._in_dataset(rng, kind, copies[rng.integers(len(copies))]), ""
         except (FormatError, SpecError) as error:
             problem = unclear(error)
