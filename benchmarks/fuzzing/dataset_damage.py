@@ -78,7 +78,7 @@ class Copy:
 
 
 def damage_file(rng: np.random.Generator, files: Copy) -> None:
-    """Changes a file that readers read, or removes one (not the newest manifest: the one before would be the dataset)."""
+    """Changes a file, or removes one that is not the newest manifest: without it the version before is the dataset."""
     path = files.read_files[rng.integers(len(files.read_files))]
     removed = path != files.manifest and rng.random() < 0.02
     files.write(path, None if removed else mutated(files.intact[path], rng))

@@ -7,7 +7,9 @@ fingerprints are compared under the release that wrote the sets, which is the pi
 
 from __future__ import annotations
 
+import ast
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,27 @@ def test_the_reference_reader_gives_the_same_ids(name: str, number: int) -> None
     wanted = samples_of(arrays)[: len(samples)] if arrays else []
     assert all(np.array_equal(sample.codes, want) for sample, want in zip(samples, wanted, strict=True))
     assert [sample.key for sample in samples] == arrays.get("keys", np.zeros(0))[: len(samples)].tolist()
+
+
+def test_the_reference_reader_shares_nothing_with_the_package() -> None:
+    for module in ("reference_reader", "reference_decoder"):
+        tree = ast.parse((HERE.parent / f"{module}.py").read_text())
+        imports = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imports += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+        assert imports
+        assert not any((name or "").startswith("tokenshard") for name in imports)
+
+
+@pytest.mark.parametrize("name", ["levels-earlier", "grouped", "shard-list", "zstd"])
+def test_the_reference_reader_finds_damage(name: str, tmp_path: Path) -> None:
+    shutil.copytree(HERE / "sets" / name, tmp_path / name)
+    for path in [path for folder in ("data", "models", "manifest") for path in (tmp_path / name).glob(f"{folder}/*")]:
+        intact = path.read_bytes()
+        path.write_bytes(intact[:-20] + bytes([intact[-20] ^ 1]) + intact[-19:])
+        with pytest.raises((AssertionError, ValueError)):
+            read_dataset(tmp_path / name)
+        path.write_bytes(intact)
+    read_dataset(tmp_path / name)
 
 
 def read_duckdb(paths: list[str]) -> list[dict]:
