@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,13 @@ def test_a_model_file_damaged_before_it_was_signed_is_refused_or_decodes_inside_
         except FormatError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 10
+
+
+def test_a_model_whose_nodes_have_no_tables_is_refused() -> None:
+    model = random_model(40, 0)
+    none = replace(model.steps[0], tables=np.zeros_like(model.steps[0].tables))
+    with pytest.raises(FormatError, match="a node without a table"):
+        replace(model, steps=(none, *model.steps[1:]))
 
 
 def test_a_model_that_claims_huge_arrays_is_refused_before_it_is_read() -> None:

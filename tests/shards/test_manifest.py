@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
@@ -114,6 +119,12 @@ def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
         read_manifest(store)
 
 
+def _listed(**change: object) -> Callable[[dict], None]:
+    """A shard list in a file of its own."""
+    listed = {"path": f"manifest/00000001-{16 * '0'}.shards.parquet", "rows": 1, "bytes": 1, "sha256": "0"}
+    return lambda document: document.update(shards_file=listed | change)
+
+
 def _many_ids(document: dict) -> None:
     """2^30 ids a sample, as all numbers of the manifest say."""
     ids = document["totals"]["samples"] << 30
@@ -153,6 +164,9 @@ def _far_apart(document: dict) -> None:
         (lambda d: d["code"]["levels"][0].update(remap=[256] * 256), "outside its level's alphabet"),
         (lambda d: d["code"]["levels"][0].update(alphabet=1 << 40, remap=[0] * 256), "tokenizer ids"),
         (_far_apart, "row group of"),
+        (lambda d: d["shards"][0].update(bytes=1 << 63), "a shard of 9223372036854775808 bytes"),
+        (lambda d: d["rejects"][0].update(bytes=1 << 64), "a rejects file of 18446744073709551616 bytes"),
+        (_listed(bytes=1 << 64), "a shard list of"),
         (
             lambda d: d.update(shards_file={"path": "manifest/..", "rows": 1, "bytes": 1, "sha256": ""}),
             "bad shard list",
@@ -168,9 +182,9 @@ def _far_apart(document: dict) -> None:
 def test_a_manifest_that_contradicts_itself_or_the_limits_is_refused(
     make_rows, make_dataset, change_manifest, change, message
 ) -> None:
-    store = make_dataset(make_rows(20))
+    store = make_dataset(make_rows(20), rejects=1)
     change_manifest(store, change)
-    with pytest.raises(FormatError, match=f"00000001.json: .*{message}"):
+    with pytest.raises(FormatError, match=f"00000001.*: .*{message}"):
         read_manifest(store)
 
 
@@ -196,6 +210,25 @@ def test_a_long_shard_list_lies_in_a_parquet_file_with_the_same_fingerprint(make
     listed = store.read(again.shards_file.path)
     store.put(again.shards_file.path, listed[:-20])
     with pytest.raises(FormatError, match=r"shards\.parquet: damaged"):
+        read_manifest(store)
+
+
+def test_a_shard_list_with_values_that_json_has_not_is_refused(
+    make_rows, make_dataset, change_manifest, tmp_path
+) -> None:
+    manifest = read_manifest(make_dataset(make_rows(40)))
+    store = Store(tmp_path / "long")
+    commit_manifest(store, manifest, max_json_shards=0)
+    listed = json.loads(store.read("manifest/00000001.json"))["shards_file"]
+    table = pq.read_table(io.BytesIO(store.read(listed["path"])))
+    place = table.schema.get_field_index("sha256")
+    file = io.BytesIO()
+    pq.write_table(table.set_column(place, "sha256", table["sha256"].cast(pa.binary())), file)
+    data = file.getvalue()
+    store.put(listed["path"], data)
+    sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    change_manifest(store, lambda document: document["shards_file"].update(sums))
+    with pytest.raises(FormatError, match=r"00000001\.json: its shard list holds values that JSON has not"):
         read_manifest(store)
 
 

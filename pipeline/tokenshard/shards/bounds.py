@@ -25,7 +25,8 @@ MAX_GROUP_IDS = (1 << 31) - 1
 MAX_GROUP_BYTES = 1 << 28
 """Bytes of codes a writer puts into one row group."""
 MAX_CHUNK_BYTES = (1 << 31) - 1
-"""Bytes of one range read: of sizes and codes of a row group together with what lies between them."""
+"""Bytes read at once: sizes and codes of a row group together with what lies between them, a rejects file, a list."""
+MAX_FILE_BYTES = (1 << 63) - 1
 MAX_FOOTER_BYTES = 1 << 26
 MAX_LEVELS = 256
 MAX_RANK = 3
@@ -71,6 +72,7 @@ def check_manifest(manifest: Manifest) -> None:
         _check_shard(shard, levels, manifest.code.grid)
     for rejects in manifest.rejects:
         require(_below(rejects.path, "rejects"), f"rejects path {rejects.path!r} is not below rejects/")
+        require(rejects.bytes <= MAX_CHUNK_BYTES, f"{rejects.path}: a rejects file of {rejects.bytes} bytes")
     paths = [shard.path for shard in manifest.shards] + [entry.path for entry in manifest.rejects]
     require(len(set(paths)) == len(paths), "a file is listed twice")
     for name, listed in (
@@ -100,6 +102,7 @@ def _check_level(level: LevelEntry, column: CodecSpec) -> None:
 
 def _check_shard(shard: ShardEntry, levels: int, grid: tuple[int | None, ...]) -> None:
     where = shard.path
+    require(shard.bytes <= MAX_FILE_BYTES, f"{where}: a shard of {shard.bytes} bytes")
     require(len(shard.row_groups) <= MAX_ROW_GROUPS, f"{where}: more than {MAX_ROW_GROUPS} row groups")
     require(sum(group.rows for group in shard.row_groups) == shard.rows, f"{where}: rows do not add up")
     require(len(shard.grid) == len(grid), f"{where}: grid has {len(shard.grid)} axes instead of {len(grid)}")
