@@ -24,7 +24,7 @@ from tokenshard.ranged import RangedFile
 from tokenshard.shards.bounds import MAX_FOOTER_BYTES, check_sizes, damage_reported, require
 from tokenshard.shards.chunks import Span, column_chunks
 from tokenshard.shards.describe import MAGIC
-from tokenshard.shards.schema import NUM_TOKENS, ShardFooter, is_list, length_name, size_names
+from tokenshard.shards.schema import NUM_TOKENS, ShardFooter, check_layouts, is_list, length_name, size_names
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import ChunkEntry, ShardEntry
 from tokenshard.store import Store
@@ -102,6 +102,7 @@ class ShardReader:
             self._footer_bytes = footer
             self.footer = ShardFooter.parse(self.metadata.metadata)
             self.columns = self.footer.columns
+            check_layouts(self.columns, self.schema)
             require(self.metadata.num_row_groups == len(entry.row_groups), "row groups differ from the manifest")
             for group, listed in enumerate(entry.row_groups):
                 rows = self.metadata.row_group(group).num_rows
@@ -227,6 +228,7 @@ def _int32(table: pa.Table, name: str) -> NDArray[np.int32]:
 def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: CodecSpec) -> Ids:
     array = column.combine_chunks()
     require(array.null_count == 0, f"nulls in column {spec.column!r}")
+    require(pa.types.is_unsigned_integer(array.type.value_type), f"column {spec.column!r} is no list of unsigned ids")
     lengths = np.diff(array.offsets.to_numpy())
     require(bool((lengths == num_tokens).all()), f"list lengths of {spec.column!r} differ from num_tokens")
     ids = array.flatten().to_numpy()
