@@ -221,9 +221,10 @@ import numpy as np
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.pack import PackCodec
 saved = np.load(sys.argv[1])
-for name in ("plain", "contexts"):
+for name in ("plain", "contexts", "earlier"):
     codec = ContextCodec.from_model(saved[name + "_model"].tobytes())
-    codec.try_decode(saved[name + "_data"], saved[name + "_lengths"], saved["grids"])
+    earlier = saved["earlier"] if codec.needs_earlier else None
+    codec.try_decode(saved[name + "_data"], saved[name + "_lengths"], saved["grids"], earlier=earlier)
 packed = PackCodec(1 << 13)
 ids = packed.decode(*packed.encode(saved["ids"], saved["grids"]), saved["grids"])
 assert (ids == saved["ids"]).all()
@@ -235,10 +236,11 @@ print("inside")
 def test_compiled_loops_stay_inside_their_arrays_for_damaged_streams(tmp_path: Path) -> None:
     rng = np.random.default_rng(11)
     ids = skewed_ids(SAMPLES * 64, ALPHABET, 1, seed=1)
-    saved = {"grids": GRIDS, "ids": ids}
-    for name, contexts in (("plain", False), ("contexts", True)):
-        codec = context_codec(contexts, ids)
-        data, lengths = damaged_streams(*codec.encode(ids, GRIDS), rng)
+    saved = {"grids": GRIDS, "ids": ids, "earlier": ids % 70}
+    beside = ContextCodec(random_model(ALPHABET, 3, earlier_alphabet=70))
+    codecs = {"plain": context_codec(False, ids), "contexts": context_codec(True, ids), "earlier": beside}
+    for name, codec in codecs.items():
+        data, lengths = damaged_streams(*codec.encode(ids, GRIDS, ids % 70), rng)
         saved |= {f"{name}_data": data, f"{name}_lengths": lengths}
         saved[f"{name}_model"] = np.frombuffer(codec.model_bytes(), np.uint8)
     np.savez(tmp_path / "saved.npz", **saved)
