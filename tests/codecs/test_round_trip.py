@@ -10,8 +10,8 @@ import pytest
 from blocks import ALPHABETS, blocks, random_model, skewed_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_decoder import decode_sample, read_model
 
+from reference_decoder import decode_sample, read_model
 from tokenshard.codecs.base import Codec, id_dtype, sample_sizes
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.grouped import Grouped
