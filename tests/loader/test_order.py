@@ -41,15 +41,18 @@ def test_a_position_does_not_depend_on_what_was_asked_before(
     assert rows(order, asked) == [whole[position] for position in asked]
 
 
-@given(SIZES, SHUFFLES)
-def test_windows_name_all_blocks_that_are_needed(sizes: np.ndarray, shuffle: Shuffle | None) -> None:
+@given(SIZES, SHUFFLES, st.integers(0, 60), st.integers(1, 60), st.integers(1, 5), st.data())
+def test_windows_name_all_blocks_that_are_needed(
+    sizes: np.ndarray, shuffle: Shuffle | None, first: int, size: int, world: int, data: st.DataObject
+) -> None:
     order = EpochOrder(sizes, 3, 0, shuffle)
-    for first in range(0, len(order), 13):
-        positions = np.arange(first, min(first + 13, len(order)))
-        blocks = {block for window in order.windows(positions) for block in order.window_blocks(window).tolist()}
-        assert set(order.locate(positions)[0].tolist()) <= blocks
-        if shuffle is not None and shuffle.lanes == 1:
-            assert len(blocks) <= 2 * shuffle.window + 2 + np.count_nonzero(sizes == 0) + 26
+    count = min(3, max(0, len(order) - first) // size)
+    if not count:
+        return
+    part = (first, size, count, data.draw(st.integers(0, world - 1)), world)
+    windows = list(order.windows(*part))
+    assert len(set(windows)) == len(windows)
+    assert set(order.rows(*part)[0].tolist()) <= {b for w in windows for b in order.window_blocks(w).tolist()}
 
 
 @given(st.integers(0, 500), st.integers(1, 300), st.integers(1, 70), st.integers(1, 12))
@@ -58,6 +61,24 @@ def test_ranks_share_a_global_batch_evenly(first: int, size: int, lanes: int, wo
     assert np.array_equal(np.concatenate(parts), batch_positions(first, size, lanes))
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(first, first + size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(SIZES, SHUFFLES, st.integers(0, 60), st.integers(1, 60), st.integers(0, 4), st.integers(1, 5), st.data())
+def test_batches_come_together_as_they_come_one_by_one(
+    sizes: np.ndarray, shuffle: Shuffle | None, first: int, size: int, count: int, world: int, data: st.DataObject
+) -> None:
+    order = EpochOrder(sizes, 5, 2, shuffle)
+    count = min(count, max(0, len(order) - first) // size)
+    if not count:
+        return
+    rank = data.draw(st.integers(0, world - 1))
+    block, row = order.rows(first, size, count, rank, world)
+    one_by_one = [
+        pair
+        for number in range(count)
+        for pair in rows(order, batch_positions(first + number * size, size, order.lanes, rank, world))
+    ]
+    assert list(zip(block.tolist(), row.tolist(), strict=True)) == one_by_one
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -95,7 +116,7 @@ def test_batches_are_spread_like_those_of_a_permutation(blocks: int, held: int) 
 
 def test_a_block_is_read_once_but_for_the_borders_of_lanes() -> None:
     order = EpochOrder(np.full(1000, 64), 0, 0, Shuffle.within(1000, 100))
-    reads = sum(len(order.window_blocks(window)) for window in order.windows(np.arange(len(order))))
+    reads = sum(len(order.window_blocks(window)) for window in order.windows(0, len(order)))
     assert reads <= 1.1 * 1000
 
 

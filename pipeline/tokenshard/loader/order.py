@@ -9,7 +9,7 @@ those before it: nothing depends on batch size, ranks, threads or what was read 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,12 +76,24 @@ class EpochOrder:
     def __len__(self) -> int:
         return self.length
 
-    def windows(self, positions: Longs) -> Iterator[Window]:
-        """The windows that hold these positions."""
-        for lane, places in _by_lane(positions, self.lanes):
-            cuts = self._windows[lane]
-            for number in np.unique(np.searchsorted(cuts, positions[places] // self.lanes, "right") - 1).tolist():
-                yield Window(lane, number, int(cuts[number]), int(cuts[number + 1]))
+    def windows(self, first: int, size: int, count: int = 1, rank: int = 0, world: int = 1) -> Iterator[Window]:
+        """The windows that hold what :meth:`rows` gives, by lane (some may hold only what other ranks get)."""
+        last = first + size * count
+        for lane in self._lanes_of(first, size, count, rank, world):
+            start, stop = (max(0, at - lane + self.lanes - 1) // self.lanes for at in (first, last))
+            if start < stop:
+                cuts = self._windows[lane]
+                low, high = np.searchsorted(cuts, (start, stop - 1), "right") - 1
+                for number in range(low, high + 1):
+                    yield Window(lane, number, int(cuts[number]), int(cuts[number + 1]))
+
+    def _lanes_of(self, first: int, size: int, count: int, rank: int, world: int) -> Iterable[int]:
+        """Lanes that a rank reads for some batches."""
+        if first % self.lanes or size % self.lanes:
+            batches = [batch_positions(first + n * size, size, self.lanes, rank, world) for n in range(count)]
+            return np.unique(np.concatenate(batches) % self.lanes).tolist()  # type: ignore[no-any-return]
+        each = size // self.lanes
+        return range(size * rank // world // each, -(-(size * (rank + 1) // world) // each))
 
     def window_blocks(self, window: Window) -> Longs:
         """Numbers of the blocks that hold rows of a window."""
@@ -93,19 +105,58 @@ class EpochOrder:
         """Block number and row inside the block of each position of the epoch (int64, 0 <= position < length)."""
         sequence = np.empty(len(positions), np.int64)
         for lane, places in _by_lane(positions, self.lanes):
-            sequence[places] = self._lanes[lane] + self._permuted(lane, positions[places] // self.lanes)
+            sequence[places] = self._permuted(lane, positions[places] // self.lanes)
+        return self._blocks_of(sequence)
+
+    def rows(self, first: int, size: int, count: int, rank: int = 0, world: int = 1) -> tuple[Longs, Longs]:
+        """What a rank gets of ``count`` global batches of ``size`` positions from ``first`` on: see :meth:`locate`.
+
+        The batches follow each other; within one, rows are in the order of :func:`batch_positions`.
+        """
+        if first % self.lanes or size % self.lanes:
+            batches = [batch_positions(first + n * size, size, self.lanes, rank, world) for n in range(count)]
+            return self.locate(np.concatenate(batches))
+        each = size // self.lanes  # rows of a lane in a batch: the same run of every lane
+        start, stop = size * rank // world, size * (rank + 1) // world
+        lanes = range(start // each, -(-stop // each))
+        sequence = np.empty((count, len(lanes), each), np.int64)
+        row = first // self.lanes
+        for place, lane in enumerate(lanes):
+            sequence[:, place] = self._run(lane, row, row + count * each).reshape(count, each)
+        start -= lanes.start * each
+        stop -= lanes.start * each
+        return self._blocks_of(sequence.reshape(count, -1)[:, start:stop].ravel())
+
+    def _blocks_of(self, sequence: Longs) -> tuple[Longs, Longs]:
         found = np.searchsorted(self._starts, sequence, "right") - 1
-        return self.blocks[found], sequence - self._starts[found]
+        rows: Longs = sequence - self._starts[found]
+        return self.blocks[found], rows
+
+    def _run(self, lane: int, first: int, last: int) -> Longs:
+        """Places in the sequence of rows ``[first, last)`` of a lane."""
+        cuts, origin = self._windows[lane], self._lanes[lane]
+        if self._shuffle is None:
+            return np.arange(origin + first, origin + last)
+        number = int(np.searchsorted(cuts, first, "right")) - 1
+        parts = []
+        while first < last:
+            stop = min(last, int(cuts[number + 1]))
+            permutation = self._permutation(lane, number)[first - int(cuts[number]) : stop - int(cuts[number])]
+            parts.append(permutation + (origin + cuts[number]))
+            first, number = stop, number + 1
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _permuted(self, lane: int, rows: Longs) -> Longs:
+        """Places in the sequence of any rows of a lane."""
+        origin = int(self._lanes[lane])
         if self._shuffle is None:
-            return rows
+            return rows + origin
         cuts = self._windows[lane]
         numbers = np.searchsorted(cuts, rows, "right") - 1
         out = np.empty_like(rows)
         for number in np.unique(numbers).tolist():
             mine = numbers == number
-            out[mine] = cuts[number] + self._permutation(lane, number)[rows[mine] - cuts[number]]
+            out[mine] = self._permutation(lane, number)[rows[mine] - cuts[number]] + (origin + cuts[number])
         return out
 
     def _permutation(self, lane: int, number: int) -> NDArray[np.uint32]:
