@@ -251,8 +251,11 @@ class TokenLoader:
         block[inside], row[inside] = order.locate(positions[inside])
         later = order if self.remainder == "pad" else EpochOrder(self._rows, self.seed, step.epoch + 1, self.shuffle)
         block[~inside], row[~inside] = later.locate((positions[~inside] - self._length) % self._length)
+        part = _Part(step, len(block), inside)
+        if not len(block):  # fewer samples than ranks: a batch of none, cut from one row so that it has all columns
+            block, row = order.locate(np.array([step.first]))
         needed = np.unique(block).tolist()
-        return Chunk(block, row, needed, needed, [_Part(step, len(block), inside)])
+        return Chunk(block, row, needed, needed, [part])
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 

@@ -179,14 +179,13 @@ class EpochOrder:
         first, last = self._lanes[lane], self._lanes[lane + 1]
         inner = self._starts[np.searchsorted(self._starts, first, "right") : np.searchsorted(self._starts, last)]
         borders = np.concatenate([[first], inner, [last]]) - first
-        if self._shuffle is None:
-            return borders
-        size = self._shuffle.window
-        if self.lanes == 1 and size >= len(borders) - 1:
-            return borders[[0, -1]]
-        sizes = np.array([1, 1 + lane % size])
-        cuts = np.unique(np.concatenate([[0], np.cumsum(sizes), np.arange(sizes.sum(), len(borders), size)]))
-        return borders[np.append(cuts[cuts < len(borders) - 1], len(borders) - 1)]
+        last_border = len(borders) - 1
+        size = self._shuffle.window if self._shuffle is not None else 1
+        cuts = [0]
+        if self.lanes > 1 or size < last_border:
+            cuts += [1, *range(2 + lane % size, last_border, size)] if size > 1 else range(1, last_border)
+        found: Longs = borders[[*(cut for cut in cuts if cut < last_border), last_border]]
+        return found
 
     def _draw(self, stream: int, number: int) -> np.random.Generator:
         """The random numbers of one use: a Philox counter at a place of its own (Salmon et al., SC 2011)."""
