@@ -196,7 +196,7 @@ def test_a_state_of_something_else_is_refused_by_field(datasets: Make) -> None:
     ):
         with pytest.raises(SpecError, match=f"loader state: {field} is"):
             loader.load_state_dict(state)
-    with pytest.raises(SpecError, match="position 99999 do not lie"):
+    with pytest.raises(SpecError, match="position 99999 does not lie"):
         TokenLoader(dataset, shuffle=True, seed=1).load_state_dict({**state, "position": 99999})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
 from tokenshard.errors import SpecError
 from tokenshard.loader.blocks import Block, BlockReader, Gathered, is_fixed_width
-from tokenshard.loader.order import EpochOrder, Shuffle, Window, batch_positions
+from tokenshard.loader.order import EpochOrder, Longs, Shuffle, Window, batch_positions
 from tokenshard.loader.pipeline import Chunk, Pipeline
 from tokenshard.loader.ranks import current_rank
+from tokenshard.loader.selection import Selection, Selector
 from tokenshard.shards.dataset import Dataset
 
 Remainder = Literal["short", "drop", "pad", "spill"]
@@ -39,6 +41,20 @@ class _Step:
     first: int
     size: int
     extra: int = 0
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """Which samples an epoch has, and their order."""
+
+    number: int
+    selection: Selection
+    order: EpochOrder
+
+    def locate(self, positions: Longs) -> tuple[Longs, Longs]:
+        """Row group, and row inside it, of positions of the epoch."""
+        block, row = self.order.locate(positions)
+        return block, self.selection.locate(block, row)
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,8 @@ class TokenLoader:
         global_batch_size: int | None = None,
         drop_last: bool = False,
         remainder: Remainder | None = None,
+        where: str | None = None,
+        weights: str | None = None,
         levels: int | None = None,
         rank: int | None = None,
         world: int | None = None,
@@ -86,10 +104,12 @@ class TokenLoader:
 
         ``remainder`` is what becomes of the samples that do not fill a global batch: `short` (the default: a smaller
         last batch), `drop`, `pad` (repeat samples of the epoch, `valid` False) or `spill` (fill it from the next
-        epoch). ``levels``: only the first so many. ``rank`` and ``world``: by default those of torch.distributed or Ray
+        epoch). ``where``: a predicate on other columns, ``"label < 10 and split == 'train'"``: only samples for which
+        it holds take part. ``weights``: a column that says how often a sample comes in an epoch; of 2.5, two or three
+        times. ``levels``: only the first so many. ``rank`` and ``world``: by default those of torch.distributed or Ray
         Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks in memory may take; the default shuffle is
-        the best mix within it. ``verify``: checksums of the manifest, compared `always`, in the `first` epoch or
-        `never`.
+        the best mix within it. ``verify``: the checksums of the manifest are compared `always`, in the `first` epoch
+        or `never`.
 
         Raises SpecError for options that do not fit the dataset or each other.
         """
@@ -102,21 +122,20 @@ class TokenLoader:
         self.epoch = self.position = 0
         self._threads = min(4, _cpus()) if threads is None else threads
         self._fetch_threads, self._verify, self._pin = fetch_threads, verify, pin_memory
-        self._check(drop_last, remainder)
-        self._rows = np.array([group.rows for shard in dataset.manifest.shards for group in shard.row_groups], np.int64)
-        self._length = int(self._rows.sum())
+        self._check(drop_last, remainder, weights is not None)
+        self._chosen = hashlib.sha256(repr((where, weights)).encode()).hexdigest()[:8] if where or weights else None
+        self._selector = Selector(dataset, where, weights)
+        self._cached: _Epoch | None = None
         self._block_bytes = _mean_block_bytes(dataset, self.levels)
         self._held = max(2, prefetch_bytes // self._block_bytes)
-        within = Shuffle.within(len(self._rows), max(1, 3 * self._held // 4))
+        within = Shuffle.within(self._selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4))
         self.shuffle: Shuffle | None = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
-        self._order: EpochOrder | None = None
-        self._ordered = -1
 
     # -- length and state ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Batches of an epoch, the same on all ranks (with `spill`: of the current one, from its first position)."""
-        size, length = self.global_batch_size, self._length
+        size, length = self.global_batch_size, self._length(self.epoch)
         if self.remainder == "drop":
             return length // size
         if self.remainder == "spill":
@@ -136,6 +155,7 @@ class TokenLoader:
         return {
             "version": STATE_VERSION,
             "dataset": self.dataset.fingerprint[:16],
+            "where": self._chosen,
             "seed": self.seed,
             "shuffle": shuffle,
             "epoch": self.epoch,
@@ -145,17 +165,19 @@ class TokenLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly there. Raises SpecError naming the field in which dataset or order differ."""
         mine = self.state_dict()
-        for field in ("version", "dataset", "seed"):
+        for field in ("version", "dataset", "where", "seed"):
             if state.get(field) != mine[field]:
                 raise SpecError(f"loader state: {field} is {state.get(field)!r}, but this loader has {mine[field]!r}")
         shuffle = state.get("shuffle")
         if (shuffle is None) != (self.shuffle is None):
             raise SpecError(f"loader state: shuffle is {shuffle!r}, but this loader has {mine['shuffle']!r}")
         position, epoch = state.get("position"), state.get("epoch")
-        if not (isinstance(position, int) and isinstance(epoch, int) and epoch >= 0 and 0 <= position <= self._length):
-            raise SpecError(f"loader state: epoch {epoch!r}, position {position!r} do not lie in the dataset")
+        if not (isinstance(epoch, int) and epoch >= 0):
+            raise SpecError(f"loader state: {epoch!r} is not the number of an epoch")
+        if not (isinstance(position, int) and 0 <= position <= self._length(epoch)):
+            raise SpecError(f"loader state: position {position!r} does not lie in epoch {epoch}")
         self.shuffle = None if shuffle is None else Shuffle(*map(int, shuffle))
-        self.epoch, self.position, self._ordered = epoch, position, -1
+        self.epoch, self.position, self._cached = epoch, position, None
 
     # -- iteration ----------------------------------------------------------------------------------------------------
 
@@ -179,7 +201,7 @@ class TokenLoader:
     def _after(self, step: _Step) -> tuple[int, int]:
         """Epoch and position once a step was handed out."""
         end = step.first + step.size
-        if end + (self.global_batch_size if self.remainder == "drop" else 1) <= self._length:
+        if end + (self.global_batch_size if self.remainder == "drop" else 1) <= self._length(step.epoch):
             return step.epoch, end
         return step.epoch + 1, step.extra if self.remainder == "spill" else 0
 
@@ -191,7 +213,7 @@ class TokenLoader:
 
     def _steps(self) -> Iterator[_Step]:
         """The global batches from the current position to the end of the epoch."""
-        size, length, epoch = self.global_batch_size, self._length, self.epoch
+        size, length, epoch = self.global_batch_size, self._length(self.epoch), self.epoch
         first = self.position
         while first + size <= length:
             yield _Step(epoch, first, size)
@@ -200,18 +222,23 @@ class TokenLoader:
         if left > 0 and self.remainder != "drop":
             yield _Step(epoch, first, left, 0 if self.remainder == "short" else size - left)
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        if self._ordered != epoch or self._order is None:
-            self._order, self._ordered = EpochOrder(self._rows, self.seed, epoch, self.shuffle), epoch
-        return self._order
+    def _open(self, epoch: int) -> _Epoch:
+        """Selection and order of an epoch."""
+        if self._cached is None or self._cached.number != epoch:
+            selection = self._selector.epoch(self.seed, epoch)
+            self._cached = _Epoch(epoch, selection, EpochOrder(selection.rows, self.seed, epoch, self.shuffle))
+        return self._cached
+
+    def _length(self, epoch: int) -> int:
+        return self._open(epoch).order.length
 
     def _spilled(self, epoch: int) -> int:
         """Samples of an epoch that went into the last batch of the one before it."""
-        return -(epoch * self._length) % self.global_batch_size if epoch else 0
+        return -(epoch * self._length(epoch)) % self.global_batch_size if epoch else 0
 
     def _chunks(self) -> Iterator[Chunk]:
         """Plans the epoch: few batches at first, so that the first one comes soon, then as many as pay."""
-        order, most, count = self._epoch_order(self.epoch), self._batches_a_chunk(), 1
+        now, most, count = self._open(self.epoch), self._batches_a_chunk(), 1
         windows: dict[int, Window] = {}
         waiting: list[_Step] = []
         for step in self._steps():
@@ -219,41 +246,44 @@ class TokenLoader:
                 waiting.append(step)
                 if len(waiting) < count:
                     continue
-                yield self._chunk(order, waiting, windows)
+                yield self._chunk(now, waiting, windows)
                 waiting, count = [], min(most, 2 * count)
                 continue
             if waiting:
-                yield self._chunk(order, waiting, windows)
+                yield self._chunk(now, waiting, windows)
                 waiting = []
-            yield self._last_chunk(order, step)
+            yield self._last_chunk(now, step)
         if waiting:
-            yield self._chunk(order, waiting, windows)
+            yield self._chunk(now, waiting, windows)
 
     def _batches_a_chunk(self) -> int:
         ids = (
             self.dataset.manifest.totals.ids
             * self.levels
-            // max(1, self._length * len(self.dataset.manifest.code.levels))
+            // max(1, len(self.dataset) * len(self.dataset.manifest.code.levels))
         )
         batch = max(1, 2 * ids * self.global_batch_size // self.world)
         return max(1, min(MAX_BATCHES, CHUNK_BYTES // batch))
 
-    def _chunk(self, order: EpochOrder, steps: Sequence[_Step], windows: dict[int, Window]) -> Chunk:
+    def _chunk(self, now: _Epoch, steps: Sequence[_Step], windows: dict[int, Window]) -> Chunk:
         part = (steps[0].first, steps[0].size, len(steps), self.rank, self.world)
-        begins, ends = _windows_change(order, order.windows(*part), windows)
-        return Chunk(*order.rows(*part), begins, ends, [_Part(step, self._rank_size(step)) for step in steps])
+        begins, ends = _windows_change(now.order, now.order.windows(*part), windows)
+        block, row = now.order.rows(*part)
+        row = now.selection.locate(block, row)
+        return Chunk(block, row, begins, ends, [_Part(step, self._rank_size(step)) for step in steps])
 
-    def _last_chunk(self, order: EpochOrder, step: _Step) -> Chunk:
+    def _last_chunk(self, now: _Epoch, step: _Step) -> Chunk:
         """A batch that reaches the end of the epoch, and beyond."""
-        positions = batch_positions(step.first, step.size + step.extra, order.lanes, self.rank, self.world)
-        inside = positions < self._length
+        length = now.order.length
+        positions = batch_positions(step.first, step.size + step.extra, now.order.lanes, self.rank, self.world)
+        inside = positions < length
+        later = now if self.remainder == "pad" else self._open(step.epoch + 1)
+        part = _Part(step, len(positions), inside)
+        if not len(positions):  # fewer samples than ranks: a batch of none, cut from one row so that it has all columns
+            positions, inside = np.array([step.first]), np.array([True])
         block, row = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
-        block[inside], row[inside] = order.locate(positions[inside])
-        later = order if self.remainder == "pad" else EpochOrder(self._rows, self.seed, step.epoch + 1, self.shuffle)
-        block[~inside], row[~inside] = later.locate((positions[~inside] - self._length) % self._length)
-        part = _Part(step, len(block), inside)
-        if not len(block):  # fewer samples than ranks: a batch of none, cut from one row so that it has all columns
-            block, row = order.locate(np.array([step.first]))
+        block[inside], row[inside] = now.locate(positions[inside])
+        block[~inside], row[~inside] = later.locate((positions[~inside] - length) % length)
         needed = np.unique(block).tolist()
         return Chunk(block, row, needed, needed, [part])
 
@@ -318,13 +348,15 @@ class TokenLoader:
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
-    def _check(self, drop_last: bool, remainder: str | None) -> None:
+    def _check(self, drop_last: bool, remainder: str | None, weighted: bool) -> None:
         known = [*self.dataset.schema.names, CODES]
         for name in self.columns:
             if name not in known:
                 raise SpecError(f"{self.dataset.store.root}: no column {name!r}; there are {', '.join(known)}")
         if drop_last and remainder not in (None, "drop"):
             raise SpecError(f"drop_last and remainder={remainder!r} contradict each other")
+        if weighted and self.remainder == "spill":
+            raise SpecError("remainder='spill' needs epochs of equal length; weights make them differ")
         for name, value, allowed in (
             ("remainder", self.remainder, get_args(Remainder)),
             ("verify", self._verify, get_args(Verify)),

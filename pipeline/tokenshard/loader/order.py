@@ -63,8 +63,9 @@ class EpochOrder:
 
     def __init__(self, rows: Longs, seed: int, epoch: int, shuffle: Shuffle | None) -> None:
         self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
-        self.blocks: Longs = np.arange(len(rows)) if shuffle is None else self._draw(0, 0).permutation(len(rows))
-        """block numbers in the order of the sequence"""
+        present = np.flatnonzero(rows)
+        self.blocks: Longs = present if shuffle is None else self._draw(0, 0).permutation(present)
+        """numbers of the blocks that have rows, in the order of the sequence"""
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows[self.blocks], dtype=np.int64)])
         self.length = int(self._starts[-1])
         self.lanes = 1 if shuffle is None else max(1, min(shuffle.lanes, self.length))

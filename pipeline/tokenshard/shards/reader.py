@@ -134,7 +134,7 @@ class ShardReader:
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
-            table = self._parse(group, size_names(self.columns, self.schema), parts.file())
+            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file())
             grids, num_tokens = self._grids(table), _int32(table, NUM_TOKENS)
             check_sizes(num_tokens, grids, self.entry.ids)
             streams: list[NDArray[Any]] = []
@@ -151,8 +151,7 @@ class ShardReader:
                     lengths.append(stream_bytes)
                     streams.append(np.frombuffer(parts.read(chunk.offset, chunk.length), np.uint8))
             codecs = tuple(self._codecs(spec) for spec in specs)
-            table = self._parse(group, others, parts.file()) if others else table.select([])
-        return RowGroup(where, grids, codecs, specs, tuple(streams), tuple(lengths), table)
+        return RowGroup(where, grids, codecs, specs, tuple(streams), tuple(lengths), table.select(others))
 
     def where(self, group: int) -> str:
         """Shard, row group and its rows, for messages."""
