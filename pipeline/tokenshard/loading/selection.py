@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
-from tokenshard.loader.where import Bounds, Where
+from tokenshard.loading.where import Bounds, Where
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.reader import ShardReader
 

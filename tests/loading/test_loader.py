@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from shards.conftest import Rows
 from tokenshard.errors import SpecError
-from tokenshard.loader.loader import TokenLoader
-from tokenshard.loader.order import Shuffle
+from tokenshard.loading.loader import TokenLoader
+from tokenshard.loading.order import Shuffle
 from tokenshard.shards.dataset import Dataset
 
 Make = Callable[..., tuple[Dataset, list[Rows]]]

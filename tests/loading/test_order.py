@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenshard.errors import SpecError
-from tokenshard.loader.order import EpochOrder, Shuffle, batch_positions
+from tokenshard.loading.order import EpochOrder, Shuffle, batch_positions
 
 SIZES = st.lists(st.integers(0, 40), min_size=0, max_size=30).map(lambda sizes: np.array(sizes, np.int64))
 SHUFFLES = st.none() | st.builds(Shuffle, st.integers(1, 9), st.integers(1, 9))

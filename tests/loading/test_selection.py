@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from shards.conftest import Rows
 from tokenshard.errors import SpecError
-from tokenshard.loader.loader import TokenLoader
-from tokenshard.loader.order import Shuffle
-from tokenshard.loader.where import Where
+from tokenshard.loading.loader import TokenLoader
+from tokenshard.loading.order import Shuffle
+from tokenshard.loading.where import Where
 from tokenshard.shards.dataset import Dataset, open_dataset
 from tokenshard.store import Store
 

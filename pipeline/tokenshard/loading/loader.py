@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
 from tokenshard.errors import SpecError
-from tokenshard.loader.blocks import Block, BlockReader, Gathered, is_fixed_width
-from tokenshard.loader.order import EpochOrder, Longs, Shuffle, Window, batch_positions
-from tokenshard.loader.pipeline import Chunk, Pipeline
-from tokenshard.loader.ranks import current_rank
-from tokenshard.loader.selection import Selection, Selector
+from tokenshard.loading.blocks import Block, BlockReader, Gathered, is_fixed_width
+from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, batch_positions
+from tokenshard.loading.pipeline import Chunk, Pipeline
+from tokenshard.loading.ranks import current_rank
+from tokenshard.loading.selection import Selection, Selector
 from tokenshard.shards.dataset import Dataset
 
 Remainder = Literal["short", "drop", "pad", "spill"]

@@ -170,7 +170,7 @@ class Gathered:
         earlier: Ids | None,
         out: Ids,
     ) -> None:
-        from tokenshard.loader import gather_kernels as kernels
+        from tokenshard.loading import gather_kernels as kernels
 
         levels = [item.levels[level] for item in self._blocks]
         bounds = np.stack(
@@ -189,7 +189,7 @@ class Gathered:
             codec.decode(data, lengths, grids, out, earlier if codec.needs_earlier else None)
 
     def _take(self, arrays: Sequence[Fixed]) -> Fixed:
-        from tokenshard.loader import gather_kernels as kernels
+        from tokenshard.loading import gather_kernels as kernels
 
         shape = arrays[0].shape[1:]
         out = np.empty((len(self._row), *shape), arrays[0].dtype)

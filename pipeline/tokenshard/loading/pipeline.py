@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.loader.blocks import Block
+from tokenshard.loading.blocks import Block
 
 T = TypeVar("T")
 AHEAD = 64
