@@ -23,6 +23,7 @@ from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.manifest import read_manifest
+from tokenshard.shards.once import OnceCache
 from tokenshard.shards.reader import RowGroup, ShardReader, arrange
 from tokenshard.shards.schema import KEY, length_name
 from tokenshard.spec.codec import CodecSpec
@@ -60,7 +61,7 @@ class Dataset:
         grid = manifest.code.grid
         self.fixed_grid = tuple(dim for dim in grid if dim is not None) if None not in grid else None
         """token grid that all samples share, or None"""
-        self._reader: Callable[[int], ShardReader] = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._reader = OnceCache(self._open_shard, OPEN_SHARDS)
         self._codec: Callable[[CodecSpec], Codec] = lru_cache(256)(self._load_codec)
         self._group: Callable[[int], RowGroup] = lru_cache(CACHED_GROUPS)(self.read_group)
         self._shard_keys: Callable[[int], pa.ChunkedArray] = lru_cache(CACHED_GROUPS)(self._read_shard_keys)
