@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.conftest import Rows
-from tokenshard.errors import SpecError
+from tokenshard.errors import FormatError, SpecError
 from tokenshard.loading.loader import TokenLoader
 from tokenshard.loading.order import Shuffle
-from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.dataset import Dataset, open_dataset
 
 Make = Callable[..., tuple[Dataset, list[Rows]]]
 COUNTS = (300, 7, 500, 193)
@@ -204,6 +206,31 @@ def test_fewer_levels_read_fewer_bytes(datasets: Make) -> None:
     dataset, written = datasets(*COUNTS, codecs=("pack", "context", "zstd"))
     batch = next(iter(TokenLoader(dataset, 10, levels=1)))
     assert np.array_equal(batch["codes"].numpy(), [sample[0] for sample in written[0].samples()[:10]])
+
+
+def test_a_damaged_row_group_is_named_or_replaced(datasets: Make, tmp_path: Path) -> None:
+    whole, _ = datasets(*COUNTS)
+    shutil.copytree(whole.store.root, tmp_path / "set")
+    hurt = whole.manifest.shards[2]
+    path = tmp_path / "set" / hurt.path
+    data = bytearray(path.read_bytes())
+    data[hurt.row_groups[3].codes[0].offset + 5] ^= 1
+    path.write_bytes(data)
+    dataset = open_dataset(tmp_path / "set")
+    options: dict[str, Any] = {"shuffle": Shuffle(4, 2), "seed": 2, "columns": ["codes", "key"]}
+    with pytest.raises(FormatError, match=r"000002.parquet: row group 3 \(rows 192 to 255\): codes damaged"):
+        list(TokenLoader(dataset, 40, **options))
+    loader = TokenLoader(dataset, 40, damage="replace", **options)
+    lost = 0
+    for batch, sound in zip(loader, TokenLoader(whole, 40, **options), strict=True):
+        valid = batch["valid"].numpy()
+        lost += (~valid).sum()
+        assert [key for key, flag in zip(sound["key"], valid, strict=True) if flag] == [
+            key for key, flag in zip(batch["key"], valid, strict=True) if flag
+        ]
+        assert batch["codes"].numpy()[valid].tolist() == sound["codes"].numpy()[valid].tolist()
+    assert lost == 64
+    assert ["row group 3" in message for message in loader.damaged.values()] == [True]
 
 
 def test_breaking_off_leaves_no_thread_behind(datasets: Make) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
-from tokenshard.errors import SpecError
+from tokenshard.errors import FormatError, SpecError
 from tokenshard.loading.blocks import Block, BlockReader, Gathered, is_fixed_width
 from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, batch_positions
 from tokenshard.loading.pipeline import Chunk, Pipeline
@@ -22,6 +22,7 @@ from tokenshard.shards.dataset import Dataset
 
 Remainder = Literal["short", "drop", "pad", "spill"]
 Verify = Literal["always", "first", "never"]
+Damage = Literal["raise", "replace"]
 STATE_VERSION = 1
 CODES = "codes"
 CHUNK_BYTES = 1 << 21
@@ -98,6 +99,7 @@ class TokenLoader:
         fetch_threads: int = 16,
         prefetch_bytes: int = 256 << 20,
         verify: Verify = "always",
+        damage: Damage = "raise",
         pin_memory: bool = False,
     ) -> None:
         """``batch_size`` is this rank's; ``global_batch_size`` that of all ranks together, and goes before it.
@@ -109,7 +111,8 @@ class TokenLoader:
         times. ``levels``: only the first so many. ``rank`` and ``world``: by default those of torch.distributed or Ray
         Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks in memory may take; the default shuffle is
         the best mix within it. ``verify``: the checksums of the manifest are compared `always`, in the `first` epoch
-        or `never`.
+        or `never`. ``damage``: a damaged row group raises, or its samples are replaced by others of the batch, with
+        `valid` False, and :attr:`damaged` says where it lies.
 
         Raises SpecError for options that do not fit the dataset or each other.
         """
@@ -122,6 +125,9 @@ class TokenLoader:
         self.epoch = self.position = 0
         self._threads = min(4, _cpus()) if threads is None else threads
         self._fetch_threads, self._verify, self._pin = fetch_threads, verify, pin_memory
+        self._damage = damage
+        self.damaged: dict[int, str] = {}
+        """row groups that were found damaged (``damage="replace"``), and how"""
         self._check(drop_last, remainder, weights is not None)
         self._chosen = hashlib.sha256(repr((where, weights)).encode()).hexdigest()[:8] if where or weights else None
         self._selector = Selector(dataset, where, weights)
@@ -184,7 +190,9 @@ class TokenLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch. With its last batch the loader stands at the start of the next one."""
         reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies())
-        pipeline = Pipeline(reader.read, self._decode, self._threads, self._fetch_threads, self._held)
+        pipeline = Pipeline(
+            lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
+        )
         results = pipeline.run(self._chunks())
         empty = True
         try:
@@ -204,6 +212,15 @@ class TokenLoader:
         if end + (self.global_batch_size if self.remainder == "drop" else 1) <= self._length(step.epoch):
             return step.epoch, end
         return step.epoch + 1, step.extra if self.remainder == "spill" else 0
+
+    def _fetch(self, reader: BlockReader, number: int) -> Block | None:
+        try:
+            return reader.read(number)
+        except FormatError as error:
+            if self._damage == "raise":
+                raise
+            self.damaged[number] = str(error)
+            return None
 
     def _verifies(self) -> bool:
         return self._verify == "always" or (self._verify == "first" and self.epoch == 0)
@@ -289,9 +306,15 @@ class TokenLoader:
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
-    def _decode(self, chunk: Chunk, blocks: dict[int, Block]) -> list[tuple[_Step, Batch]]:
+    def _decode(self, chunk: Chunk, found: dict[int, Block | None]) -> list[tuple[_Step, Batch]]:
+        blocks = {number: block for number, block in found.items() if block is not None}
         numbers = sorted(blocks)
-        rows = Gathered([blocks[number] for number in numbers], np.searchsorted(numbers, chunk.block), chunk.row)
+        sound = np.isin(chunk.block, numbers)
+        if not sound.any() and len(sound):
+            raise FormatError(f"all row groups of a batch are damaged: {'; '.join(self.damaged.values())}")
+        place = np.where(sound, np.arange(len(sound)), sound.argmax())  # rows that stand in for those that are lost
+        block, row = chunk.block[place], chunk.row[place]
+        rows = Gathered([blocks[number] for number in numbers], np.searchsorted(numbers, block), row)
         parts: list[_Part] = chunk.label
         ends = np.cumsum([part.rows for part in parts]).tolist()
         spans = list(zip([0, *ends], ends, strict=False))
@@ -304,10 +327,10 @@ class TokenLoader:
             values = torch.from_numpy(rows.column(name)) if fixed else rows.objects(name)
             for (start, end), batch in zip(spans, batches, strict=True):
                 batch[name] = values[start:end]
-        if self.remainder == "pad":
-            for part, batch in zip(parts, batches, strict=True):
-                inside = np.ones(part.rows, np.bool_) if part.inside is None else part.inside
-                batch["valid"] = torch.from_numpy(inside)
+        if self.remainder == "pad" or self._damage == "replace":
+            for part, batch, (start, end) in zip(parts, batches, spans, strict=True):
+                valid = sound[start:end] if part.inside is None else sound[start:end] & part.inside
+                batch["valid"] = torch.from_numpy(valid)
         return [(part.step, batch) for part, batch in zip(parts, batches, strict=True)]
 
     def _decode_codes(self, rows: Gathered, count: int, spans: list[tuple[int, int]], batches: list[Batch]) -> None:
@@ -360,6 +383,7 @@ class TokenLoader:
         for name, value, allowed in (
             ("remainder", self.remainder, get_args(Remainder)),
             ("verify", self._verify, get_args(Verify)),
+            ("damage", self._damage, get_args(Damage)),
         ):
             if value not in allowed:
                 raise SpecError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.loading.blocks import Block
-
+B = TypeVar("B")
 T = TypeVar("T")
+R = TypeVar("R")
 AHEAD = 64
 """Chunks that are planned, their blocks being fetched, before they are decoded."""
 
@@ -38,13 +38,13 @@ class Chunk:
     """carried along for the decoder"""
 
 
-class Pipeline(Generic[T]):
-    """Runs chunks through ``fetch`` (block number -> Block) and ``decode`` (chunk, blocks by number -> result)."""
+class Pipeline(Generic[B, T]):
+    """Runs chunks through ``fetch`` (block number -> block) and ``decode`` (chunk, blocks by number -> result)."""
 
     def __init__(
         self,
-        fetch: Callable[[int], Block],
-        decode: Callable[[Chunk, dict[int, Block]], T],
+        fetch: Callable[[int], B],
+        decode: Callable[[Chunk, dict[int, B]], T],
         threads: int,
         fetch_threads: int,
         held: int,
@@ -67,7 +67,7 @@ class Pipeline(Generic[T]):
                 pool.shutdown(cancel_futures=True)
 
     def _run(self, chunks: Iterator[Chunk], decoders: Executor | None, fetchers: Executor | None) -> Iterator[T]:
-        blocks: dict[int, Future[Block]] = {}
+        blocks: dict[int, Future[B]] = {}
         reasons: dict[int, int] = {}
         planned: deque[Chunk] = deque()
         running: deque[tuple[Chunk, Future[T]]] = deque()
@@ -102,14 +102,14 @@ class Pipeline(Generic[T]):
             return True
         return not inline and planned < AHEAD and held < self._held
 
-    def _decoded(self, chunk: Chunk, needed: dict[int, Future[Block]]) -> T:
+    def _decoded(self, chunk: Chunk, needed: dict[int, Future[B]]) -> T:
         return self._decode(chunk, {number: future.result() for number, future in needed.items()})
 
 
-def _submit(pool: Executor | None, call: Callable[..., T], *arguments: Any) -> Future[T]:
+def _submit(pool: Executor | None, call: Callable[..., R], *arguments: Any) -> Future[R]:
     if pool is not None:
         return pool.submit(call, *arguments)
-    future: Future[T] = Future()
+    future: Future[R] = Future()
     try:
         future.set_result(call(*arguments))
     except BaseException as error:
