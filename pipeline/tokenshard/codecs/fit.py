@@ -38,7 +38,7 @@ _HELD_OUT = 5  # every fifth sample
 _LADDER = (
     ((16, 64), (8, 4), (4, 2)),
     ((48, 256), (16, 16), (8, 8)),
-    ((128, 1024), (32, 64), (16, 16)),
+    ((128, 1024), (32, 128), (16, 32)),
 )
 """(classes of a neighbour, tables of a node) of step 0, 1, and deeper; a step may also go without contexts."""
 
