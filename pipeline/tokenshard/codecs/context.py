@@ -168,9 +168,8 @@ class ContextCodec:
         return np.require(earlier, own.dtype if alphabet <= 1 << 16 else np.int32, ["C", "W"])
 
     def _layout(self, grids: Grids, sizes: NDArray[np.int64], coded: NDArray[np.bool_]) -> _Layout:
-        """Samples of like size (and shape, where neighbours matter) go through the compiled loops together."""
+        """Samples of like size go through the compiled loops together."""
         order = np.flatnonzero(coded)
+        order = order[np.argsort(sizes[order], kind="stable")]
         strides, periods = neighbour_strides(grids, self.model.neighbours)
-        keys = (strides[order, 0], strides[order, 1], sizes[order]) if len(self._arrays.pairs) else (sizes[order],)
-        order = order[np.lexsort(keys)]
         return _Layout(np.cumsum(sizes) - sizes, sizes, strides, periods, order)

@@ -1,10 +1,10 @@
 """Compiled loops of the `context` codec: rANS over the arrays of a :class:`~tokenshard.codecs.model.KernelArrays`.
 
-One 32-bit state a stream; eight streams advance in lockstep, because the dependent steps of a single one, and its waits
-for tables, leave most of a core idle. Everything is unsigned 64-bit: numba then drops its test for negative indices,
-and the product of a state and a frequency cannot overflow. The functions trust the model arrays (checked when a model
-is built) but never the streams: places of words are held inside the buffer, and a slot is always below the last end of
-its table.
+One 32-bit state a stream; up to eight streams advance in lockstep, whatever their grids, because the dependent steps
+of a single one, and its waits for tables, leave most of a core idle. Everything is unsigned 64-bit: numba then drops
+its test for negative indices, and the product of a state and a frequency cannot overflow. The functions trust the model
+arrays (checked when a model is built) but never the streams: places of words are held inside the buffer, and a slot is
+always below the last end of its table.
 
 Streams and tables are specified in `schemas/shard-format.md`; the coder is the range variant of Duda's asymmetric
 numeral systems (arXiv:1311.2540).
@@ -31,7 +31,7 @@ _inline: _Compiled = njit(forceinline=True, **_OPTIONS)
 _kernel: _Compiled = njit(cache=True, nogil=True, **_OPTIONS)
 
 LANES = 8
-"""Streams that advance in lockstep."""
+"""Streams that advance in lockstep, at most."""
 
 BLOCK = 64
 """Positions between two tests of the places of the next words."""
@@ -146,16 +146,14 @@ def _push(x: Any, at: Any, place: Any, ends: Any, scratch: Any) -> Any:
 
 
 @_inline
-def _find_neighbours(
-    state: Any, lane: Any, position: Any, phases: Any, strides: Any, ids: Any, beside: Any, model: Any
-) -> None:
+def _find_neighbours(state: Any, lane: Any, position: Any, phases: Any, ids: Any, beside: Any, model: Any) -> None:
     """Enter the rows in ``classes`` of both neighbours of a lane's id at ``position``."""
     (row, second), border = model[3], np.uint64(model[7].shape[0])
-    known_a, known_b = phases[0] >= strides[0], phases[1] >= strides[1]
+    stride_a, stride_b = state[lane + _STRIDE_A], state[lane + _STRIDE_B]
+    known_a, known_b = phases[0] >= stride_a, phases[1] >= stride_b
     # Where there is none, an id that is there is read and not used.
     here = state[lane + _BASE] + position
-    a = np.uint64(ids[here - (strides[0] if known_a else _0)])
-    b = np.uint64(beside[here - (strides[1] if known_b else _0)])
+    a, b = np.uint64(ids[here - (stride_a if known_a else _0)]), np.uint64(beside[here - (stride_b if known_b else _0)])
     a, b = (a if known_a else border) * row, (b if known_b else border) * row + second
     state[lane + _FIRST], state[lane + _SECOND] = a, b
     _prefetch(model[2], a)
@@ -165,32 +163,23 @@ def _find_neighbours(
 
 
 @_inline
-def _after(phase: Any, period: Any) -> Any:
-    return phase + _1 if phase + _1 < period else _0
-
-
-@_inline
-def _before(phase: Any, period: Any) -> Any:
-    return (phase if phase > _0 else period) - _1
+def _enter_phases(lanes: Any, position: Any, state: Any) -> None:
+    """How far ``position`` is in the periods of each lane."""
+    for lane in range(lanes):
+        own = _STATE * lane
+        state[own + _PHASE_A] = position % state[own + _PERIOD_A]
+        state[own + _PHASE_B] = position % state[own + _PERIOD_B]
 
 
 @_inline
 def _decode_span(
-    lanes: Any, begin: Any, end: Any, state: Any, alike: Any, words: Any, model: Any, out: Any, beside: Any,
-    contexts: Any,
-) -> None:  # fmt: skip
-    """Decode positions ``begin`` to ``end`` of the first ``lanes`` streams of ``state``.
-
-    ``alike``: their grids agree, so that one count of rows and columns serves all.
-    """
+    lanes: Any, begin: Any, end: Any, state: Any, words: Any, model: Any, out: Any, beside: Any, contexts: Any
+) -> None:
+    """Decode positions ``begin`` to ``end`` of the first ``lanes`` streams of ``state``."""
     nodes, steps, _, _, _, _, _, leaves = model
     leaf = np.uint64(nodes.shape[0]) >> _2
     last = np.uint64(words.shape[0]) - _BLOCK * np.uint64(steps.shape[0])
-    strides, periods = (state[_STRIDE_A], state[_STRIDE_B]), (state[_PERIOD_A], state[_PERIOD_B])
-    a, b = begin % periods[0], begin % periods[1]
-    for lane in range(lanes):
-        own = _STATE * lane
-        state[own + _PHASE_A], state[own + _PHASE_B] = begin % state[own + _PERIOD_A], begin % state[own + _PERIOD_B]
+    _enter_phases(lanes, begin, state)
     for block in range(begin, end, _BLOCK):
         for lane in range(lanes):
             # Damaged streams may lead here: to the end of the words, and in a block beyond. Valid ones do not.
@@ -199,15 +188,11 @@ def _decode_span(
             for lane in range(lanes):
                 own = _STATE * lane
                 state[own + _NODE] = _0
-                if contexts and alike:
-                    _find_neighbours(state, own, position, (a, b), strides, out, beside, model)
-                elif contexts:
-                    x, y = state[own + _PHASE_A], state[own + _PHASE_B]
-                    own_strides = state[own + _STRIDE_A], state[own + _STRIDE_B]
-                    _find_neighbours(state, own, position, (x, y), own_strides, out, beside, model)
-                    state[own + _PHASE_A] = _after(x, state[own + _PERIOD_A])
-                    state[own + _PHASE_B] = _after(y, state[own + _PERIOD_B])
-            a, b = _after(a, periods[0]), _after(b, periods[1])
+                if contexts:
+                    a, b = state[own + _PHASE_A], state[own + _PHASE_B]
+                    _find_neighbours(state, own, position, (a, b), out, beside, model)
+                    state[own + _PHASE_A] = a + _1 if a + _1 < state[own + _PERIOD_A] else _0
+                    state[own + _PHASE_B] = b + _1 if b + _1 < state[own + _PERIOD_B] else _0
             for number in range(np.uint64(steps.shape[0])):
                 wide, step = steps[number, _0] > _0, (steps[number, _1], steps[number, _2])
                 # In two rounds: the tables of all lanes are on their way before the first is needed.
@@ -236,30 +221,22 @@ def _descend(state: Any, lane: Any, wide: Any, words: Any, model: Any) -> None:
 
 @_inline
 def _encode_span(
-    lanes: Any, begin: Any, end: Any, state: Any, alike: Any, ids: Any, beside: Any, model: Any, tree: Any,
-    scratch: Any, contexts: Any,
+    lanes: Any, begin: Any, end: Any, state: Any, ids: Any, beside: Any, model: Any, tree: Any, scratch: Any,
+    contexts: Any,
 ) -> None:  # fmt: skip
     """Encode positions ``end`` down to ``begin``, deepest step first: the reverse of :func:`_decode_span`."""
     nodes, steps, _, _, _, _, ends, _ = model
     depth, (leaf_nodes, parents) = np.uint64(steps.shape[0]), tree
-    strides, periods = (state[_STRIDE_A], state[_STRIDE_B]), (state[_PERIOD_A], state[_PERIOD_B])
-    a, b = end % periods[0], end % periods[1]
-    for lane in range(lanes):
-        own = _STATE * lane
-        state[own + _PHASE_A], state[own + _PHASE_B] = end % state[own + _PERIOD_A], end % state[own + _PERIOD_B]
+    _enter_phases(lanes, end, state)
     for back in range(begin, end):
         position = begin + end - _1 - back
-        a, b = _before(a, periods[0]), _before(b, periods[1])
         for lane in range(lanes):
             own = _STATE * lane
-            if contexts and alike:
-                _find_neighbours(state, own, position, (a, b), strides, ids, beside, model)
-            elif contexts:
-                x = _before(state[own + _PHASE_A], state[own + _PERIOD_A])
-                y = _before(state[own + _PHASE_B], state[own + _PERIOD_B])
-                state[own + _PHASE_A], state[own + _PHASE_B] = x, y
-                own_strides = state[own + _STRIDE_A], state[own + _STRIDE_B]
-                _find_neighbours(state, own, position, (x, y), own_strides, ids, beside, model)
+            if contexts:
+                a, b = state[own + _PHASE_A], state[own + _PHASE_B]
+                a, b = (a if a > _0 else state[own + _PERIOD_A]) - _1, (b if b > _0 else state[own + _PERIOD_B]) - _1
+                state[own + _PHASE_A], state[own + _PHASE_B] = a, b
+                _find_neighbours(state, own, position, (a, b), ids, beside, model)
             state[own + _NODE] = np.uint64(leaf_nodes[np.uint64(ids[state[own + _BASE] + position])])
         for up in range(depth):
             step = steps[depth - _1 - up, _1], steps[depth - _1 - up, _2]
@@ -276,19 +253,16 @@ def _encode_span(
 
 @_inline
 def _enter(first: Any, layout: Any, state: Any) -> Any:
-    """Give each of the next samples a lane, larger ones first: (lanes, whether these are all and of one grid)."""
+    """Give each of the next samples a lane, larger ones first; returns the number of lanes."""
     first_ids, sizes, strides, periods, order = layout
     lanes = min(_LANES, np.uint64(order.shape[0]) - first)
-    alike = lanes == _LANES
     for lane in range(lanes):
         own, sample = _STATE * lane, order[first + lanes - _1 - lane]
         state[own + _SAMPLE], state[own + _SIZE] = np.uint64(sample), np.uint64(sizes[sample])
         state[own + _BASE] = np.uint64(first_ids[sample])
         state[own + _STRIDE_A], state[own + _STRIDE_B] = strides[sample, _0], strides[sample, _1]
         state[own + _PERIOD_A], state[own + _PERIOD_B] = periods[sample, _0], periods[sample, _1]
-        alike &= state[own + _STRIDE_A] == state[_STRIDE_A] and state[own + _STRIDE_B] == state[_STRIDE_B]
-        alike &= state[own + _PERIOD_A] == state[_PERIOD_A] and state[own + _PERIOD_B] == state[_PERIOD_B]
-    return lanes, alike
+    return lanes
 
 
 @_inline
@@ -297,19 +271,16 @@ def _decode_all(
     state: Any, contexts: Any,
 ) -> None:  # fmt: skip
     for first in range(_0, np.uint64(layout[4].shape[0]), _LANES):
-        lanes, alike = _enter(first, layout, state)
+        lanes = _enter(first, layout, state)
         for lane in range(lanes):
             own = _STATE * lane
             word = np.uint64(first_words[state[own + _SAMPLE]])
             state[own + _X] = np.uint64(words[word]) | np.uint64(words[word + _1]) << _WORD
             state[own + _AT] = word + _2
         done = _0
-        if alike or (lanes == _LANES and not contexts):
-            done = state[_STATE * (_LANES - _1) + _SIZE]
-            _decode_span(_LANES, _0, done, state, True, words, model, out, beside, contexts)
-        for ended in range(lanes):  # then those that go on, fewer and fewer
+        for ended in range(lanes):  # all together up to the end of the shortest, then fewer and fewer
             size = state[_STATE * (lanes - _1 - ended) + _SIZE]
-            _decode_span(lanes - ended, done, size, state, False, words, model, out, beside, contexts)
+            _decode_span(lanes - ended, done, size, state, words, model, out, beside, contexts)
             done = size
         for lane in range(lanes):
             own = _STATE * lane
@@ -349,19 +320,15 @@ def _encode_all(
     contexts: Any,
 ) -> None:  # fmt: skip
     for first in range(_0, np.uint64(layout[4].shape[0]), _LANES):
-        lanes, alike = _enter(first, layout, state)
+        lanes = _enter(first, layout, state)
         for lane in range(lanes):
             own = _STATE * lane
             state[own + _X] = _LOW
             state[own + _AT] = np.uint64(stops[state[own + _SAMPLE]])
-        joint = _0
-        if alike or (lanes == _LANES and not contexts):
-            joint = state[_STATE * (_LANES - _1) + _SIZE]
-        for lane in range(lanes):  # the longest alone, and more and more with it
-            shorter = state[_STATE * (lane + _1) + _SIZE] if lane + _1 < lanes else joint
+        for lane in range(lanes):  # the end of the longest alone, then more and more with it
+            shorter = state[_STATE * (lane + _1) + _SIZE] if lane + _1 < lanes else _0
             size = state[_STATE * lane + _SIZE]
-            _encode_span(lane + _1, shorter, size, state, False, ids, beside, model, tree, scratch, contexts)
-        _encode_span(_LANES, _0, joint, state, True, ids, beside, model, tree, scratch, contexts)
+            _encode_span(lane + _1, shorter, size, state, ids, beside, model, tree, scratch, contexts)
         for lane in range(lanes):
             own = _STATE * lane
             sample, head = state[own + _SAMPLE], state[own + _AT] - _2
