@@ -100,11 +100,24 @@ def test_overhead_is_at_most_four_and_a_half_bytes_a_sample_at_1024_rows_a_group
     assert (entry.bytes - streams - users) / len(rows) <= 4.5
 
 
-def test_only_user_columns_carry_statistics_and_every_page_has_a_checksum(make_rows, make_shard, tmp_path) -> None:
+def test_the_footer_takes_at_most_700_bytes_a_row_group_of_labelled_images(make_rows, make_shard) -> None:
+    rows = make_rows(8192, side=8, alphabet=1024)
+    labelled = dataclasses.replace(rows.batch, columns=rows.batch.columns.select(["label"]))
+    rows = dataclasses.replace(rows, batch=labelled, user=pa.schema([rows.user.field("label")]))
+    entry = make_shard(rows, row_group_bytes=80 << 10)
+    assert [group.rows for group in entry.row_groups] == [1024] * 8
+    assert entry.footer.length / 8 <= 700
+
+
+def test_only_key_and_user_columns_carry_statistics_and_every_page_has_a_checksum(
+    make_rows, make_shard, tmp_path
+) -> None:
     entry = make_shard(make_rows(300))
     metadata = pq.read_metadata(tmp_path / entry.path)
     chunks = {c.path_in_schema: c for c in map(metadata.row_group(0).column, range(metadata.num_columns))}
-    assert {name for name, chunk in chunks.items() if not chunk.is_stats_set} == {"code_len", "codes"}
+    assert {name for name, chunk in chunks.items() if not chunk.is_stats_set} == {
+        "num_tokens", "height", "width", "code_len", "codes"
+    }  # fmt: skip
     assert chunks["codes"].compression == "UNCOMPRESSED"
     assert set(chunks["codes"].encodings) == {"RLE", "DELTA_LENGTH_BYTE_ARRAY"}
     assert "DELTA_BINARY_PACKED" in chunks["code_len"].encodings

@@ -237,12 +237,13 @@ def parquet_options(schema: pa.Schema, columns: CodeColumns) -> dict[str, object
     binary = [spec for spec in columns.codes if not is_list(schema, spec)]
     streams, lengths = [spec.column for spec in binary], [length_name(spec) for spec in binary]
     leaves = _leaves(schema)
-    code_leaves = {leaf for leaf in leaves for spec in columns.codes if leaf.split(".")[0] == spec.column}
+    sizes = {NUM_TOKENS, *columns.extents, *lengths, *(spec.column for spec in columns.codes)}
     plain = {*streams, *lengths}
     return {
         "version": "2.6",
         "data_page_version": "1.0",
-        "write_page_index": True,
+        # chunks have one page: an index of pages would repeat what the footer says
+        "write_page_index": False,
         "write_page_checksum": True,
         "store_schema": True,
         "compression": {leaf: "none" if leaf in plain else "zstd" for leaf in leaves},
@@ -251,7 +252,7 @@ def parquet_options(schema: pa.Schema, columns: CodeColumns) -> dict[str, object
         "column_encoding": {KEY: "DELTA_BYTE_ARRAY"}
         | dict.fromkeys(lengths, "DELTA_BINARY_PACKED")
         | dict.fromkeys(streams, "DELTA_LENGTH_BYTE_ARRAY"),
-        "write_statistics": [leaf for leaf in leaves if leaf not in plain and leaf not in code_leaves],
+        "write_statistics": [leaf for leaf in leaves if leaf.split(".")[0] not in sizes],
         # one data page a column chunk: the streams are then the tail of the chunk
         "data_page_size": 1 << 30,
         "max_rows_per_page": MAX_CHUNK_BYTES,
