@@ -125,6 +125,16 @@ def test_only_key_and_user_columns_carry_statistics_and_every_page_has_a_checksu
     assert chunks["label"].compression == "ZSTD"
 
 
+def test_listed_ids_have_a_dictionary_where_it_saves_bytes(make_rows, make_shard, tmp_path) -> None:
+    rows = make_rows(320, codecs=("zstd", "zstd"))
+    rows.batch.ids[1].reshape(-1, 512)[:] = rows.batch.ids[1][:512]  # comes again and again, like a phrase
+    entry = make_shard(rows)
+    group = pq.read_metadata(tmp_path / entry.path).row_group(0)
+    chunks = {c.path_in_schema.split(".")[0]: c for c in map(group.column, range(group.num_columns))}
+    assert chunks["codes_0"].has_dictionary_page
+    assert not chunks["codes_1"].has_dictionary_page
+
+
 def test_a_user_column_with_a_name_of_the_format_is_refused(make_rows, make_shard) -> None:
     rows = make_rows(10)
     bad = type(rows)(rows.columns, rows.batch, rows.user.append(pa.field("codes", pa.int32())))
