@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from coding.measure import cpu_seconds
 from coding.rivals import DATASET_IDS
-from coding.tokens import Block, Images, _of, encoded
+from coding.tokens import Block, Images, encoded, encoder_of
 from tokenshard.codecs.base import Grids, Ids
 from tokenshard.codecs.choose import choose_codec, load_codec
 from tokenshard.codecs.context import ContextCodec
@@ -242,7 +242,7 @@ def fit_time(images: Images, quick: bool) -> Iterator[Check]:
     """CPU seconds of fitting to ten million ids (every image also shifted by half a patch)."""
     tokenizer = PatchTokenizer.fit(images, 0, patch=(4, 4), k=1024)
     shifted = [image[2:-2, 2:-2] for image in images]
-    block = encoded(_of(tokenizer), [*images, *shifted])
+    block = encoded(encoder_of(tokenizer), [*images, *shifted])
     ends = np.cumsum(block.grids.prod(axis=1, dtype=np.int64))
     samples = int(np.searchsorted(ends, 10**6 if quick else 10**7, "right"))
     ids = block.levels[0][: ends[samples - 1]]

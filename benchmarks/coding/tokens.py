@@ -79,7 +79,7 @@ def token_sets(train: Images, measured: dict[str, Images], quick: bool) -> Itera
     for side in (8,) if quick else (8, 4):
         for k in (1024,) if quick else (256, 1024, 8192):
             tokenizer = PatchTokenizer.fit(train, 0, patch=(side, side), k=k)
-            yield _token_set(f"patch {side}x{side} K={k}", k, _of(tokenizer), train, measured)
+            yield _token_set(f"patch {side}x{side} K={k}", k, encoder_of(tokenizer), train, measured)
     if quick:
         return
     yield _token_set("conv f=8 K=1024", 1024, conv_encoder(train, 1024), train, measured)
@@ -87,7 +87,7 @@ def token_sets(train: Images, measured: dict[str, Images], quick: bool) -> Itera
     yield _token_set("PQ 16 x 256", 256, product_encoder(train, parts=16, k=256), train, measured)
 
 
-def _of(tokenizer: PatchTokenizer) -> Encoder:
+def encoder_of(tokenizer: PatchTokenizer) -> Encoder:
     return lambda image: tokenizer.encode(image[None])[0]
 
 
@@ -209,7 +209,7 @@ def conv_encoder(train: Images, k: int, steps: int = 400) -> Encoder:
 
     @torch.no_grad()
     def latents_of(image: NDArray[np.uint8]) -> Tensor:
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         latents: Tensor = encoder(pixels)[0].permute(1, 2, 0)
         return latents
 
