@@ -43,13 +43,13 @@ def test_a_tiny_dataset_does_not_pay_for_tables_but_a_sample_of_a_large_one_does
 
 
 def test_samples_under_64_ids_are_grouped() -> None:
-    ids = skewed_ids(5000 * 16, 256, 6, seed=2)
-    grids = np.full((5000, 2), 4, np.int32)
+    ids = skewed_ids(3200 * 16, 256, 6, seed=2)
+    grids = np.full((3200, 2), 4, np.int32)
     chosen = choose_codec(ids, grids, 256, expected_ids=10**8)
     spec = chosen.spec("codes")
     assert (spec.codec, spec.group) == ("context", 16)
     data, lengths = chosen.codec.encode(ids, grids)
-    alone = choose_codec(ids, np.full((1250, 2), 8, np.int32), 256, "context").codec.encode(ids, grids)[0]
+    alone = choose_codec(ids, np.full((800, 2), 8, np.int32), 256, "context").codec.encode(ids, grids)[0]
     assert len(data) < len(alone) - 2 * len(grids)
     np.testing.assert_array_equal(load_codec(spec, chosen.codec.model_bytes()).decode(data, lengths, grids), ids)
 

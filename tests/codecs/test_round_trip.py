@@ -49,7 +49,7 @@ def test_a_model_with_contexts_returns_the_ids_it_was_given(block: Block, seed: 
     np.testing.assert_array_equal(codec.decode(data, lengths, grids), ids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(blocks(max_side=4), st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 40, 300, 70_000]))
 def test_ids_coded_beside_the_level_before_come_back_also_from_the_reference_decoder(
     block: Block, seed: int, earlier_alphabet: int
