@@ -97,6 +97,35 @@ def test_any_number_of_samples_decodes_as_each_alone(alphabet: int, size: int) -
         np.testing.assert_array_equal(decoded, ids[: samples * size])
 
 
+def test_ten_thousand_samples_of_many_grids_advance_together_and_decode_as_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    grids = rng.integers(0, 12, (10_000, 2), dtype=np.int32)
+    sizes = sample_sizes(grids)
+    ids = skewed_ids(int(sizes.sum()), 700, 1, seed=0)
+    codec = ContextCodec(random_model(700, 4))
+    data, lengths = codec.encode(ids, grids)
+    np.testing.assert_array_equal(codec.decode(data, lengths, grids), ids)
+    firsts, starts = np.cumsum(sizes) - sizes, np.cumsum(lengths) - lengths
+    for i in rng.choice(10_000, 300, replace=False):
+        alone = codec.decode(data[starts[i] : starts[i] + lengths[i]], lengths[i : i + 1], grids[i : i + 1])
+        np.testing.assert_array_equal(alone, ids[firsts[i] : firsts[i] + sizes[i]])
+
+
+@pytest.mark.parametrize(("levels", "alphabet", "grid"), [(16, 256, (14, 14)), (4, 1024, (8, 8, 3))])
+def test_product_and_residual_quantizers_round_trip_level_by_level(
+    levels: int, alphabet: int, grid: tuple[int, ...]
+) -> None:
+    grids = np.full((13, len(grid)), grid, np.int32)
+    size = int(sample_sizes(grids).sum())
+    before = None
+    for level in range(levels):
+        codec = ContextCodec(random_model(alphabet, level, None if before is None else alphabet))
+        ids = skewed_ids(size, alphabet, 1, seed=level)
+        data, lengths = codec.encode(ids, grids, before)
+        np.testing.assert_array_equal(codec.decode(data, lengths, grids, earlier=before), ids)
+        before = ids
+
+
 @settings(max_examples=60, deadline=None)
 @given(blocks(), st.booleans())
 def test_a_sample_alone_decodes_to_its_slice_of_the_block(block: Block, contexts: bool) -> None:
