@@ -32,10 +32,10 @@ def plot(rows: list[Row], path: Path) -> None:
     left.set_xlim(0, 1.8)
     left.set_xlabel("bits, × order-0 entropy (tables excluded)")
     left.legend(fontsize="small")
-    timed = [row for row in rows if row.decode and row.tokens == "patch 8x8 K=1024"]
+    timed = [row for row in rows if row.decode and row.codec in SHOWN and row.tokens == "patch 8x8 K=1024"]
     for row in timed:
         right.scatter(row.decode, row.bits, marker="*" if row.kind == "own" else "o")
-        right.annotate(row.codec, (row.decode, row.bits), fontsize="x-small")
+        right.annotate(row.codec, (row.decode, row.bits), fontsize="small", xytext=(5, 3), textcoords="offset points")
     right.set_xscale("log")
     right.set_xlabel("decoding, million ids a second of CPU time")
     right.set_ylabel("bits an id")
