@@ -140,8 +140,11 @@ def _parquet(name: str, flat: NDArray[Any], kind: pa.DataType, level: int, **opt
 
 
 def _dictionary_zstd(tokens: TokenSet, block: Block) -> Iterator[Rival]:
-    """One frame a sample, with a dictionary trained on the fitted samples."""
-    trained = zstandard.train_dictionary(_DICTIONARY_BYTES, [ids.tobytes() for ids in _samples(tokens.fitted)])
+    """One frame a sample, with a dictionary trained on the fitted samples; nothing where these are too few."""
+    try:
+        trained = zstandard.train_dictionary(_DICTIONARY_BYTES, [ids.tobytes() for ids in _samples(tokens.fitted)])
+    except zstandard.ZstdError:
+        return
     samples = [ids.tobytes() for ids in _samples(block)]
     for level in (3, 19):
         compressor = zstandard.ZstdCompressor(level, dict_data=trained)

@@ -51,12 +51,22 @@ class TokenSet:
     measured: dict[str, Block]
 
 
-def load_images(folder: Path | None) -> Images:
-    """All images below a folder, cropped to multiples of 16; without one, photographs that ship with scikit-image."""
-    if folder is None:
-        import skimage.data
+def sample_photos() -> tuple[Images, Images]:
+    """Squares of photographs that ship with scikit-image: of three to fit on, of a fourth to measure."""
+    import skimage.data
 
-        return [_cropped(photo) for photo in (skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket())]
+    photos = skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket(), skimage.data.astronaut()
+    *train, held_out = (_squares(photo, 7 * SIDE) for photo in photos)
+    return [square for squares in train for square in squares], held_out
+
+
+def _squares(photo: NDArray[np.uint8], side: int) -> Images:
+    height, width = (full // side * side for full in photo.shape[:2])
+    return [photo[y : y + side, x : x + side] for y in range(0, height, side) for x in range(0, width, side)]
+
+
+def load_images(folder: Path) -> Images:
+    """All images below a folder, cropped to multiples of 16."""
     images = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
