@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -236,3 +238,13 @@ def test_a_dataset_whose_inputs_were_all_rejected_is_empty_not_broken(make_rows,
     with pytest.raises(IndexError, match="empty"):
         ds[0]
     assert verify(store).ok
+
+
+def test_the_first_batch_waits_for_no_library_that_reading_does_not_need(make_rows, make_dataset) -> None:
+    store = make_dataset(make_rows(100), make_rows(20, first=100))
+    program = (
+        "import sys, tokenshard as ts; ts.open(sys.argv[1]).codes([0, 110]);"
+        "print([m for m in ('pandas', 'torch', 'ray', 'faiss', 'sklearn') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, store.root]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

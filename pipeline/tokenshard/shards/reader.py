@@ -244,16 +244,21 @@ def arrange(levels: Sequence[Ids], grids: Grids, fixed: tuple[int, ...] | None) 
 def _int32(table: pa.Table, name: str) -> NDArray[np.int32]:
     column = table[name]
     require(column.type == pa.int32() and column.null_count == 0, f"column {name!r} is not int32 without nulls")
-    return cast("NDArray[np.int32]", column.to_numpy())
+    return cast("NDArray[np.int32]", _values(column.combine_chunks()))
+
+
+def _values(array: pa.Array) -> NDArray[Any]:
+    """Integers without nulls, not copied. (Arrow's own ``to_numpy`` imports pandas: half a second.)"""
+    return cast("NDArray[Any]", np.from_dlpack(array))
 
 
 def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: CodecSpec) -> Ids:
     array = column.combine_chunks()
     require(array.null_count == 0, f"nulls in column {spec.column!r}")
     require(pa.types.is_unsigned_integer(array.type.value_type), f"column {spec.column!r} is no list of unsigned ids")
-    lengths = np.diff(array.offsets.to_numpy())
+    lengths = np.diff(_values(array.offsets))
     require(bool((lengths == num_tokens).all()), f"list lengths of {spec.column!r} differ from num_tokens")
-    ids = array.flatten().to_numpy()
+    ids = _values(array.flatten())
     require(not len(ids) or int(ids.max()) < spec.alphabet, f"ids of {spec.column!r} outside the alphabet")
     return cast(Ids, ids.astype(id_dtype(spec.alphabet), copy=False))
 
