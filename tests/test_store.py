@@ -515,3 +515,17 @@ def test_temporary_files_are_never_listed(tmp_path: Path) -> None:
     (tmp_path / TEMPORARY).mkdir(exist_ok=True)
     (tmp_path / TEMPORARY / "left over").write_bytes(b"x")
     assert [entry.name for entry in store.list()] == ["file"]
+
+
+def test_ranges_are_read_into_given_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(200)))
+    memory_store = Store("memory://ranges")
+    memory_store.put("file", bytes(range(200)))
+    for store in (Store(tmp_path), memory_store):
+        out = bytearray(50)
+        assert store.read_into("file", 120, memoryview(out)) == 50
+        assert out == bytes(range(120, 170))
+        assert store.read_into("file", 180, memoryview(out)) == 20
+        assert out[:20] == bytes(range(180, 200))
+        with pytest.raises(FileNotFoundError):
+            store.read_into("none", 0, memoryview(out))

@@ -104,6 +104,22 @@ class Store:
             return b""
         return self._retry(name, "read", lambda: self._read_once(name, start, length))
 
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        """Fill ``out`` with a range of a file; the bytes read (fewer where the file ends before)."""
+        if self.is_local:
+            return self._retry(name, "read", lambda: self._read_local(name, start, out))
+        data = self.read(name, start, len(out))
+        out[: len(data)] = data
+        return len(data)
+
+    def _read_local(self, name: str, start: int, out: memoryview) -> int:
+        with open(self.url(name), "rb", buffering=0) as file:
+            file.seek(start)
+            done = 0
+            while done < len(out) and (count := file.readinto(out[done:])):
+                done += count
+            return done
+
     def _read_once(self, name: str, start: int, length: int | None) -> bytes:
         if self.is_local:
             with open(self.url(name), "rb") as file:

@@ -70,15 +70,15 @@ def test_the_codes_are_those_of_the_samples(datasets: Make) -> None:
 
 def test_row_groups_without_a_match_are_never_read(datasets: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, _ = datasets(*COUNTS)
-    read = Store.read
+    read = Store.read_into
     names: list[str] = []
 
-    def spy(self: Store, name: str, start: int = 0, length: int | None = None) -> bytes:
+    def spy(self: Store, name: str, start: int, out: memoryview) -> int:
         names.append(name)
-        return read(self, name, start, length)
+        return read(self, name, start, out)
 
     fresh = open_dataset(dataset.store.root)
-    monkeypatch.setattr(Store, "read", spy)
+    monkeypatch.setattr(Store, "read_into", spy)
     assert len(keys(TokenLoader(fresh, 40, columns=["codes", "key"], where="key >= 'img/000999'"))) == 1
     last = fresh.manifest.shards[-1]
     assert len(last.row_groups) > 1

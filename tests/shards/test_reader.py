@@ -31,6 +31,10 @@ class CountingStore(Store):
         self.reads.append((name, start, length))
         return super().read(name, start, length)
 
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        self.reads.append((name, start, len(out)))
+        return super().read_into(name, start, out)
+
 
 def codec(spec):
     return load_codec(spec, None)

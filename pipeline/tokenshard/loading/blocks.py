@@ -15,7 +15,7 @@ from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.reader import RowGroup
+from tokenshard.shards.reader import Allocate, RowGroup, empty
 
 Fixed = NDArray[np.generic]
 
@@ -56,10 +56,11 @@ class BlockReader:
     levels: int
     columns: tuple[str, ...]
     verify: bool = True
+    allocate: Allocate = empty
 
     def read(self, number: int) -> Block:
         """Row group ``number`` of the dataset. Raises FormatError on damage, StoreError when it cannot be read."""
-        group = self.dataset.read_group(number, self.levels, self.columns, self.verify)
+        group = self.dataset.read_group(number, self.levels, self.columns, self.verify, self.allocate)
         fixed = self.dataset.fixed_grid
         with damage_reported(group.where):
             if fixed is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.loading.blocks import Block, BlockReader, Gathered, is_fixed_width
+from tokenshard.loading.buffers import Buffers
 from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, batch_positions
 from tokenshard.loading.pipeline import Chunk, Pipeline
 from tokenshard.loading.ranks import current_rank
@@ -134,6 +135,7 @@ class TokenLoader:
         self._cached: _Epoch | None = None
         self._block_bytes = _mean_block_bytes(dataset, self.levels)
         self._held = max(2, prefetch_bytes // self._block_bytes)
+        self._buffers = Buffers(prefetch_bytes // 4)
         within = Shuffle.within(self._selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4))
         self.shuffle: Shuffle | None = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
 
@@ -189,7 +191,7 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch. With its last batch the loader stands at the start of the next one."""
-        reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies())
+        reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies(), self._buffers.take)
         pipeline = Pipeline(
             lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
         )

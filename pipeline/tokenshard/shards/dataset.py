@@ -204,15 +204,13 @@ class Dataset:
         shard = int(np.searchsorted(self._first_group, group, "right")) - 1
         return shard, group - int(self._first_group[shard])
 
-    def read_group(
-        self, group: int, levels: int | None = None, columns: Sequence[str] = (), verify: bool = True
-    ) -> RowGroup:
+    def read_group(self, group: int, *arguments: Any, **options: Any) -> RowGroup:
         """The encoded codes of a row group, by its number in the whole dataset (one range read, not cached).
 
         The other arguments are those of :meth:`ShardReader.read_group`.
         """
         shard, local = self._place(group)
-        return self._reader(shard).read_group(local, levels, columns, verify)
+        return self._reader(shard).read_group(local, *arguments, **options)
 
     def _columns(self, group: int, names: Sequence[str]) -> pa.Table:
         shard, local = self._place(group)

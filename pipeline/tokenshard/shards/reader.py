@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -30,8 +30,14 @@ from tokenshard.spec.manifest import ChunkEntry, ShardEntry
 from tokenshard.store import Store
 
 CodecLoader = Callable[[CodecSpec], Codec]
+Allocate = Callable[[int], NDArray[np.uint8]]
 GAP = 1 << 15
 """Bytes between two wanted columns that are fetched with them rather than with a request of their own."""
+
+
+def empty(size: int) -> NDArray[np.uint8]:
+    """Memory from the system."""
+    return np.empty(size, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class ShardReader:
         self.url = store.url(entry.path)
         with damage_reported(self.url):
             require(entry.footer.length <= MAX_FOOTER_BYTES, "footer too large")
-            footer = self._fetch(entry.footer.offset, entry.footer.length)
+            footer = bytes(self._fetch(entry.footer.offset, entry.footer.length))
             self._verify(footer, entry.footer, "footer")
             with pq.ParquetFile(pa.BufferReader(MAGIC + footer)) as parquet:  # Arrow parses metadata from a file only
                 self.metadata, self.schema = parquet.metadata, parquet.schema_arrow
@@ -115,12 +121,18 @@ class ShardReader:
             require(self.footer.totals.ids == entry.ids, "number of ids differs from the manifest")
 
     def read_group(
-        self, group: int, levels: int | None = None, columns: Sequence[str] = (), verify: bool = True
+        self,
+        group: int,
+        levels: int | None = None,
+        columns: Sequence[str] = (),
+        verify: bool = True,
+        allocate: Allocate = empty,
     ) -> RowGroup:
         """Codes of a row group, and the named other columns where the shard has them, with one range read.
 
         ``levels``: only the first so many (None: all; 0: sizes only); what lies between the wanted columns is not
-        fetched where that saves :data:`GAP` bytes. ``verify``: compare with the checksums of the manifest.
+        fetched where that saves :data:`GAP` bytes. ``verify``: compare with the checksums of the manifest. ``allocate``
+        gives the memory that is read into.
         Raises FormatError naming shard and row group when checksums, sizes or limits do not hold.
         """
         where = self.where(group)
@@ -131,7 +143,8 @@ class ShardReader:
         with damage_reported(where):
             require(len(specs) == len(wanted) - 1, "fewer code columns than the manifest lists")
             spans = [(chunk.offset, chunk.offset + chunk.length) for chunk in wanted]
-            parts = _Parts(self._fetch, self.entry.bytes, spans + [self.chunks[group][name] for name in others])
+            spans += [self.chunks[group][name] for name in others]
+            parts = _Parts(partial(self._fetch, allocate=allocate), self.entry.bytes, spans)
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
@@ -165,7 +178,7 @@ class ShardReader:
         with damage_reported(self.where(group)):
             read = wanted or [NUM_TOKENS]  # a table without columns still needs its number of rows
             with self.store.open(self.entry.path, self.entry.bytes) as file:
-                return self._parse(group, read, file).select(wanted)
+                return self._parse(group, read, file, pre_buffer=True).select(wanted)
 
     @cached_property
     def chunks(self) -> list[dict[str, Span]]:
@@ -183,17 +196,18 @@ class ShardReader:
             return _int32(table, NUM_TOKENS)[:, None]
         return np.tile(np.array(columns.grid, np.int32), (table.num_rows, 1))
 
-    def _parse(self, group: int, names: Sequence[str], file: Any) -> pa.Table:
-        options = {"page_checksum_verification": True, "pre_buffer": True}
+    def _parse(self, group: int, names: Sequence[str], file: Any, pre_buffer: bool = False) -> pa.Table:
+        options = {"page_checksum_verification": True, "pre_buffer": pre_buffer}
         with pq.ParquetFile(file, metadata=self.metadata, **options) as parquet:
             table = parquet.read_row_group(group, columns=list(names), use_threads=False)
         require(table.num_rows == self.entry.row_groups[group].rows, "columns are shorter than the row group")
         return table
 
-    def _fetch(self, offset: int, length: int) -> bytes:
+    def _fetch(self, offset: int, length: int, allocate: Allocate = empty) -> memoryview:
         require(offset >= 0 and offset + length <= self.entry.bytes, "byte range outside the file")
-        data = self.store.read(self.entry.path, offset, length)
-        require(len(data) == length, f"the file ends before byte {offset + length}")
+        data = allocate(length).data
+        read = self.store.read_into(self.entry.path, offset, data)
+        require(read == length, f"the file ends before byte {offset + length}")
         return data
 
     def _verify(self, data: bytes | memoryview, chunk: ChunkEntry, what: str) -> None:
@@ -204,7 +218,7 @@ class ShardReader:
 class _Parts:
     """The fetched parts of a shard file: spans of bytes, joined where the gap between them is small."""
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int, spans: Sequence[Span]) -> None:
+    def __init__(self, fetch: Callable[[int, int], memoryview], size: int, spans: Sequence[Span]) -> None:
         self._size = size
         joined: list[list[int]] = []
         for start, end in sorted(spans):
@@ -212,7 +226,7 @@ class _Parts:
                 joined[-1][1] = max(joined[-1][1], end)
             else:
                 joined.append([start, end])
-        self._parts = [(start, memoryview(fetch(start, end - start))) for start, end in joined]
+        self._parts = [(start, fetch(start, end - start)) for start, end in joined]
 
     def read(self, start: int, length: int) -> memoryview:
         for first, part in self._parts:
