@@ -65,6 +65,7 @@ class Dataset:
         self._codec: Callable[[CodecSpec], Codec] = lru_cache(256)(self._load_codec)
         self._group: Callable[[int], RowGroup] = lru_cache(CACHED_GROUPS)(self.read_group)
         self._shard_keys: Callable[[int], pa.ChunkedArray] = lru_cache(CACHED_GROUPS)(self._read_shard_keys)
+        self._group_rows: Callable[[int], dict[str, pa.Array]] = lru_cache(CACHED_GROUPS)(self._read_group_rows)
         self._group_table: Callable[[int], pa.Table] = lru_cache(CACHED_GROUPS)(self._read_group_table)
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Store, Manifest]]:
@@ -108,9 +109,19 @@ class Dataset:
         A slice or a list of numbers gives the same dict with a list (of codes: what :meth:`codes` gives) a column.
         """
         if isinstance(item, int | np.integer):
-            return {**self._rows([int(item)]).to_pylist()[0], "codes": self.codes([int(item)])[0]}
+            return self._sample(int(item))
         ids = range(len(self))[item] if isinstance(item, slice) else item
         return {**self._rows(ids).to_pydict(), "codes": self.codes(ids)}
+
+    def _sample(self, item: int) -> dict[str, Any]:
+        number = item + len(self) if item < 0 else item
+        if not 0 <= number < len(self):
+            raise self._no_such(item)
+        group = int(np.searchsorted(self._starts, number, "right")) - 1
+        row = number - int(self._starts[group])
+        columns = self._group_rows(group)
+        sample = {name: columns[name][row].as_py() if name in columns else None for name in self.schema.names}
+        return {**sample, "codes": self._arranged(self._group(group), np.array([row]))[0]}
 
     def codes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> Codes:
         """Codes of the samples with these numbers, in that order: [n, *grid], or [n, levels, *grid] for several levels.
@@ -219,6 +230,10 @@ class Dataset:
     def _read_group_table(self, group: int) -> pa.Table:
         return self._columns(group, self._names)
 
+    def _read_group_rows(self, group: int) -> dict[str, pa.Array]:
+        table = self._group_table(group).combine_chunks()
+        return {name: pa.concat_arrays(table[name].chunks) for name in table.column_names}
+
     def _read_shard_keys(self, shard: int) -> pa.ChunkedArray:
         groups = range(int(self._first_group[shard]), int(self._first_group[shard + 1]))
         return pa.concat_tables([self._columns(group, [KEY]) for group in groups])[KEY]
@@ -226,9 +241,12 @@ class Dataset:
     def _numbers(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         numbers = np.asarray(ids, np.int64)
         if numbers.ndim != 1 or ((numbers < -len(self)) | (numbers >= len(self))).any():
-            known = f"sample numbers go from 0 to {len(self) - 1}" if len(self) else "the dataset is empty"
-            raise IndexError(f"{self.store.root}: {known}")
+            raise self._no_such(ids)
         return np.where(numbers < 0, numbers + len(self), numbers)
+
+    def _no_such(self, ids: object) -> IndexError:
+        known = f"sample numbers go from 0 to {len(self) - 1}" if len(self) else "the dataset is empty"
+        return IndexError(f"{self.store.root}: no sample {ids}; {known}")
 
     def _by_group(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """(row group, places in ``numbers``, rows inside the row group), ascending."""
