@@ -56,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
         options={"patch": _sides(16), "k": _integer(1, 1 << 16), "components": _integer(1, 64)},
         example="patch:4x4,k=1024",
     ),
+    "conv": Kind(path="tokenshard.tokenizers.conv:ConvVQ", options={}, example="", trainable=False),
 }
 
 
