@@ -171,6 +171,7 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        self.downsample = config.downsample
         self.encoder = Encoder(config.encoder, config.dim, config.norm)
         self.decoder = Decoder(config.decoder, config.dim, config.norm)
 
