@@ -28,14 +28,16 @@ def nearest(z: Tensor, codebook: Tensor, penalty: Tensor | None = None) -> Tenso
         _nearest(np.ascontiguousarray(z.detach().numpy()), columns, penalty.detach().contiguous().numpy(), ids)
         return torch.from_numpy(ids)
     step = max(1, _CHUNK // len(codebook))
-    return torch.cat([_nearest_chunk(part, codebook, penalty) for part in z.split(step)] or [z.new_empty(0).long()])
+    return torch.cat(
+        [_nearest_chunk(part, codebook, penalty) for part in torch.split(z, step)] or [z.new_empty(0).long()]
+    )
 
 
 def nearest_in_training(z: Tensor, codebook: Tensor, penalty: Tensor | None = None) -> Tensor:
     """As :func:`nearest`, through one matrix product: ties and the last bits are not promised."""
     bias = codebook.square().sum(1) if penalty is None else codebook.square().sum(1) + penalty
     step = max(1, 8 * _CHUNK // len(codebook))
-    return torch.cat([torch.addmm(bias, part, codebook.T, alpha=-2).argmin(1) for part in z.split(step)])
+    return torch.cat([torch.addmm(bias, part, codebook.T, alpha=-2).argmin(1) for part in torch.split(z, step)])
 
 
 def _nearest_chunk(z: Tensor, codebook: Tensor, penalty: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def _nearest_chunk(z: Tensor, codebook: Tensor, penalty: Tensor) -> Tensor:
     return torch.where(distances == least, places, len(codebook)).amin(1)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _nearest(z: NDArray[Any], columns: NDArray[Any], penalty: NDArray[Any], ids: NDArray[np.int64]) -> None:
     count = columns.shape[1]
     distances = np.empty(count, np.float32)

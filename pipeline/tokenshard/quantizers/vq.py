@@ -28,9 +28,15 @@ class VQ(Quantizer):
     rate: squared distance, in multiples of the mean quantization error, that a bit of an id's code length costs. Codes
         are then chosen by distance and by how often they occur: ids cost fewer bits after entropy coding
     restart: codes used less than this share of the mean use are put where a random latent is; 0 turns it off (ema only)
+    start: training steps in which latents pass unquantized; then codes start at random latents (ema only)
     """
 
     name = "vq"
+    codebook: Tensor
+    sums: Tensor
+    use: Tensor
+    error: Tensor
+    steps: Tensor
 
     def __init__(
         self,
@@ -42,20 +48,22 @@ class VQ(Quantizer):
         decay: float = 0.99,
         commitment: float = 0.25,
         rate: float = 0.0,
-        restart: float = 0.03,
+        restart: float = 0.1,
+        start: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.dim, self.levels = dim, (size,)
         self.ema, self.normalized, self.decay = ema, normalized, decay
-        self.commitment, self.rate, self.restart, self.seed = commitment, rate, restart, seed
-        start = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed)) / dim**0.5
-        start = functional.normalize(start, dim=1) if normalized else start
+        self.commitment, self.rate, self.restart = commitment, rate, restart
+        self.start, self.seed = start, seed
+        codes = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed)) / dim**0.5
+        codes = functional.normalize(codes, dim=1) if normalized else codes
         if ema:
-            self.register_buffer("codebook", start)
-            self.register_buffer("sums", start.clone())
+            self.register_buffer("codebook", codes)
+            self.register_buffer("sums", codes.clone())
         else:
-            self.codebook = nn.Parameter(start)
+            self.codebook = nn.Parameter(codes)
         self.register_buffer("use", torch.ones(size))
         self.register_buffer("error", torch.ones(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -88,6 +96,8 @@ class VQ(Quantizer):
             vectors = from_rows(straight_through(rows, chosen.detach() if self.ema else chosen), z)
             if self.training:
                 self._update(rows.detach(), ids, chosen.detach())
+                if self.ema and self._steps <= self.start:
+                    vectors, loss = from_rows(rows, z), 0 * loss
             return Quantized(vectors, from_rows(ids[:, None], z), loss)
 
     @torch.no_grad()
@@ -102,7 +112,7 @@ class VQ(Quantizer):
         return self.codes()[ids[:, 0].long()].movedim(-1, 1)
 
     def options(self) -> dict[str, Any]:
-        names = ("ema", "normalized", "decay", "commitment", "rate", "restart", "seed")
+        names = ("ema", "normalized", "decay", "commitment", "rate", "restart", "start", "seed")
         return {"dim": self.dim, "size": self.levels[0], **{name: getattr(self, name) for name in names}}
 
     def exported(self) -> Lookup:
@@ -126,8 +136,8 @@ class VQ(Quantizer):
 
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
-        """Before the first step: codes where random latents are."""
-        if self._steps:
+        """Codes where random latents are, at every step until quantization starts."""
+        if self._steps > self.start:
             return
         chosen = self._draw(len(self.use), len(rows))
         self.codebook.copy_(rows[chosen])
@@ -137,16 +147,18 @@ class VQ(Quantizer):
     @torch.no_grad()
     def _update(self, rows: Tensor, ids: Tensor, chosen: Tensor) -> None:
         counts = torch.zeros_like(self.use).index_add_(0, ids, torch.ones_like(rows[:, 0]))
-        first = not self._steps
-        self.use.lerp_(counts, 1 - self.decay)
+        first = self._steps <= self.start
+        # follow a young encoder closely
+        decay = min(self.decay, (self._steps - self.start + 1) / (self._steps - self.start + 10)) if not first else 0.9
+        self.use.lerp_(counts, 1 - decay)
         error = (rows - chosen).square().sum(1).mean()
-        self.error.copy_(error) if first else self.error.lerp_(error, 1 - self.decay)
+        self.error.copy_(error) if first else self.error.lerp_(error, 1 - decay)
         if self.ema:
-            self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, ids, rows), 1 - self.decay)
+            self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, ids, rows), 1 - decay)
             mean_use = len(rows) / len(self.use)
             if self.restart:
                 dead = self.use < self.restart * mean_use
-                self.use.masked_fill_(dead, mean_use * max(0.1, 2 * self.restart))
+                self.use.masked_fill_(dead, 3 * self.restart * mean_use)
                 lively = rows[self._draw(len(dead), len(rows))] * self.use[:, None]
                 self.sums.copy_(torch.where(dead[:, None], lively, self.sums))
             codebook = self.sums / self.use.clamp_min(1e-6)[:, None]

@@ -7,6 +7,7 @@ the network one by one in float32, so that ids depend neither on the batch nor o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenshard.errors import FormatError, InputError, SpecError
 from tokenshard.quantizers.base import Quantizer
@@ -67,8 +68,8 @@ class ConvVQ:
         self.network = network.to(self.device).eval().requires_grad_(False)
         if self.device.type != "cpu":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._encoder: nn.Module = torch.compile(network.encoder) if compiled else network.encoder
-        self._decoder: nn.Module = torch.compile(network.decoder) if compiled else network.decoder
+        self._encoder: Callable[[Tensor], Tensor] = torch.compile(network.encoder) if compiled else network.encoder
+        self._decoder: Callable[[Tensor], Tensor] = torch.compile(network.decoder) if compiled else network.decoder
 
     @classmethod
     def from_tensors(cls, spec: TokenizerSpec, tensors: dict[str, NDArray[Any]]) -> ConvVQ:

@@ -7,7 +7,7 @@ network is a plain chain of convolutions (as in EDSR, arXiv:1707.02921): an id d
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -92,7 +92,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(functional.silu(self.norm1(x)))
-        return cast(Tensor, x + self.conv2(functional.silu(self.norm2(y))))
+        return x + self.conv2(functional.silu(self.norm2(y)))
 
 
 class Attention(nn.Module):
@@ -109,7 +109,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part.flatten(2).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, 1))
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return cast(Tensor, x + self.out(mixed.reshape(x.shape)))
+        return x + self.out(mixed.reshape(x.shape))
 
 
 class Upsample(nn.Module):
@@ -194,5 +194,3 @@ def to_uint8(images: Tensor) -> Tensor:
 def parameter_count(module: nn.Module) -> int:
     """Numbers a module learns."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-

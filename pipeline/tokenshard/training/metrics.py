@@ -56,7 +56,7 @@ def validate(
     values: list[float] = []
     shown: list[Tensor] = []
     counts = [torch.zeros(size, device=images.device) for size in quantizer.levels]
-    for batch in images.split(8):
+    for batch in torch.split(images, 8):
         quantized = quantizer(network.encoder(to_signed(batch)))
         made = to_uint8(network.decoder(quantized.vectors))
         error = (made.float() - batch.float()).square().mean((1, 2, 3)).clamp_min(1e-10)

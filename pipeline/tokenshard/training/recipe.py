@@ -48,7 +48,7 @@ class TokenizerRecipe(Document):
 
     network: NetworkConfig = PRESETS["f8"]
     quantizer: str = "vq"
-    quantizer_options: dict[str, JsonValue] = Field(default_factory=lambda: {"size": 1024})
+    quantizer_options: dict[str, JsonValue] = Field(default={"size": 1024})
     losses: Losses = Losses()
     crop: int = Field(default=128, ge=8, le=4096, description="side of the square crops, in pixels")
     scale: tuple[float, float] = Field(

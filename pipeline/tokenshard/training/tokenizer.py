@@ -75,8 +75,12 @@ class TokenizerTraining:
         self.seconds = 0.0
         self.metrics = MetricsLog(output, f"{FOLDER}/metrics")
         self._resume()
-        self._encode: nn.Module = torch.compile(self.network.encoder) if compiled else self.network.encoder
-        self._decode: nn.Module = torch.compile(self.network.decoder) if compiled else self.network.decoder
+        self._encode: Callable[[Tensor], Tensor] = (
+            torch.compile(self.network.encoder) if compiled else self.network.encoder
+        )
+        self._decode: Callable[[Tensor], Tensor] = (
+            torch.compile(self.network.decoder) if compiled else self.network.decoder
+        )
         self._sums = torch.zeros(4, device=self.device)
         self._counts = [torch.zeros(size, device=self.device) for size in self.quantizer.levels]
         self._summed = 0
@@ -162,7 +166,7 @@ class TokenizerTraining:
         mine, own = (self.average.decoder, self.network.decoder) if frozen else (self.average, self.network)
         torch._foreach_lerp_(list(mine.parameters()), list(own.parameters()), 1 - kept)
 
-    # -- what a run leaves behind ---------------------------------------------------------------------------------------
+    # -- what a run leaves behind -------------------------------------------------------------------------------------
 
     def _log(self, validated: bool) -> None:
         means = (self._sums / max(1, self._summed)).tolist()
