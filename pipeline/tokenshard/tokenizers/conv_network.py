@@ -87,12 +87,12 @@ class ResidualBlock(nn.Module):
         self.conv1 = convolution(channels, channels)
         self.norm2 = normalization(norm, channels)
         self.conv2 = convolution(channels, channels)
-        nn.init.zeros_(cast(Tensor, self.conv2.weight))
+        nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(cast(Tensor, self.conv2.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(functional.silu(self.norm1(x)))
-        return x + self.conv2(functional.silu(self.norm2(y)))
+        return cast(Tensor, x + self.conv2(functional.silu(self.norm2(y))))
 
 
 class Attention(nn.Module):
@@ -103,13 +103,13 @@ class Attention(nn.Module):
         self.norm = normalization(norm, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(cast(Tensor, self.out.weight))
+        nn.init.zeros_(self.out.weight)
         nn.init.zeros_(cast(Tensor, self.out.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part.flatten(2).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, 1))
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return x + self.out(mixed.reshape(x.shape))
+        return cast(Tensor, x + self.out(mixed.reshape(x.shape)))
 
 
 class Upsample(nn.Module):
