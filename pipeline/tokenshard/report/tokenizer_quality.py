@@ -117,8 +117,7 @@ def ssim(original: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> floa
     smaller than the window are continued up to it.
     """
     a, b = (
-        torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[:, None].double()
-        for image in (original, reconstruction)
+        torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)[:, None] for image in (original, reconstruction)
     )
     below, right = (max(0, 11 - side) for side in a.shape[2:])
     if below or right:

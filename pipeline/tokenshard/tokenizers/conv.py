@@ -8,6 +8,7 @@ the network one by one in float32, so that ids depend neither on the batch nor o
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
 
@@ -144,7 +145,7 @@ class ConvVQ:
     @torch.inference_mode()
     def encode_tensor(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, height, width] on the device, sizes multiples of f -> int64 ids [B, levels, rows, columns]."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.numerics == "bf16"):
+        with self._precision():
             z = self._encoder(to_signed(pixels))
         return self.quantizer.encode(z.float())
 
@@ -168,13 +169,21 @@ class ConvVQ:
     def decode_tensor(self, ids: Tensor) -> Tensor:
         """int64 ids [B, levels, rows, columns] on the device -> uint8 [B, 3, rows * f, columns * f]."""
         vectors = self.quantizer.vectors(ids)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.numerics == "bf16"):
+        with self._precision():
             pixels = self._decoder(vectors)
         return to_uint8(pixels)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights `encoder.*`, `decoder.*` and `quantizer.*`, in the stored dtype."""
         return self._weights
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """bfloat16 where that is the mode; else float32 in full, without the shorter mantissa of TF32."""
+        if self.numerics == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        if self.device.type == "cuda":
+            return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        return nullcontext()
 
     def _check(self, codes: NDArray[Any], size: tuple[int, int] | None) -> None:
         levels = self.quantizer.levels

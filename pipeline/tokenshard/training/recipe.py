@@ -13,12 +13,12 @@ PRESETS: dict[str, NetworkConfig] = {
     "f8": NetworkConfig(
         dim=16,
         encoder=StackConfig(stem=4, channels=(64, 128), blocks=(1, 2)),
-        decoder=StackConfig(stem=2, channels=(40, 64, 160), blocks=(2, 2, 3)),
+        decoder=StackConfig(stem=2, channels=(32, 64, 128), blocks=(2, 3, 4)),
     ),
     "f16": NetworkConfig(
         dim=16,
         encoder=StackConfig(stem=4, channels=(64, 128, 192), blocks=(1, 1, 2)),
-        decoder=StackConfig(stem=2, channels=(40, 64, 128, 192), blocks=(2, 2, 2, 3)),
+        decoder=StackConfig(stem=2, channels=(32, 64, 128, 192), blocks=(2, 2, 2, 3)),
     ),
     "f4": NetworkConfig(
         dim=8,

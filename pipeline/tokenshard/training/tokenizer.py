@@ -136,9 +136,10 @@ class TokenizerTraining:
         images = self.pool.draw(recipe.batch, recipe.crop, recipe.scale, recipe.seed, self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             with torch.set_grad_enabled(not frozen):
-                z = self._encode(self._laid_out(images))
+                z = (self.network.encoder if frozen else self._encode)(self._laid_out(images))
                 quantized: Quantized = self.quantizer(z.float())
-            made = self._decode(self._laid_out(quantized.vectors))
+            # a compiled decoder would be compiled again for an input without gradient
+            made = self._decode(self._laid_out(quantized.vectors).requires_grad_())
         loss, parts = reconstruction_loss(made.float(), images, recipe.losses)
         total = loss if frozen else loss + quantized.loss
         rate = learning_rate(recipe, self.step)
