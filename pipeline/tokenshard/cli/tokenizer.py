@@ -165,7 +165,7 @@ def _recipe(values: dict[str, Any]) -> Any:
 
     names = ("quantizer", "crop", "batch", "steps", "lr", "warmup", "decoder_only", "precision", "stored", "seed")
     fields: dict[str, Any] = {name: values[name] for name in names if values[name] is not None}
-    options: dict[str, Any] = {"size": values["codes"] or 1024} if values["quantizer"] == "vq" else {}
+    options: dict[str, Any] = {} if values["quantizer"] in ("lfq", "bsq") else {"size": 1024}
     for text in values["settings"]:
         name, equals, value = text.partition("=")
         if not equals:

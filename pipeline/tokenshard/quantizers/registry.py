@@ -10,6 +10,11 @@ from tokenshard.quantizers.base import Quantizer
 
 QUANTIZERS = {
     "vq": "tokenshard.quantizers.vq:VQ",
+    "simvq": "tokenshard.quantizers.simvq:SimVQ",
+    "rvq": "tokenshard.quantizers.rvq:RVQ",
+    "fsq": "tokenshard.quantizers.fsq:FSQ",
+    "lfq": "tokenshard.quantizers.binary:LFQ",
+    "bsq": "tokenshard.quantizers.binary:BSQ",
     "lookup": "tokenshard.quantizers.lookup:Lookup",
 }
 

@@ -96,7 +96,7 @@ class VQ(Quantizer):
             vectors = from_rows(straight_through(rows, chosen.detach() if self.ema else chosen), z)
             if self.training:
                 self._update(rows.detach(), ids, chosen.detach())
-                if self.ema and self._steps <= self.start:
+                if self.ema and self.steps_made <= self.start:
                     vectors, loss = from_rows(rows, z), 0 * loss
             return Quantized(vectors, from_rows(ids[:, None], z), loss)
 
@@ -119,7 +119,7 @@ class VQ(Quantizer):
         return Lookup.of([self.codes()], [self.penalty()], self.normalized)
 
     @property
-    def _steps(self) -> int:
+    def steps_made(self) -> int:
         """Training steps made, read from the device only once: waiting for it at every step would be slow."""
         if self._known_steps is None:
             self._known_steps = int(self.steps)
@@ -131,13 +131,13 @@ class VQ(Quantizer):
 
     def _draw(self, count: int, rows: int) -> Tensor:
         """``count`` random row numbers below ``rows``: a function of the seed and of the steps made so far."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + self._steps)
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.steps_made)
         return torch.randint(rows, (count,), generator=generator).to(self.use.device, non_blocking=True)
 
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
         """Codes where random latents are, at every step until quantization starts."""
-        if self._steps > self.start:
+        if self.steps_made > self.start:
             return
         chosen = self._draw(len(self.use), len(rows))
         self.codebook.copy_(rows[chosen])
@@ -147,9 +147,13 @@ class VQ(Quantizer):
     @torch.no_grad()
     def _update(self, rows: Tensor, ids: Tensor, chosen: Tensor) -> None:
         counts = torch.zeros_like(self.use).index_add_(0, ids, torch.ones_like(rows[:, 0]))
-        first = self._steps <= self.start
+        first = self.steps_made <= self.start
         # follow a young encoder closely
-        decay = min(self.decay, (self._steps - self.start + 1) / (self._steps - self.start + 10)) if not first else 0.9
+        decay = (
+            min(self.decay, (self.steps_made - self.start + 1) / (self.steps_made - self.start + 10))
+            if not first
+            else 0.9
+        )
         self.use.lerp_(counts, 1 - decay)
         error = (rows - chosen).square().sum(1).mean()
         self.error.copy_(error) if first else self.error.lerp_(error, 1 - decay)
@@ -163,5 +167,5 @@ class VQ(Quantizer):
                 self.sums.copy_(torch.where(dead[:, None], lively, self.sums))
             codebook = self.sums / self.use.clamp_min(1e-6)[:, None]
             self.codebook.copy_(functional.normalize(codebook, dim=1) if self.normalized else codebook)
-        self._known_steps = self._steps + 1
+        self._known_steps = self.steps_made + 1
         self.steps += 1
