@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from integration.command import command_line
+from tokenshard.api import load_job
+from tokenshard.sources.codes.open import FORMATS
+from tokenshard.spec.job import Import
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -52,9 +56,17 @@ def test_every_link_of_the_documentation_leads_somewhere(page: str) -> None:
 
 
 def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
+    def run(*words: str) -> str:
+        done = subprocess.run(command_line(*words), cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (words, done.stderr)
+        return done.stdout
+
+    run("convert", "images", "photos/", "tokens/", "--quiet")
+    np.save(place / "codes.npy", np.arange(2048, dtype=np.int16).reshape(8, 16, 16) % 1024)
+    sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
-        out = str(place / spec.stem)
-        words = command_line("run", str(spec), "--source", "photos/", "--output", out, "--quiet")
-        done = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (spec.name, done.stderr)
-        assert "samples" in done.stdout
+        job = load_job(spec)
+        if isinstance(job, Import) and job.source.format not in FORMATS:
+            continue
+        words = ["run", str(spec), "--source", sources[job.kind], "--output", str(place / "out" / spec.stem), "--quiet"]
+        assert "samples" in run(*words)

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "pipeline" / "tokenshard"
 ROOMS = [
     *("errors", "readable", "listing", "ranged", "store", "spec", "codecs", "shards", "sources"),
     *("quantizers", "tokenizers"),
-    *("engine", "loader", "training", "retrieval", "grids", "report", "viewer", "api", "demo", "__init__", "cli"),
+    *("engine", "loading", "training", "retrieval", "grids", "report", "viewer", "api", "demo", "__init__", "cli"),
 ]
 """From the ground floor up to the door. ``__init__`` is the public face; nobody imports the command line."""
 

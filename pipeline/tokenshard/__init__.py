@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenshard.api import convert_images, run
+    from tokenshard.api import convert_images, loader, run
     from tokenshard.api import open_dataset as open
     from tokenshard.errors import FormatError, InputError, JobError, SpecError, StoreError, TokenshardError
+    from tokenshard.loading.loader import TokenLoader
+    from tokenshard.loading.order import Shuffle
     from tokenshard.shards.dataset import Dataset
 
 __version__ = "0.1.0"
@@ -20,6 +22,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "open": "tokenshard.api:open_dataset",
     "Dataset": "tokenshard.shards.dataset:Dataset",
+    "loader": "tokenshard.api:loader",
+    "TokenLoader": "tokenshard.loading.loader:TokenLoader",
+    "Shuffle": "tokenshard.loading.order:Shuffle",
     "run": "tokenshard.api:run",
     "convert_images": "tokenshard.api:convert_images",
     **{
@@ -32,10 +37,13 @@ __all__ = [
     "FormatError",
     "InputError",
     "JobError",
+    "Shuffle",
     "SpecError",
     "StoreError",
+    "TokenLoader",
     "TokenshardError",
     "convert_images",
+    "loader",
     "open",
     "run",
 ]

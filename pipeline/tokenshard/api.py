@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenshard.engine.convert import Conversion, Mode, run_conversion
 from tokenshard.engine.progress import Progress
@@ -17,6 +17,10 @@ from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, build_job, p
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenshard.loading.loader import TokenLoader
+    from tokenshard.loading.order import Shuffle
 
 
 class TokenDataset(Dataset):
@@ -37,6 +41,24 @@ def open_dataset(
     """
     store = Store(url, storage_options)
     return TokenDataset(store, read_manifest(store, version))
+
+
+def loader(
+    dataset: Dataset | str | PathLike[str],
+    batch_size: int = 256,
+    shuffle: bool | Shuffle = False,
+    seed: int = 0,
+    columns: Sequence[str] = ("codes",),
+    **options: Any,
+) -> TokenLoader:
+    """Batches of a dataset as tensors, ``for batch in loader(ds, shuffle=True, columns=["codes", "label"]): …``.
+
+    ``options`` and all promises are those of :class:`~tokenshard.loading.loader.TokenLoader`.
+    """
+    from tokenshard.loading.loader import TokenLoader
+
+    found = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    return TokenLoader(found, batch_size, shuffle, seed, columns, **options)
 
 
 def load_job(path: str | PathLike[str]) -> JobSpec:

@@ -1,4 +1,4 @@
-"""Puts this folder on the path, so that its tests can import the reference decoder and the block strategies."""
+"""Puts this folder on the path, so that its tests can import the block strategies."""
 
 import sys
 from pathlib import Path

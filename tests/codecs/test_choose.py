@@ -43,13 +43,13 @@ def test_a_tiny_dataset_does_not_pay_for_tables_but_a_sample_of_a_large_one_does
 
 
 def test_samples_under_64_ids_are_grouped() -> None:
-    ids = skewed_ids(5000 * 16, 256, 3, seed=2)
-    grids = np.full((5000, 2), 4, np.int32)
-    chosen = choose_codec(ids, grids, 256)
+    ids = skewed_ids(3200 * 16, 256, 6, seed=2)
+    grids = np.full((3200, 2), 4, np.int32)
+    chosen = choose_codec(ids, grids, 256, expected_ids=10**8)
     spec = chosen.spec("codes")
     assert (spec.codec, spec.group) == ("context", 16)
     data, lengths = chosen.codec.encode(ids, grids)
-    alone = choose_codec(ids, np.full((1250, 2), 8, np.int32), 256).codec.encode(ids, grids)[0]
+    alone = choose_codec(ids, np.full((800, 2), 8, np.int32), 256, "context").codec.encode(ids, grids)[0]
     assert len(data) < len(alone) - 2 * len(grids)
     np.testing.assert_array_equal(load_codec(spec, chosen.codec.model_bytes()).decode(data, lengths, grids), ids)
 
@@ -91,15 +91,21 @@ def test_a_missing_or_foreign_model_is_refused() -> None:
         load_codec(spec.model_copy(update={"alphabet": 65}), chosen.codec.model_bytes())
 
 
-def test_the_zstd_estimate_is_near_what_parquet_writes() -> None:
+def test_the_zstd_estimate_is_near_what_parquet_writes_with_or_without_a_dictionary() -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    for skew in (0, 2, 8):
-        ids = skewed_ids(400 * 256, 1024, skew, seed=1)
+    rng = np.random.default_rng(0)
+    phrases = rng.integers(0, 1024, (50, 61)).astype(np.uint16)
+    text = phrases[rng.integers(0, 50, 1700)].reshape(-1)[: 400 * 256]
+    for ids, dictionary in ((text, False), *((skewed_ids(400 * 256, 1024, skew, seed=1), True) for skew in (0, 2, 8))):
         column = pa.ListArray.from_arrays(np.arange(401, dtype=np.int32) * 256, pa.array(ids))
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({"codes": column}), sink, compression="zstd", compression_level=3)
-        written = pq.ParquetFile(pa.BufferReader(sink.getvalue())).metadata.row_group(0).column(0).total_compressed_size
-        assert ZstdCodec(1024).parquet_bytes(ids) == pytest.approx(written, rel=0.04)
+        sizes = []
+        for use_dictionary in (False, True):
+            sink, options = pa.BufferOutputStream(), {"compression_level": 9, "use_dictionary": use_dictionary}
+            pq.write_table(pa.table({"codes": column}), sink, compression="zstd", data_page_size=1 << 30, **options)
+            metadata = pq.ParquetFile(pa.BufferReader(sink.getvalue())).metadata
+            sizes.append(metadata.row_group(0).column(0).total_compressed_size)
+        assert ZstdCodec.prefers_dictionary(ids) == (sizes[1] < sizes[0]) == dictionary
+        assert ZstdCodec(1024).parquet_bytes(ids) == pytest.approx(min(sizes), rel=0.04)
 
 
 def test_choosing_imports_no_compiler_and_no_room_above() -> None:

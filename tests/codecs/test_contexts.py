@@ -51,10 +51,10 @@ def grids_of(samples: np.ndarray) -> np.ndarray:
     return np.tile(np.array(samples.shape[1:], np.int32), (len(samples), 1))
 
 
-@pytest.mark.integration
 def test_a_known_source_costs_its_conditional_entropy_and_three_bytes_a_sample() -> None:
-    field, rate = markov_field(5000, 64, seed=1)
-    pilot, rest = field[:4000], field[4000:]
+    """The bound of 1.02 on a pilot of four million ids is in benchmarks/codec.py."""
+    field, rate = markov_field(1400, 64, seed=1)
+    pilot, rest = field[:1000], field[1000:]
     codec = ContextCodec.fit(pilot.reshape(-1), grids_of(pilot), 64, expected_ids=10**8)
     bits = bits_per_id(codec, rest.reshape(-1), grids_of(rest))
     assert bits <= 1.02 * rate + STATE_BITS / SIDE**2
@@ -71,7 +71,7 @@ def test_a_small_pilot_of_a_known_source_already_halves_its_order_0_size() -> No
 
 @pytest.mark.parametrize("alphabet", [20, 64, 1500])
 def test_coding_with_contexts_loses_nothing_but_the_state_against_the_tables(alphabet: int) -> None:
-    field, _ = markov_field(200, alphabet, seed=3)
+    field, _ = markov_field(100, alphabet, seed=3)
     codec = ContextCodec.fit(field.reshape(-1), grids_of(field), alphabet, expected_ids=10**8)
     assert any(step.has_contexts for step in codec.model.steps)
     loss = (bits_per_id(codec, field.reshape(-1), grids_of(field)) - codec.model.pilot.bits_per_id) * SIDE**2
@@ -182,7 +182,7 @@ def test_equal_pilots_give_equal_models_in_every_process_and_for_any_number_of_t
     field, _ = markov_field(60, 64, seed=11)
     np.savez(tmp_path / "pilot.npz", ids=field.reshape(-1), grids=grids_of(field))
     hashes = set()
-    for threads in ("1", "2", "7"):
+    for threads in ("1", "7"):
         names = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED")
         environment = os.environ | dict.fromkeys(names, threads)
         command = [sys.executable, "-c", FIT, str(tmp_path / "pilot.npz")]
@@ -199,9 +199,9 @@ def photo_tokens(data_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     def photos(pattern: str, step: int) -> list[np.ndarray]:
         return [np.asarray(image.open(path).convert("RGB")) for path in sorted(data_dir.glob(pattern))[::step]]
 
-    train = photos("images/imagenette224/train/*/*", 6)
+    train = photos("images/imagenette224/train/*/*", 8)
     tokenizer = PatchTokenizer.fit(train[::4], 0, k=1024)
-    sets = {"train": train, "test": photos("images/imagenette224/test/*/*", 10), "kodak": photos("photos/kodak/*", 2)}
+    sets = {"train": train, "test": photos("images/imagenette224/test/*/*", 20), "kodak": photos("photos/kodak/*", 2)}
     tokens = {name: [tokenizer.encode(photo[None])[0, 0] for photo in photos] for name, photos in sets.items()}
     return {
         name: (np.concatenate([grid.reshape(-1) for grid in grids]), np.array([grid.shape for grid in grids], np.int32))

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,25 @@ def test_nearly_all_of_60000_damaged_streams_are_found_and_no_other_id_appears(c
         assert decoded.max() < ALPHABET
         misses += SAMPLES - damaged.sum()
     assert misses <= (1 - found) * 6 * SAMPLES
+
+
+@pytest.mark.parametrize(("contexts", "found"), [("auto", 0.999), ("none", 0.98)])
+def test_single_flipped_bits_are_found_by_the_end_of_the_stream_alone(contexts: str, found: float) -> None:
+    """16,000 streams with one flipped bit each; order-0 ones hide the more, the evener the ids."""
+    rng, grids = np.random.default_rng(3), np.full((1000, 2), 32, np.int32)
+    ids = skewed_ids(1000 * 32 * 32, 1024, 1, seed=3)
+    if contexts == "auto":  # ids that follow from their left neighbour four times in five
+        steps = np.where(rng.random((1000, 32, 32)) < 0.8, 3, rng.integers(0, 1024, (1000, 32, 32)))
+        ids = (np.cumsum(steps, axis=2) % 1024).astype(np.uint16).reshape(-1)
+    codec = ContextCodec.fit(ids, grids, 1024, contexts=contexts, expected_ids=10**9)
+    assert any(step.has_contexts for step in codec.model.steps) == (contexts == "auto")
+    data, lengths = codec.encode(ids, grids)
+    missed = 0
+    for _ in range(16):
+        flipped = data.copy()
+        flipped[np.cumsum(lengths) - rng.integers(1, lengths + 1)] ^= (1 << rng.integers(0, 8, 1000)).astype(np.uint8)
+        missed += int((~codec.try_decode(flipped, lengths, grids)[1]).sum())
+    assert missed <= (1 - found) * 16_000
 
 
 def test_damage_of_a_stream_does_not_touch_the_samples_beside_it() -> None:
@@ -171,6 +191,13 @@ def test_a_model_file_damaged_before_it_was_signed_is_refused_or_decodes_inside_
     assert min(outcomes.values()) > 10
 
 
+def test_a_model_whose_nodes_have_no_tables_is_refused() -> None:
+    model = random_model(40, 0)
+    none = replace(model.steps[0], tables=np.zeros_like(model.steps[0].tables))
+    with pytest.raises(FormatError, match="a node without a table"):
+        replace(model, steps=(none, *model.steps[1:]))
+
+
 def test_a_model_that_claims_huge_arrays_is_refused_before_it_is_read() -> None:
     good = random_model(40, 0).to_bytes()
     length = int.from_bytes(good[12:16], "little")
@@ -194,9 +221,10 @@ import numpy as np
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.pack import PackCodec
 saved = np.load(sys.argv[1])
-for name in ("plain", "contexts"):
+for name in ("plain", "contexts", "earlier"):
     codec = ContextCodec.from_model(saved[name + "_model"].tobytes())
-    codec.try_decode(saved[name + "_data"], saved[name + "_lengths"], saved["grids"])
+    earlier = saved["earlier"] if codec.needs_earlier else None
+    codec.try_decode(saved[name + "_data"], saved[name + "_lengths"], saved["grids"], earlier=earlier)
 packed = PackCodec(1 << 13)
 ids = packed.decode(*packed.encode(saved["ids"], saved["grids"]), saved["grids"])
 assert (ids == saved["ids"]).all()
@@ -208,10 +236,11 @@ print("inside")
 def test_compiled_loops_stay_inside_their_arrays_for_damaged_streams(tmp_path: Path) -> None:
     rng = np.random.default_rng(11)
     ids = skewed_ids(SAMPLES * 64, ALPHABET, 1, seed=1)
-    saved = {"grids": GRIDS, "ids": ids}
-    for name, contexts in (("plain", False), ("contexts", True)):
-        codec = context_codec(contexts, ids)
-        data, lengths = damaged_streams(*codec.encode(ids, GRIDS), rng)
+    saved = {"grids": GRIDS, "ids": ids, "earlier": ids % 70}
+    beside = ContextCodec(random_model(ALPHABET, 3, earlier_alphabet=70))
+    codecs = {"plain": context_codec(False, ids), "contexts": context_codec(True, ids), "earlier": beside}
+    for name, codec in codecs.items():
+        data, lengths = damaged_streams(*codec.encode(ids, GRIDS, ids % 70), rng)
         saved |= {f"{name}_data": data, f"{name}_lengths": lengths}
         saved[f"{name}_model"] = np.frombuffer(codec.model_bytes(), np.uint8)
     np.savez(tmp_path / "saved.npz", **saved)

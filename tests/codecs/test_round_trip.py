@@ -10,8 +10,8 @@ import pytest
 from blocks import ALPHABETS, blocks, random_model, skewed_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_decoder import decode_sample, read_model
 
+from reference_decoder import decode_sample, read_model
 from tokenshard.codecs.base import Codec, id_dtype, sample_sizes
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.grouped import Grouped
@@ -49,7 +49,7 @@ def test_a_model_with_contexts_returns_the_ids_it_was_given(block: Block, seed: 
     np.testing.assert_array_equal(codec.decode(data, lengths, grids), ids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(blocks(max_side=4), st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 40, 300, 70_000]))
 def test_ids_coded_beside_the_level_before_come_back_also_from_the_reference_decoder(
     block: Block, seed: int, earlier_alphabet: int
@@ -95,6 +95,35 @@ def test_any_number_of_samples_decodes_as_each_alone(alphabet: int, size: int) -
     for samples in (1, 3, 8, 9, 21):
         decoded = codec.decode(data[: ends[samples - 1]], lengths[:samples], grids[:samples])
         np.testing.assert_array_equal(decoded, ids[: samples * size])
+
+
+def test_ten_thousand_samples_of_many_grids_advance_together_and_decode_as_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    grids = rng.integers(0, 12, (10_000, 2), dtype=np.int32)
+    sizes = sample_sizes(grids)
+    ids = skewed_ids(int(sizes.sum()), 700, 1, seed=0)
+    codec = ContextCodec(random_model(700, 4))
+    data, lengths = codec.encode(ids, grids)
+    np.testing.assert_array_equal(codec.decode(data, lengths, grids), ids)
+    firsts, starts = np.cumsum(sizes) - sizes, np.cumsum(lengths) - lengths
+    for i in rng.choice(10_000, 300, replace=False):
+        alone = codec.decode(data[starts[i] : starts[i] + lengths[i]], lengths[i : i + 1], grids[i : i + 1])
+        np.testing.assert_array_equal(alone, ids[firsts[i] : firsts[i] + sizes[i]])
+
+
+@pytest.mark.parametrize(("levels", "alphabet", "grid"), [(16, 256, (14, 14)), (4, 1024, (8, 8, 3))])
+def test_product_and_residual_quantizers_round_trip_level_by_level(
+    levels: int, alphabet: int, grid: tuple[int, ...]
+) -> None:
+    grids = np.full((13, len(grid)), grid, np.int32)
+    size = int(sample_sizes(grids).sum())
+    before = None
+    for level in range(levels):
+        codec = ContextCodec(random_model(alphabet, level, None if before is None else alphabet))
+        ids = skewed_ids(size, alphabet, 1, seed=level)
+        data, lengths = codec.encode(ids, grids, before)
+        np.testing.assert_array_equal(codec.decode(data, lengths, grids, earlier=before), ids)
+        before = ids
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tokenshard.engine.encode import encode_samples
+from tokenshard.engine.tokenizing import TokenizerEncoder
 from tokenshard.errors import StoreError
 from tokenshard.sources.base import Reject, Sample, Thunk
 from tokenshard.spec.job import EngineSpec
@@ -75,7 +76,8 @@ def refused(number: int) -> Thunk:
 def encode(thunks: list[Thunk], tokenizer: Means | None = None, **limits: Any) -> tuple[dict[str, int], list[Reject]]:
     """Key -> id of what was encoded, in order; and the rejects."""
     rejects: list[Reject] = []
-    found = encode_samples(thunks, tokenizer or Means(), EngineSpec.model_validate(limits), rejects)
+    encoder = TokenizerEncoder(tokenizer or Means(), rank=2)
+    found = encode_samples(thunks, encoder, EngineSpec.model_validate(limits), rejects)
     return {sample.key: int(codes.item()) for sample, codes in found}, rejects
 
 

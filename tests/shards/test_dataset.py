@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -191,6 +193,10 @@ def test_an_appended_shard_may_bring_a_new_column_that_is_null_for_older_rows(
     assert ds.table(["score"])["score"].to_pylist() == [None] * 30 + list(range(20))
     assert ds.table().num_rows == 50
     assert ds.schema == ds.table().schema
+    assert pa.concat_tables(ds.iter_tables()) == ds.table()
+    assert [table.num_rows for table in ds.iter_tables(["score"])] == [30, 20]
+    with pytest.raises(SpecError, match="no column 'codes'; there are key, num_tokens"):
+        next(ds.iter_tables(["codes"]))
     assert (ds[29]["score"], ds[35]["score"]) == (None, 5.0)
     assert [sample["score"] for sample in (ds[n] for n in (0, 49))] == [None, 19.0]
     assert verify(store).errors == ()
@@ -232,3 +238,13 @@ def test_a_dataset_whose_inputs_were_all_rejected_is_empty_not_broken(make_rows,
     with pytest.raises(IndexError, match="empty"):
         ds[0]
     assert verify(store).ok
+
+
+def test_the_first_batch_waits_for_no_library_that_reading_does_not_need(make_rows, make_dataset) -> None:
+    store = make_dataset(make_rows(100), make_rows(20, first=100))
+    program = (
+        "import sys, tokenshard as ts; ts.open(sys.argv[1]).codes([0, 110]);"
+        "print([m for m in ('pandas', 'torch', 'ray', 'faiss', 'sklearn') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, store.root]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -125,3 +129,29 @@ def _overwrite(store: Store, name: str, data: bytes) -> None:
     """Without the store's fsync: thousands of them would only test the disk."""
     with open(store.url(name), "wb") as file:
         file.write(data)
+
+
+FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+
+
+def fuzz(*arguments: str) -> tuple[int, dict]:
+    command = [sys.executable, str(FUZZ), "--json", "--workers", "2", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_2000_mutations_of_golden_datasets_are_errors_or_change_nothing() -> None:
+    """The first of the 100,000 that benchmarks/fuzz.py runs."""
+    code, figures = fuzz("--mutations", "2000", "--seed", str(SEED))
+    assert figures["violations"] == []
+    assert code == 0
+    assert figures["mutations"] == 2000
+    assert set(figures["counts"]["file"]) == {"refused", "same"}
+    assert all(counts["refused"] > sum(counts.values()) / 2 for counts in figures["counts"].values())
+
+
+def test_a_worker_that_ends_is_a_violation(tmp_path: Path) -> None:
+    code, figures = fuzz("--mutations", "2", "--sets", str(tmp_path / "none"))
+    assert code == 1
+    assert [reason for *_, reason in figures["violations"]] == ["the worker ended early with exit code 1"] * 2

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
@@ -72,7 +77,7 @@ def _race(root: str, versions: int, me: int, barrier, wins) -> None:
 
 
 def test_of_eight_racing_processes_exactly_one_commits_each_version(make_rows, make_dataset) -> None:
-    store, versions = make_dataset(make_rows(20)), 25
+    store, versions = make_dataset(make_rows(20)), 200
     context = multiprocessing.get_context("fork")
     barrier, wins = context.Barrier(8), context.Queue()
     writers = [context.Process(target=_race, args=(store.root, versions, me, barrier, wins)) for me in range(8)]
@@ -114,6 +119,28 @@ def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
         read_manifest(store)
 
 
+def _listed(**change: object) -> Callable[[dict], None]:
+    """A shard list in a file of its own."""
+    listed = {"path": f"manifest/00000001-{16 * '0'}.shards.parquet", "rows": 1, "bytes": 1, "sha256": "0"}
+    return lambda document: document.update(shards_file=listed | change)
+
+
+def _many_ids(document: dict) -> None:
+    """2^30 ids a sample, as all numbers of the manifest say."""
+    ids = document["totals"]["samples"] << 30
+    for part in (document["code"], document["shards"][0]):
+        part["grid"] = [1 << 15, 1 << 15]
+    document["totals"]["ids"] = document["shards"][0]["ids"] = ids
+
+
+def _far_apart(document: dict) -> None:
+    """Ranges of a file that claims to be huge, with most of it between them."""
+    shard = document["shards"][0]
+    shard["row_groups"][0]["codes"][0]["offset"] += 1 << 40
+    shard["footer"]["offset"] += 1 << 41
+    shard["bytes"] += 1 << 41
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -124,7 +151,26 @@ def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
         (lambda d: d["shards"][0]["row_groups"][0].update(rows=1 << 40), "rows do not add up"),
         (lambda d: d["shards"][0]["row_groups"][0]["codes"][0].update(length=1 << 50), "chunk of"),
         (lambda d: d["shards"][0]["row_groups"][0]["codes"][0].update(offset=0), "out of order"),
+        (lambda d: d["shards"][0]["row_groups"][0]["sizes"].update(offset=-(1 << 40)), "offset"),
         (lambda d: d["shards"].append(d["shards"][0]), "listed twice"),
+        (lambda d: d["code"].update(grid=[8, 8, 8, 8]), "4 axes"),
+        (lambda d: d["code"].update(grid=[8, 1 << 53]), "impossible size"),
+        (lambda d: d["code"].update(grid=[8, 9]), "grid differs from the dataset's"),
+        (lambda d: [part.update(grid=[8, 9]) for part in (d["code"], d["shards"][0])], "1280 ids are not those of"),
+        (_many_ids, "ids a level in a row group"),
+        (lambda d: d["code"]["levels"][0].update(alphabet=300), "differs from that of its level"),
+        (lambda d: d["code"]["levels"][0].update(remap=[0] * 255), "255 remapped ids for an alphabet of 256"),
+        (lambda d: d["code"]["levels"][0].update(remap=[-1] * 256), "outside its level's alphabet"),
+        (lambda d: d["code"]["levels"][0].update(remap=[256] * 256), "outside its level's alphabet"),
+        (lambda d: d["code"]["levels"][0].update(alphabet=1 << 40, remap=[0] * 256), "tokenizer ids"),
+        (_far_apart, "row group of"),
+        (lambda d: d["shards"][0].update(bytes=1 << 63), "a shard of 9223372036854775808 bytes"),
+        (lambda d: d["rejects"][0].update(bytes=1 << 64), "a rejects file of 18446744073709551616 bytes"),
+        (_listed(bytes=1 << 64), "a shard list of"),
+        (
+            lambda d: d.update(shards_file={"path": "manifest/..", "rows": 1, "bytes": 1, "sha256": ""}),
+            "bad shard list",
+        ),
         (lambda d: d["models"].update({"../../x": 5}), "not a SHA-256"),
         (lambda d: d["models"].update({"a" * 64: 1 << 40}), "at most"),
         (lambda d: d["tokenizer"].update(fingerprint="../x"), "fingerprint"),
@@ -136,9 +182,9 @@ def test_fields_of_later_minor_versions_are_ignored_but_still_protected(
 def test_a_manifest_that_contradicts_itself_or_the_limits_is_refused(
     make_rows, make_dataset, change_manifest, change, message
 ) -> None:
-    store = make_dataset(make_rows(20))
+    store = make_dataset(make_rows(20), rejects=1)
     change_manifest(store, change)
-    with pytest.raises(FormatError, match=f"00000001.json: .*{message}"):
+    with pytest.raises(FormatError, match=f"00000001.*: .*{message}"):
         read_manifest(store)
 
 
@@ -164,6 +210,25 @@ def test_a_long_shard_list_lies_in_a_parquet_file_with_the_same_fingerprint(make
     listed = store.read(again.shards_file.path)
     store.put(again.shards_file.path, listed[:-20])
     with pytest.raises(FormatError, match=r"shards\.parquet: damaged"):
+        read_manifest(store)
+
+
+def test_a_shard_list_with_values_that_json_has_not_is_refused(
+    make_rows, make_dataset, change_manifest, tmp_path
+) -> None:
+    manifest = read_manifest(make_dataset(make_rows(40)))
+    store = Store(tmp_path / "long")
+    commit_manifest(store, manifest, max_json_shards=0)
+    listed = json.loads(store.read("manifest/00000001.json"))["shards_file"]
+    table = pq.read_table(io.BytesIO(store.read(listed["path"])))
+    place = table.schema.get_field_index("sha256")
+    file = io.BytesIO()
+    pq.write_table(table.set_column(place, "sha256", table["sha256"].cast(pa.binary())), file)
+    data = file.getvalue()
+    store.put(listed["path"], data)
+    sums = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    change_manifest(store, lambda document: document["shards_file"].update(sums))
+    with pytest.raises(FormatError, match=r"00000001\.json: its shard list holds values that JSON has not"):
         read_manifest(store)
 
 

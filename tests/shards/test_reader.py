@@ -89,7 +89,7 @@ def test_fewer_levels_read_fewer_bytes(make_rows, make_shard, tmp_path) -> None:
 
 
 def test_one_sample_can_be_read_by_code_len_without_parquet_code(make_rows, make_shard, tmp_path) -> None:
-    rows = make_rows(900, varied=True)
+    rows = make_rows(1000, varied=True)
     entry = make_shard(rows, row_group_bytes=8 << 10)
     data = (tmp_path / entry.path).read_bytes()
     table = pq.read_table(tmp_path / entry.path)
@@ -135,6 +135,28 @@ def test_any_flipped_bit_in_what_is_read_raises_and_names_shard_and_row_group(
                     ShardReader(Store(tmp_path), entry, codec).read_group(group)
 
 
+@pytest.mark.parametrize("codecs", [("pack",), ("zstd",)])
+def test_a_plain_parquet_reader_finds_1000_flipped_bits_in_the_pages_of_codes_by_their_checksums(
+    make_rows, make_shard, tmp_path, codecs
+) -> None:
+    rng = np.random.default_rng(2)
+    entry = make_shard(make_rows(300, codecs=codecs), row_group_bytes=8 << 10)
+    [chunk] = entry.row_groups[0].codes
+    intact = (tmp_path / entry.path).read_bytes()
+    with pq.ParquetFile(pa.BufferReader(intact), page_checksum_verification=True) as file:
+        column = file.metadata.row_group(0).column(file.schema_arrow.get_field_index("codes"))
+    # a list column begins with the header of its dictionary page, which no checksum covers
+    first = chunk.offset if codecs == ("pack",) else column.data_page_offset + 64
+    for place in rng.integers(first, chunk.offset + chunk.length, 1000).tolist():
+        damaged = bytearray(intact)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        with (
+            pq.ParquetFile(pa.BufferReader(bytes(damaged)), page_checksum_verification=True) as file,
+            pytest.raises(OSError, match=r"(?i)crc|checksum"),
+        ):
+            file.read_row_group(0, columns=["codes"])
+
+
 def test_a_cut_off_or_missing_shard_is_named(make_rows, make_shard, tmp_path) -> None:
     entry = make_shard(make_rows(300))
     path = tmp_path / entry.path
@@ -177,6 +199,32 @@ def test_a_shard_for_a_newer_reader_is_refused_with_the_remedy(make_rows, make_s
     footer = ShardFooter.parse(pq.read_metadata(path).metadata).dump()
     with pytest.raises(FormatError, match=r"job-000000\.parquet: needs .* shard format 2.*pip install --upgrade"):
         rewritten(path, rows, {**footer, "tokenshard.min_reader": "2"})
+
+
+@pytest.mark.parametrize(
+    ("codec_name", "change", "message"),
+    [
+        ("zstd", lambda ids: ids.cast(pa.list_(pa.int32())), "no list of unsigned ids"),
+        ("zstd", lambda ids: pa.array([b"x"] * len(ids)), "not stored as the zstd codec"),
+        (
+            "pack",
+            lambda ids: pa.array([[1]] * len(ids), pa.list_(pa.uint16())),
+            "not stored as the pack codec stores it",
+        ),
+    ],
+)
+def test_a_code_column_of_another_type_is_refused(make_rows, make_shard, tmp_path, codec_name, change, message) -> None:
+    rows = make_rows(50, codecs=(codec_name,))
+    entry = make_shard(rows)
+    path = tmp_path / entry.path
+    footer, table = ShardFooter.parse(pq.read_metadata(path).metadata).dump(), pq.read_table(path)
+    place = table.schema.get_field_index("codes")
+    table = table.set_column(place, "codes", change(table["codes"].combine_chunks()))
+    with pq.ParquetWriter(str(path), table.schema, **parquet_options(table.schema, rows.columns)) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(footer)
+    with pytest.raises(FormatError, match=message), open(path, "rb") as file:
+        ShardReader(Store(tmp_path), describe_shard(file, entry.path), codec).read_group(0)
 
 
 @pytest.mark.parametrize("column", ["num_tokens", "height", "code_len"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tokenshard.shards.dataset import open_dataset
-from tokenshard.shards.stats import dataset_stats
+from tokenshard.shards.stats import dataset_stats, stored_levels
 
 
 def test_figures_follow_from_files_and_ids(make_rows, make_dataset) -> None:
@@ -39,3 +39,27 @@ def test_a_sample_decodes_only_part_of_the_row_groups(make_rows, make_dataset) -
     assert stats["decoded_samples"] == 64
     assert dataset_stats(ds)["decoded_samples"] == 640
     assert stats["bits_per_token"] == dataset_stats(ds)["bits_per_token"]
+
+
+@pytest.mark.parametrize("codec", ["context", "pack", "zstd"])
+def test_each_level_says_what_its_ids_cost_and_could_cost(codec: str, make_rows, make_dataset) -> None:
+    rows = make_rows(256, alphabet=100, codecs=("pack", codec))
+    dataset = open_dataset(make_dataset(rows, row_group_bytes=2 << 10).root)
+    stats = dataset_stats(dataset)
+    json.dumps(stats)
+    first, second = stats["levels"]
+    ids = rows.batch.ids[1].size
+    assert first["log2_alphabet"] == second["log2_alphabet"] == math.log2(100)
+    assert (first["context_bits"], first["model_bytes"]) == (None, 0)
+    assert second["codec"] == codec
+    assert second["bits_per_token"] == 8 * second["stream_bytes"] / ids
+    assert (second["model_bytes"] > 0) == (second["context_bits"] is not None) == (codec == "context")
+    assert (second["length_bytes"] > 0) == (second["framing_bytes"] > 0) == (codec != "zstd")
+    everything = sum(second[part] for part in ("stream_bytes", "framing_bytes", "length_bytes", "model_bytes"))
+    assert second["bits_per_token_in_all"] == 8 * everything / ids
+    if codec == "context":  # random ids: what the tables say is what is paid, but for 24 bits a stream
+        assert second["bits_per_token"] == pytest.approx(second["context_bits"] + 24 * 256 / ids, abs=0.02)
+    assert sum(level["framing_bytes"] for level in stats["levels"]) == stats["code_framing_bytes"]
+    assert sum(level["model_bytes"] for level in stats["levels"]) == stats["model_bytes"]
+    stored = stored_levels(dataset.manifest)
+    assert all(entry.items() <= level.items() for entry, level in zip(stored, stats["levels"], strict=True))

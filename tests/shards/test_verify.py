@@ -87,9 +87,9 @@ def test_rows_and_rejects_must_add_up_to_the_inputs(make_rows, make_dataset, cha
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["shards"][0].update(grid=[8, 7]), "grid of the footer differs"),
+        (lambda d: [part.update(grid=[8, None]) for part in (d["code"], d["shards"][0])], "grid of the footer differs"),
         (lambda d: d["code"].update(grid=[8, 9]), "grid differs from the dataset's"),
-        (lambda d: d["code"]["columns"][0].update(alphabet=300), "code columns of the footer differ"),
+        (lambda d: d["code"]["columns"][0].update(group=2), "code columns of the footer differ"),
         (lambda d: d["shards"][0].update(min_key="a"), "smallest and largest key differ"),
         (lambda d: d["tokenizer"].update(numerics="bf16"), "another tokenizer"),
         (lambda d: d["columns"].pop(), "column 'tags' is not in the manifest"),

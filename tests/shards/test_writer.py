@@ -100,16 +100,39 @@ def test_overhead_is_at_most_four_and_a_half_bytes_a_sample_at_1024_rows_a_group
     assert (entry.bytes - streams - users) / len(rows) <= 4.5
 
 
-def test_only_user_columns_carry_statistics_and_every_page_has_a_checksum(make_rows, make_shard, tmp_path) -> None:
+def test_the_footer_takes_at_most_700_bytes_a_row_group_of_labelled_images(make_rows, make_shard) -> None:
+    rows = make_rows(8192, side=8, alphabet=1024)
+    labelled = dataclasses.replace(rows.batch, columns=rows.batch.columns.select(["label"]))
+    rows = dataclasses.replace(rows, batch=labelled, user=pa.schema([rows.user.field("label")]))
+    entry = make_shard(rows, row_group_bytes=80 << 10)
+    assert [group.rows for group in entry.row_groups] == [1024] * 8
+    assert entry.footer.length / 8 <= 700
+
+
+def test_only_key_and_user_columns_carry_statistics_and_every_page_has_a_checksum(
+    make_rows, make_shard, tmp_path
+) -> None:
     entry = make_shard(make_rows(300))
     metadata = pq.read_metadata(tmp_path / entry.path)
     chunks = {c.path_in_schema: c for c in map(metadata.row_group(0).column, range(metadata.num_columns))}
-    assert {name for name, chunk in chunks.items() if not chunk.is_stats_set} == {"code_len", "codes"}
+    assert {name for name, chunk in chunks.items() if not chunk.is_stats_set} == {
+        "num_tokens", "height", "width", "code_len", "codes"
+    }  # fmt: skip
     assert chunks["codes"].compression == "UNCOMPRESSED"
     assert set(chunks["codes"].encodings) == {"RLE", "DELTA_LENGTH_BYTE_ARRAY"}
     assert "DELTA_BINARY_PACKED" in chunks["code_len"].encodings
     assert "DELTA_BYTE_ARRAY" in chunks["key"].encodings
     assert chunks["label"].compression == "ZSTD"
+
+
+def test_listed_ids_have_a_dictionary_where_it_saves_bytes(make_rows, make_shard, tmp_path) -> None:
+    rows = make_rows(320, codecs=("zstd", "zstd"))
+    rows.batch.ids[1].reshape(-1, 512)[:] = rows.batch.ids[1][:512]  # comes again and again, like a phrase
+    entry = make_shard(rows)
+    group = pq.read_metadata(tmp_path / entry.path).row_group(0)
+    chunks = {c.path_in_schema.split(".")[0]: c for c in map(group.column, range(group.num_columns))}
+    assert chunks["codes_0"].has_dictionary_page
+    assert not chunks["codes_1"].has_dictionary_page
 
 
 def test_a_user_column_with_a_name_of_the_format_is_refused(make_rows, make_shard) -> None:

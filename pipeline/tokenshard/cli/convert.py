@@ -14,7 +14,7 @@ from tokenshard.cli.options import json_option, print_json, print_table, storage
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _job_options(command: F) -> F:
+def job_options(command: F) -> F:
     """Options that decide how a conversion runs and what it does with what is there."""
     options = [
         click.option("--engine", type=click.Choice(["auto", "local", "ray"]), help="Where to run. [default: auto]"),
@@ -40,7 +40,7 @@ def _job_options(command: F) -> F:
     return json_option(command)
 
 
-def _split(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def split_options(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Command-line values -> (job fields, mode, display); options not given leave the spec's values alone."""
     mode = {name: values.pop(name) for name in ("resume", "append", "overwrite", "dry_run")}
     display = {name: values.pop(name) for name in ("quiet", "as_json")}
@@ -56,7 +56,7 @@ def _split(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict
     return {name: value for name, value in fields.items() if value is not None}, mode, display
 
 
-def _run(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
+def run_and_print(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
     from tokenshard.api import run as run_job
     from tokenshard.engine.convert import Mode
     from tokenshard.engine.progress import Progress
@@ -75,7 +75,7 @@ def _run(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
         return
     rows = [("dataset", result.output), ("samples", f"{result.num_samples:,}"), ("rejects", f"{result.num_rejects:,}")]
     rows += [("", f"{count:,} x {reason}") for reason, count in result.reasons.items()]
-    if result.token_bytes:
+    if result.token_bytes and result.raw_bytes:
         ratio = result.raw_bytes / result.token_bytes
         rows += [
             ("raw bytes", readable_bytes(result.raw_bytes)),
@@ -131,7 +131,7 @@ def convert() -> None:
 @click.option("--unit-samples", type=click.IntRange(1), help="Most inputs of a work unit (one shard). [default: 4096]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @storage_option
-@_job_options
+@job_options
 def images(src: str, out: str, **values: Any) -> None:
     """Convert images to a token dataset.
 
@@ -145,7 +145,7 @@ def images(src: str, out: str, **values: Any) -> None:
     """
     from tokenshard.spec.job import ConvertImages, build_job
 
-    fields, mode, display = _split(values)
+    fields, mode, display = split_options(values)
     source = {"path": src, "form": values["form"], "labels": values["labels"], "size": _size(values["size"])}
     source |= {"fit": values["fit"] or ("center-crop" if source["size"] else "keep")}
     if values["max_pixels"]:
@@ -153,7 +153,7 @@ def images(src: str, out: str, **values: Any) -> None:
     if values["unit_samples"]:
         fields["unit"] = {"samples": values["unit_samples"]}
     fields |= {name: values[name] for name in ("tokenizer", "codec", "seed", "storage")}
-    _run(build_job(ConvertImages, {"source": source, "output": out, **fields}), mode, **display)
+    run_and_print(build_job(ConvertImages, {"source": source, "output": out, **fields}), mode, **display)
 
 
 def _size(text: str | None) -> int | tuple[int, int] | None:
@@ -184,7 +184,7 @@ def _with_fields(spec: Any, fields: dict[str, Any]) -> Any:
 @click.argument("job", type=click.Path(exists=True, dir_okay=False))
 @click.option("--output", help="Override the spec's output.")
 @click.option("--source", help="Override the spec's source.path.")
-@_job_options
+@job_options
 def run(job: str, output: str | None, source: str | None, **values: Any) -> None:
     """Run or resume a job spec.
 
@@ -195,18 +195,18 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
     """
     from tokenshard.api import load_job
 
-    fields, mode, display = _split(values)
+    fields, mode, display = split_options(values)
     if output:
         fields["output"] = output
     if source:
         fields["source"] = {"path": source}
-    _run(_with_fields(load_job(job), fields), mode, **display)
+    run_and_print(_with_fields(load_job(job), fields), mode, **display)
 
 
 @click.command()
 @click.argument("out")
 @storage_option
-@_job_options
+@job_options
 def retry(out: str, storage: dict[str, Any], **values: Any) -> None:
     """Convert the rejected inputs of a dataset again, e.g. after repairing the files.
 
@@ -220,8 +220,8 @@ def retry(out: str, storage: dict[str, Any], **values: Any) -> None:
     from tokenshard.shards.manifest import read_manifest
     from tokenshard.store import Store
 
-    fields, mode, display = _split(values)
+    fields, mode, display = split_options(values)
     output = Store(out, storage)
     folder = JobFolder(output, read_manifest(output).version)
     spec = _with_fields(folder.conversion(), {**fields, "output": out})
-    _run(spec, {**mode, "retry": True}, **display)
+    run_and_print(spec, {**mode, "retry": True}, **display)

@@ -22,6 +22,7 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
     """
     from tokenshard.readable import readable_bytes
     from tokenshard.shards.manifest import read_manifest
+    from tokenshard.shards.stats import stored_levels
     from tokenshard.store import Store
 
     manifest = read_manifest(Store(out, storage))
@@ -39,6 +40,9 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
         "grid": list(manifest.code.grid),
         "alphabets": [level.alphabet for level in manifest.code.levels],
         "codecs": [column.codec for column in manifest.code.columns],
+        "levels": stored_levels(manifest),
+        "model_bytes": sum(manifest.models.values()),
+        "footer_bytes": sum(shard.footer.length for shard in manifest.shards),
         "tokenizer": manifest.tokenizer.model_dump(),
         "columns": [column.model_dump(exclude_none=True) for column in manifest.columns],
         "splits": manifest.splits,
@@ -56,12 +60,14 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
         ("samples", f"{totals.samples:,} in {len(manifest.shards):,} shards; {totals.rejects:,} rejects"),
         ("tokens", f"{totals.ids:,}; grid {grid}; alphabet {alphabets}; codec {codecs}"),
         ("bytes", f"{readable_bytes(totals.token_bytes)} from {readable_bytes(totals.raw_bytes)} raw"),
+        ("", f"codec models {readable_bytes(facts['model_bytes'])}, footers {readable_bytes(facts['footer_bytes'])}"),
         ("tokenizer", f"{manifest.tokenizer.fingerprint} ({manifest.tokenizer.numerics})"),
         ("columns", ", ".join(f"{c.name}: {c.type}" for c in manifest.columns)),
     ]
     rows += [("splits", ", ".join(f"{k}: {v:,}" for k, v in manifest.splits.items()))] if manifest.splits else []
     rows += [("fingerprint", manifest.fingerprint)]
     print_table(rows)
+    _print_levels(facts["levels"])
 
 
 @click.command()
@@ -84,8 +90,36 @@ def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
         return
     rows = [(name, _figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
     print_table(rows)
-    for number, level in enumerate(found.get("levels", []) if len(found.get("levels", [])) > 1 else []):
-        click.echo(f"level {number}: " + ", ".join(f"{name} {_figure(value)}" for name, value in level.items()))
+    _print_levels(found["levels"])
+
+
+LEVEL_COLUMNS = {
+    "codec": "codec",
+    "alphabet": "alphabet",
+    "codes_used": "used",
+    "log2_alphabet": "log2",
+    "order0_entropy": "order 0",
+    "context_bits": "context",
+    "bits_per_token": "bits/id",
+    "bits_per_token_in_all": "in all",
+    "stream_bytes": "stream bytes",
+    "framing_bytes": "framing",
+    "length_bytes": "lengths",
+    "model_bytes": "model",
+}
+"""Key of a level's figures -> head of its column."""
+
+
+def _print_levels(levels: list[dict[str, Any]]) -> None:
+    """A table with one line a level."""
+    names = [name for name in LEVEL_COLUMNS if name in levels[0]]
+    lines = [["level", *(LEVEL_COLUMNS[name] for name in names)]]
+    for number, level in enumerate(levels):
+        figures = ("-" if level[name] is None else _figure(level[name]) for name in names)
+        lines.append([str(number), *figures])
+    widths = [max(len(line[place]) for line in lines) for place in range(len(names) + 1)]
+    for line in lines:
+        click.echo("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
 
 
 def _figure(value: Any) -> str:

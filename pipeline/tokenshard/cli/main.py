@@ -10,6 +10,9 @@ import click
 
 COMMANDS = {
     "convert": ("tokenshard.cli.convert:convert", "Turn raw data into a token dataset."),
+    "transcode": ("tokenshard.cli.codes:transcode", "Rewrite a dataset: codec, levels, shards, keys, columns."),
+    "export": ("tokenshard.cli.exchange:export", "Write a token dataset in the format of another program."),
+    "import": ("tokenshard.cli.codes:import_", "Turn ids in another format into a token dataset."),
     "run": ("tokenshard.cli.convert:run", "Run or resume a job spec (YAML)."),
     "retry": ("tokenshard.cli.convert:retry", "Convert the rejected inputs of a dataset again."),
     "tokenizer": ("tokenshard.cli.tokenizer:tokenizer", "Train, evaluate and list tokenizers."),

@@ -62,6 +62,7 @@ def choose_codec(
     """Fit and measure codecs on a pilot block, and take the smallest; within 3 % of it, the simplest.
 
     Four samples of five are fitted on, the fifth is measured (all serve for both where there are fewer than five).
+    Codecs without a model are measured on all: `zstd` finds the more repetitions the more ids it sees.
     ``expected_ids`` is the size of the whole dataset where it is known, so that a model file is charged to all of it;
     by default the pilot is the dataset. ``want`` names one codec instead of choosing. ``earlier``: the level before of
     the same samples, which the `context` codec may use. Deterministic.
@@ -77,7 +78,8 @@ def choose_codec(
     total = max(expected_ids or len(ids), 1)
     pilot, rest = (_Block.of(ids, grids, earlier, samples) for samples in (fitted, held_out))
     codecs = {name: _fit(name, pilot, alphabet, group, total) for name in names}
-    costs = {name: _measure(codec, rest, total) for name, codec in codecs.items()}
+    whole = _Block(ids, grids, earlier)
+    costs = {name: _measure(codec, rest if name == "context" else whole, total) for name, codec in codecs.items()}
     best = next(name for name in names if costs[name] <= _TIE * min(costs.values()))
     return ChosenCodec(codecs[best], costs)
 

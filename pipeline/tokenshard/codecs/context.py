@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, sample_sizes
+from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, id_dtype, sample_sizes
 from tokenshard.codecs.blocks import check_ids, check_lengths, ids_buffer, read_only
 from tokenshard.codecs.fit import Earlier, fit_contexts
 from tokenshard.codecs.model import ContextModel
@@ -44,7 +44,10 @@ class ContextCodec:
     def __init__(self, model: ContextModel) -> None:
         self.model = model
         self.alphabet = model.alphabet
-        self._arrays = model.kernel_arrays()
+        # Own ids and those beside them have one dtype, so that there are only two versions of each loop to compile.
+        self._ids = np.dtype(id_dtype(max(model.alphabet, model.earlier_alphabet or 0)))
+        arrays = model.kernel_arrays()
+        self._arrays = arrays._replace(leaves=arrays.leaves.astype(self._ids, copy=False))
         children = np.concatenate([step.children for step in model.steps])
         self._parents = np.zeros(len(children) + self.alphabet, np.uint32)
         self._parents[1:] = np.repeat(np.arange(len(children), dtype=np.uint32), children)
@@ -100,10 +103,11 @@ class ContextCodec:
         stops = np.cumsum(rooms)
         scratch = np.empty(int(stops[-1]), np.uint16)
         layout = self._layout(grids, sizes, sizes > 0)
-        beside, tree = read_only(self._beside(ids, earlier)), (self._leaf_nodes, self._parents)
+        own = ids.astype(self._ids, copy=False)
+        beside, tree = read_only(self._beside(own, earlier)), (self._leaf_nodes, self._parents)
         state = np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64)
         rans_kernels.encode(
-            read_only(ids), beside, tuple(layout), tuple(self._arrays), tree, scratch, stops, num_words, state
+            read_only(own), beside, tuple(layout), tuple(self._arrays), tree, scratch, stops, num_words, state
         )
         words = np.empty(int(num_words.sum()), np.uint16)
         rans_kernels.gather(scratch, stops, num_words, words)
@@ -138,8 +142,9 @@ class ContextCodec:
             return ids, (lengths > 0) | (sizes > 0) & (self.alphabet > 1)
         from tokenshard.codecs import rans_kernels
 
+        own = ids.astype(self._ids, copy=False)
         try:
-            beside = self._beside(ids, earlier)
+            beside = self._beside(own, earlier)
         except InputError as error:
             raise FormatError(f"{error}; the shard or its model is damaged") from None
         words = np.zeros(len(data) // 2 + rans_kernels.BLOCK * len(self.model.steps) + 1, np.uint16)
@@ -149,11 +154,13 @@ class ContextCodec:
         damaged[state] = words[first_bytes[state] // 2 + 1] == 0  # a state below 2^16
         layout = self._layout(grids, sizes, (sizes > 0) & ~damaged)
         for sample in np.flatnonzero(damaged & (sizes > 0)):
-            ids[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
+            own[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
         rans_kernels.decode(
-            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), tuple(self._arrays), ids,
+            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), tuple(self._arrays), own,
             beside, damaged, np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64),
         )  # fmt: skip
+        if own is not ids:
+            ids[:] = own
         return ids, damaged
 
     def _beside(self, own: Ids, earlier: Ids | None) -> Ids:
@@ -165,12 +172,11 @@ class ContextCodec:
             raise InputError("this level is coded with the ids of the level before; pass those of the same samples")
         if len(earlier) and (earlier.min() < 0 or earlier.max() >= alphabet):
             raise InputError(f"an id of the level before is outside its alphabet of {alphabet}")
-        return np.require(earlier, own.dtype if alphabet <= 1 << 16 else np.int32, ["C", "W"])
+        return np.require(earlier, self._ids, ["C", "W"])
 
     def _layout(self, grids: Grids, sizes: NDArray[np.int64], coded: NDArray[np.bool_]) -> _Layout:
-        """Samples of like size (and shape, where neighbours matter) go through the compiled loops together."""
+        """Samples of like size go through the compiled loops together."""
         order = np.flatnonzero(coded)
+        order = order[np.argsort(sizes[order], kind="stable")]
         strides, periods = neighbour_strides(grids, self.model.neighbours)
-        keys = (strides[order, 0], strides[order, 1], sizes[order]) if len(self._arrays.pairs) else (sizes[order],)
-        order = order[np.lexsort(keys)]
         return _Layout(np.cumsum(sizes) - sizes, sizes, strides, periods, order)

@@ -35,12 +35,12 @@ from tokenshard.codecs.tree import fit_order0, quantize
 Array = NDArray[Any]
 
 _HELD_OUT = 5  # every fifth sample
-_LADDER = (
-    ((16, 64), (8, 4), (4, 2)),
-    ((48, 256), (16, 16), (8, 8)),
-    ((128, 1024), (32, 64), (16, 16)),
+_LADDERS = (
+    ((16, 64), (48, 256), (128, 1024)),
+    ((8, 4), (16, 16), (32, 64), (32, 128)),
+    ((4, 2), (8, 8), (16, 16), (16, 32)),
 )
-"""(classes of a neighbour, tables of a node) of step 0, 1, and deeper; a step may also go without contexts."""
+"""(classes of a neighbour, tables of a node) for step 0, 1, and deeper; a step may also go without contexts."""
 
 _TIE = 1.01
 """An order-0 model is taken where it costs no more than this many times one with contexts."""
@@ -114,7 +114,7 @@ def fit_contexts(
         return _Fitter(tree, observed, held, sides, spread)
 
     pairs = _pairs(tuple(around))
-    best = pairs[0] if len(pairs) == 1 else min(pairs, key=lambda pair: fitter(pair).cost(0, _LADDER[1][0])[0])
+    best = pairs[0] if len(pairs) == 1 else min(pairs, key=lambda pair: fitter(pair).cost(0, _LADDERS[0][1])[0])
     chosen = fitter(best)
     steps, cost = chosen.choose()
     flat = fit_order0(np.bincount(ids[~held], minlength=alphabet), len(grids))
@@ -179,9 +179,9 @@ class _Fitter:
         """The cheapest size with contexts and its cost; tried in the order that a pilot of that many ids rarely leaves
         before the best, up to the first that is dearer."""
         best, least = (1, 1), np.inf
-        order = _LADDER if len(self.observed.ids) < _MANY_IDS else _LADDER[::-1]
-        for rung in order if self.tree.maps(number, self.alphabets) else ():
-            size = rung[min(number, 2)]
+        ladder = _LADDERS[min(number, 2)]
+        order = ladder if len(self.observed.ids) < _MANY_IDS else ladder[::-1]
+        for size in order if self.tree.maps(number, self.alphabets) else ():
             if not self._fits(number, size, others):
                 continue
             cost, _ = self.cost(number, size)

@@ -168,6 +168,7 @@ class ContextModel:
     """Alphabet of the level before, where it is the second neighbour."""
 
     def __post_init__(self) -> None:
+        _require(all(bool((step.tables >= 1).all()) for step in self.steps), "a node without a table")
         header = self.header
         _check_header(header)
         for number, step in enumerate(self.steps):
@@ -398,7 +399,6 @@ def _check_step(step: Step, number: int, header: ModelHeader, below: int) -> Non
         bool(((step.children >= 1) & (step.children <= MAX_CHILDREN)).all()), f"{where}: a node of no or > 32 symbols"
     )
     _require(int(step.children.sum(dtype=np.int64)) == below, f"{where}: children and the next step differ in number")
-    _require(bool((step.tables >= 1).all()), f"{where}: a node without a table")
     _require(bool((step.map_of < max(maps, 1)).all()), f"{where}: a class map that does not exist")
     _require(len(refined[0]) == len(refined[1]) == nodes, f"{where}: arrays of different length")
     for side, own, limit in zip(sides, refined, classes, strict=True):

@@ -55,7 +55,7 @@ class PackCodec:
             return ids
         from tokenshard.codecs import pack_kernels
 
-        pack_kernels.unpack(read_only(data), sizes, first_bytes, self.bits, ids)
+        pack_kernels.unpack(read_only(data), sizes, first_bytes, (0,) * self.bits, ids)
         self._check_decoded(ids, data, first_bytes + lengths, sizes)
         return ids
 

@@ -1,4 +1,5 @@
-"""Compiled loops of the `pack` codec: fixed-width little-endian bit fields, read and written eight bytes at a time."""
+"""Compiled loops of the `pack` codec: fixed-width little-endian bit fields, written eight bytes and read eight ids at a
+time."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
 SLACK = 8
 """Bytes a buffer passed to :func:`pack` must have beyond the last stream."""
 
-_0, _1, _3, _4, _7, _8 = (np.uint64(i) for i in (0, 1, 3, 4, 7, 8))
+_0, _1, _3, _4, _7, _8, _16, _32 = (np.uint64(i) for i in (0, 1, 3, 4, 7, 8, 16, 32))
 
 
 @_intrinsic
@@ -68,27 +69,66 @@ def pack(ids: Any, sizes: Any, first_bytes: Any, bits: Any, out: Any) -> None:
         at += np.uint64(sizes[sample])
 
 
+@_intrinsic
+def _unpack_eight(typingctx: Any, data: Any, at: Any, out: Any, to: Any, width: Any) -> Any:
+    """Eight ids from the bytes from ``data[at]`` on to ``out[to]`` and the seven after it.
+
+    ``width`` is a tuple of as many entries as an id has bits: eight ids begin and end at whole bytes, so that for each
+    width all places and shifts are constants, and a handful of vector instructions do the work.
+    """
+    signature = types.void(data, types.uint64, out, types.uint64, width)
+    bits = len(width)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2))
+        byte, i32 = ir.IntType(8), ir.IntType(32)
+        read = ir.VectorType(byte, _bytes_read(bits))
+        place = builder.bitcast(_place(builder, source.data, args[1]), read.as_pointer())
+        loaded = builder.load(place, align=1)
+        firsts = [bits * i // 8 for i in range(8)]
+        picked = [min(first + i, read.count - 1) for first in firsts for i in range(4)]
+        picks = ir.Constant(ir.VectorType(i32, 32), picked)
+        words = ir.VectorType(i32, 8)
+        fields = builder.bitcast(builder.shuffle_vector(loaded, ir.Constant(read, ir.Undefined), picks), words)
+        fields = builder.lshr(fields, ir.Constant(words, [bits * i % 8 for i in range(8)]))
+        fields = builder.and_(fields, ir.Constant(words, [(1 << bits) - 1] * 8))
+        ids = ir.VectorType(ir.IntType(signature.args[2].dtype.bitwidth), 8)
+        if ids != words:
+            fields = builder.trunc(fields, ids)
+        builder.store(fields, builder.bitcast(_place(builder, target.data, args[3]), ids.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _bytes_read(bits: int) -> int:
+    """Bytes that unpacking eight ids reads."""
+    return 16 if bits <= 16 else 32
+
+
 @_kernel
-def unpack(data: Any, sizes: Any, first_bytes: Any, bits: Any, out: Any) -> None:
-    """Inverse of :func:`pack`; reads only inside ``data``."""
+def unpack(data: Any, sizes: Any, first_bytes: Any, width: Any, out: Any) -> None:
+    """Inverse of :func:`pack` for ids of ``len(width)`` bits; reads only inside ``data``."""
     at = _0
-    width = np.uint64(bits)
-    mask = (_1 << width) - _1
+    bits = np.uint64(len(width))
+    mask = (_1 << bits) - _1
     total = np.uint64(data.shape[0])
+    reach = _16 if bits <= _16 else _32
     for sample in range(sizes.shape[0]):
         first = np.uint64(first_bytes[sample])
         size = np.uint64(sizes[sample])
-        wide = _0  # ids whose eight bytes lie inside the data
-        if first + _8 <= total:
-            wide = min(size, ((total - _8 - first) * _8 + _7) // width + _1)
-        for i in range(wide):
-            bit = i * width
-            out[at + i] = (_load64(data, first + (bit >> _3)) >> (bit & _7)) & mask
-        for i in range(wide, size):
-            bit = i * width
-            byte = first + (bit >> _3)
+        eights = _0  # groups of eight whose reads lie inside the data
+        if first + reach <= total:
+            eights = min(size >> _3, (total - reach - first) // bits + _1)
+        for eight in range(eights):
+            _unpack_eight(data, first + eight * bits, out, at + _8 * eight, width)
+        for i in range(_8 * eights, size):
+            byte = first + (i * bits >> _3)
             value = _0
-            for j in range(min(_4, total - byte)):
-                value |= np.uint64(data[byte + j]) << (_8 * j)
-            out[at + i] = (value >> (bit & _7)) & mask
+            if byte + _8 <= total:
+                value = _load64(data, byte)
+            else:
+                for j in range(min(_4, total - byte)):
+                    value |= np.uint64(data[byte + j]) << (_8 * j)
+            out[at + i] = (value >> (i * bits & _7)) & mask
         at += size

@@ -1,10 +1,10 @@
 """Compiled loops of the `context` codec: rANS over the arrays of a :class:`~tokenshard.codecs.model.KernelArrays`.
 
-One 32-bit state a stream; eight streams advance in lockstep, because the dependent steps of a single one, and its waits
-for tables, leave most of a core idle. Everything is unsigned 64-bit: numba then drops its test for negative indices,
-and the product of a state and a frequency cannot overflow. The functions trust the model arrays (checked when a model
-is built) but never the streams: places of words are held inside the buffer, and a slot is always below the last end of
-its table.
+One 32-bit state a stream; up to eight streams advance in lockstep, whatever their grids, because the dependent steps
+of a single one, and its waits for tables, leave most of a core idle. Everything is unsigned 64-bit: numba then drops
+its test for negative indices, and the product of a state and a frequency cannot overflow. The functions trust the model
+arrays (checked when a model is built) but never the streams: places of words are held inside the buffer, and a slot is
+always below the last end of its table.
 
 Streams and tables are specified in `schemas/shard-format.md`; the coder is the range variant of Duda's asymmetric
 numeral systems (arXiv:1311.2540).
@@ -31,15 +31,17 @@ _inline: _Compiled = njit(forceinline=True, **_OPTIONS)
 _kernel: _Compiled = njit(cache=True, nogil=True, **_OPTIONS)
 
 LANES = 8
-"""Streams that advance in lockstep."""
+"""Streams that advance in lockstep, at most."""
 
 BLOCK = 64
 """Positions between two tests of the places of the next words."""
 
-STATE = 8
-"""Entries a lane has: rANS state, place of the next word, first id, both neighbours' rows, node, its table."""
+STATE = 16
+"""Entries a lane has: rANS state, place of the next word, first id, both neighbours' rows, node, its table; then its
+sample, size, both neighbours' strides and periods, and how far the position is in each period."""
 
-_X, _AT, _BASE, _FIRST, _SECOND, _NODE, _TABLE = (np.uint64(i) for i in range(7))
+_X, _AT, _BASE, _FIRST, _SECOND, _NODE, _TABLE, _SAMPLE, _SIZE = (np.uint64(i) for i in range(9))
+_STRIDE_A, _STRIDE_B, _PERIOD_A, _PERIOD_B, _PHASE_A, _PHASE_B = (np.uint64(i) for i in range(9, 15))
 _0, _1, _2, _3, _4, _16, _32 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 16, 32))
 _BLOCK = np.uint64(BLOCK)
 _LANES, _STATE = np.uint64(LANES), np.uint64(STATE)
@@ -144,54 +146,53 @@ def _push(x: Any, at: Any, place: Any, ends: Any, scratch: Any) -> Any:
 
 
 @_inline
-def _find_neighbours(
-    lanes: Any, state: Any, position: Any, phases: Any, shape: Any, ids: Any, beside: Any, model: Any
-) -> None:
-    """Enter the rows in ``classes`` of both neighbours of each lane's id at ``position``."""
-    (stride_a, stride_b), _ = shape
+def _find_neighbours(state: Any, lane: Any, position: Any, phases: Any, ids: Any, beside: Any, model: Any) -> None:
+    """Enter the rows in ``classes`` of both neighbours of a lane's id at ``position``."""
     (row, second), border = model[3], np.uint64(model[7].shape[0])
+    stride_a, stride_b = state[lane + _STRIDE_A], state[lane + _STRIDE_B]
     known_a, known_b = phases[0] >= stride_a, phases[1] >= stride_b
     # Where there is none, an id that is there is read and not used.
-    back_a, back_b = stride_a if known_a else _0, stride_b if known_b else _0
+    here = state[lane + _BASE] + position
+    a, b = np.uint64(ids[here - (stride_a if known_a else _0)]), np.uint64(beside[here - (stride_b if known_b else _0)])
+    a, b = (a if known_a else border) * row, (b if known_b else border) * row + second
+    state[lane + _FIRST], state[lane + _SECOND] = a, b
+    _prefetch(model[2], a)
+    _prefetch(model[2], b)
+    _prefetch(model[2], a + row - _1)
+    _prefetch(model[2], b + row - _1)
+
+
+@_inline
+def _enter_phases(lanes: Any, position: Any, state: Any) -> None:
+    """How far ``position`` is in the periods of each lane."""
     for lane in range(lanes):
-        here = state[_STATE * lane + _BASE] + position
-        a, b = np.uint64(ids[here - back_a]), np.uint64(beside[here - back_b])
-        a, b = (a if known_a else border) * row, (b if known_b else border) * row + second
-        state[_STATE * lane + _FIRST], state[_STATE * lane + _SECOND] = a, b
-        _prefetch(model[2], a)
-        _prefetch(model[2], b)
-        _prefetch(model[2], a + row - _1)
-        _prefetch(model[2], b + row - _1)
+        own = _STATE * lane
+        state[own + _PHASE_A] = position % state[own + _PERIOD_A]
+        state[own + _PHASE_B] = position % state[own + _PERIOD_B]
 
 
 @_inline
 def _decode_span(
-    lanes: Any,
-    begin: Any,
-    end: Any,
-    state: Any,
-    shape: Any,
-    words: Any,
-    model: Any,
-    out: Any,
-    beside: Any,
-    contexts: Any,
+    lanes: Any, begin: Any, end: Any, state: Any, words: Any, model: Any, out: Any, beside: Any, contexts: Any
 ) -> None:
-    """Decode positions ``begin`` to ``end`` of the first ``lanes`` streams of ``state``, whose grids agree."""
-    periods, (nodes, steps, _, _, _, _, _, leaves) = shape[1], model
+    """Decode positions ``begin`` to ``end`` of the first ``lanes`` streams of ``state``."""
+    nodes, steps, _, _, _, _, _, leaves = model
     leaf = np.uint64(nodes.shape[0]) >> _2
     last = np.uint64(words.shape[0]) - _BLOCK * np.uint64(steps.shape[0])
-    a, b = begin % periods[0], begin % periods[1]
+    _enter_phases(lanes, begin, state)
     for block in range(begin, end, _BLOCK):
         for lane in range(lanes):
             # Damaged streams may lead here: to the end of the words, and in a block beyond. Valid ones do not.
             state[_STATE * lane + _AT] = min(state[_STATE * lane + _AT], last)
         for position in range(block, min(block + _BLOCK, end)):
-            if contexts:
-                _find_neighbours(lanes, state, position, (a, b), shape, out, beside, model)
-                a, b = a + _1 if a + _1 < periods[0] else _0, b + _1 if b + _1 < periods[1] else _0
             for lane in range(lanes):
-                state[_STATE * lane + _NODE] = _0
+                own = _STATE * lane
+                state[own + _NODE] = _0
+                if contexts:
+                    a, b = state[own + _PHASE_A], state[own + _PHASE_B]
+                    _find_neighbours(state, own, position, (a, b), out, beside, model)
+                    state[own + _PHASE_A] = a + _1 if a + _1 < state[own + _PERIOD_A] else _0
+                    state[own + _PHASE_B] = b + _1 if b + _1 < state[own + _PERIOD_B] else _0
             for number in range(np.uint64(steps.shape[0])):
                 wide, step = steps[number, _0] > _0, (steps[number, _1], steps[number, _2])
                 # In two rounds: the tables of all lanes are on their way before the first is needed.
@@ -220,58 +221,48 @@ def _descend(state: Any, lane: Any, wide: Any, words: Any, model: Any) -> None:
 
 @_inline
 def _encode_span(
-    lanes: Any, begin: Any, end: Any, state: Any, shape: Any, ids: Any, beside: Any, model: Any, tree: Any,
-    scratch: Any, contexts: Any,
+    lanes: Any, begin: Any, end: Any, state: Any, ids: Any, beside: Any, model: Any, tree: Any, scratch: Any,
+    contexts: Any,
 ) -> None:  # fmt: skip
     """Encode positions ``end`` down to ``begin``, deepest step first: the reverse of :func:`_decode_span`."""
-    periods, (nodes, steps, _, _, _, _, ends, _) = shape[1], model
+    nodes, steps, _, _, _, _, ends, _ = model
     depth, (leaf_nodes, parents) = np.uint64(steps.shape[0]), tree
-    a, b = end % periods[0], end % periods[1]
+    _enter_phases(lanes, end, state)
     for back in range(begin, end):
         position = begin + end - _1 - back
-        if contexts:
-            a, b = (a if a > _0 else periods[0]) - _1, (b if b > _0 else periods[1]) - _1
-            _find_neighbours(lanes, state, position, (a, b), shape, ids, beside, model)
         for lane in range(lanes):
-            state[_STATE * lane + _NODE] = np.uint64(
-                leaf_nodes[np.uint64(ids[state[_STATE * lane + _BASE] + position])]
-            )
+            own = _STATE * lane
+            if contexts:
+                a, b = state[own + _PHASE_A], state[own + _PHASE_B]
+                a, b = (a if a > _0 else state[own + _PERIOD_A]) - _1, (b if b > _0 else state[own + _PERIOD_B]) - _1
+                state[own + _PHASE_A], state[own + _PHASE_B] = a, b
+                _find_neighbours(state, own, position, (a, b), ids, beside, model)
+            state[own + _NODE] = np.uint64(leaf_nodes[np.uint64(ids[state[own + _BASE] + position])])
         for up in range(depth):
             step = steps[depth - _1 - up, _1], steps[depth - _1 - up, _2]
             for lane in range(lanes):
-                node = state[_STATE * lane + _NODE]
+                own = _STATE * lane
+                node = state[own + _NODE]
                 parent = np.uint64(parents[node])
-                place = _row(
-                    parent, (state[_STATE * lane + _FIRST], state[_STATE * lane + _SECOND]), step, model, contexts
-                )
+                place = _row(parent, (state[own + _FIRST], state[own + _SECOND]), step, model, contexts)
                 place += node - np.uint64(nodes[_4 * parent])
-                state[_STATE * lane + _NODE] = parent
-                x, at = _push(state[_STATE * lane + _X], state[_STATE * lane + _AT], place, ends, scratch)
-                state[_STATE * lane + _X], state[_STATE * lane + _AT] = x, at
+                state[own + _NODE] = parent
+                x, at = _push(state[own + _X], state[own + _AT], place, ends, scratch)
+                state[own + _X], state[own + _AT] = x, at
 
 
 @_inline
-def _shape(sample: Any, strides: Any, periods: Any) -> Any:
-    return (strides[sample, _0], strides[sample, _1]), (periods[sample, _0], periods[sample, _1])
-
-
-@_inline
-def _joint_size(first: Any, layout: Any, contexts: Any) -> Any:
-    """Positions that the streams from ``order[first]`` on advance together: none where they cannot."""
-    _, sizes, strides, periods, order = layout
-    if first + _LANES > np.uint64(order.shape[0]):
-        return _0
-    lead = order[first]
-    size = np.uint64(sizes[lead])
-    for lane in range(_1, _LANES):
-        sample = order[first + lane]
-        size = min(size, np.uint64(sizes[sample]))
-        for axis in range(_2):
-            if contexts and (
-                strides[sample, axis] != strides[lead, axis] or periods[sample, axis] != periods[lead, axis]
-            ):
-                return _0
-    return size
+def _enter(first: Any, layout: Any, state: Any) -> Any:
+    """Give each of the next samples a lane, larger ones first; returns the number of lanes."""
+    first_ids, sizes, strides, periods, order = layout
+    lanes = min(_LANES, np.uint64(order.shape[0]) - first)
+    for lane in range(lanes):
+        own, sample = _STATE * lane, order[first + lanes - _1 - lane]
+        state[own + _SAMPLE], state[own + _SIZE] = np.uint64(sample), np.uint64(sizes[sample])
+        state[own + _BASE] = np.uint64(first_ids[sample])
+        state[own + _STRIDE_A], state[own + _STRIDE_B] = strides[sample, _0], strides[sample, _1]
+        state[own + _PERIOD_A], state[own + _PERIOD_B] = periods[sample, _0], periods[sample, _1]
+    return lanes
 
 
 @_inline
@@ -279,25 +270,23 @@ def _decode_all(
     words: Any, first_words: Any, num_words: Any, layout: Any, model: Any, out: Any, beside: Any, damaged: Any,
     state: Any, contexts: Any,
 ) -> None:  # fmt: skip
-    first_ids, sizes, strides, periods, order = layout
-    for first in range(_0, np.uint64(order.shape[0]), _LANES):
-        lanes = min(_LANES, np.uint64(order.shape[0]) - first)
+    for first in range(_0, np.uint64(layout[4].shape[0]), _LANES):
+        lanes = _enter(first, layout, state)
         for lane in range(lanes):
-            sample = order[first + lane]
-            word = np.uint64(first_words[sample])
-            state[_STATE * lane + _X] = np.uint64(words[word]) | np.uint64(words[word + _1]) << _WORD
-            state[_STATE * lane + _AT] = word + _2
-            state[_STATE * lane + _BASE] = np.uint64(first_ids[sample])
-        joint = _joint_size(first, layout, contexts)
-        shape = _shape(order[first], strides, periods)
-        _decode_span(_LANES, _0, joint, state, shape, words, model, out, beside, contexts)
+            own = _STATE * lane
+            word = np.uint64(first_words[state[own + _SAMPLE]])
+            state[own + _X] = np.uint64(words[word]) | np.uint64(words[word + _1]) << _WORD
+            state[own + _AT] = word + _2
+        done = _0
+        for ended in range(lanes):  # all together up to the end of the shortest, then fewer and fewer
+            size = state[_STATE * (lanes - _1 - ended) + _SIZE]
+            _decode_span(lanes - ended, done, size, state, words, model, out, beside, contexts)
+            done = size
         for lane in range(lanes):
-            sample = order[first + lane]
-            own, size = state[_STATE * lane :], np.uint64(sizes[sample])
-            shape = _shape(sample, strides, periods)
-            _decode_span(_1, joint, size, own, shape, words, model, out, beside, contexts)
+            own = _STATE * lane
+            sample = state[own + _SAMPLE]
             stop = np.uint64(first_words[sample] + num_words[sample])
-            damaged[sample] = state[_STATE * lane + _X] != _LOW or state[_STATE * lane + _AT] != stop
+            damaged[sample] = state[own + _X] != _LOW or state[own + _AT] != stop
 
 
 @_kernel
@@ -330,25 +319,21 @@ def _encode_all(
     ids: Any, beside: Any, layout: Any, model: Any, tree: Any, scratch: Any, stops: Any, num_words: Any, state: Any,
     contexts: Any,
 ) -> None:  # fmt: skip
-    first_ids, sizes, strides, periods, order = layout
-    for first in range(_0, np.uint64(order.shape[0]), _LANES):
-        lanes = min(_LANES, np.uint64(order.shape[0]) - first)
-        joint = _joint_size(first, layout, contexts)
+    for first in range(_0, np.uint64(layout[4].shape[0]), _LANES):
+        lanes = _enter(first, layout, state)
         for lane in range(lanes):
-            sample = order[first + lane]
-            state[_STATE * lane + _X] = _LOW
-            state[_STATE * lane + _AT] = np.uint64(stops[sample])
-            state[_STATE * lane + _BASE] = np.uint64(first_ids[sample])
-            own, size = state[_STATE * lane :], np.uint64(sizes[sample])
-            shape = _shape(sample, strides, periods)
-            _encode_span(_1, joint, size, own, shape, ids, beside, model, tree, scratch, contexts)
-        shape = _shape(order[first], strides, periods)
-        _encode_span(_LANES, _0, joint, state, shape, ids, beside, model, tree, scratch, contexts)
+            own = _STATE * lane
+            state[own + _X] = _LOW
+            state[own + _AT] = np.uint64(stops[state[own + _SAMPLE]])
+        for lane in range(lanes):  # the end of the longest alone, then more and more with it
+            shorter = state[_STATE * (lane + _1) + _SIZE] if lane + _1 < lanes else _0
+            size = state[_STATE * lane + _SIZE]
+            _encode_span(lane + _1, shorter, size, state, ids, beside, model, tree, scratch, contexts)
         for lane in range(lanes):
-            sample = order[first + lane]
-            x, head = state[_STATE * lane + _X], state[_STATE * lane + _AT] - _2
-            scratch[head] = np.uint16(x)
-            scratch[head + _1] = np.uint16(x >> _WORD)
+            own = _STATE * lane
+            sample, head = state[own + _SAMPLE], state[own + _AT] - _2
+            scratch[head] = np.uint16(state[own + _X])
+            scratch[head + _1] = np.uint16(state[own + _X] >> _WORD)
             num_words[sample] = np.uint64(stops[sample]) - head
 
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tokenshard.engine.finalize import check_appendable, finalize
+from tokenshard.engine.encoding import check_job, encoding_of
+from tokenshard.engine.finalize import check_appendable, check_columns, check_layout, finalize
 from tokenshard.engine.job_folder import JobFolder, Journal, PilotResult, Plan, Receipt
-from tokenshard.engine.pilot import PILOT, check_tokenizer, sample_size
+from tokenshard.engine.pilot import PILOT, sample_size
 from tokenshard.engine.plan import UnitPlace, make_plan, unit_places
 from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
@@ -30,12 +31,12 @@ from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
 from tokenshard.sources.registry import open_source
-from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.job import ConvertJob, TokenizeJob
 from tokenshard.spec.manifest import Manifest
 from tokenshard.store import Store
 
 LARGE_INPUT = 20_000
-"""Inputs above which `--engine auto` uses Ray."""
+"""Inputs above which `--engine auto` uses Ray, unless they are one unit."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def run_conversion(spec: ConvertJob, mode: Mode | None = None, progress: Progres
     started = time.monotonic()
     if mode.dry_run:
         return _dry_run(spec, progress, started)
-    check_tokenizer(spec)
+    check_job(spec)
     output = Store(spec.output, spec.storage)
     parent, folder = _claim(spec, mode, output)
     if parent is not None and parent.version == folder.version:
@@ -115,7 +116,8 @@ def _claim(spec: ConvertJob, mode: Mode, output: Store) -> tuple[Manifest | None
         if not started and next(iter(output.list()), None) is not None:
             raise SpecError(f"{output.root}: is not empty and holds no token dataset; choose another output")
     elif mode.append or mode.retry:
-        check_appendable(parent, spec)
+        if isinstance(spec, TokenizeJob):
+            check_appendable(parent, spec)
     else:
         folder = JobFolder(output, parent.version)
         if folder.spec() is None:
@@ -214,7 +216,7 @@ def _run_units(spec: ConvertJob, folder: JobFolder, parent: Manifest | None, pla
     if len(done) == plan.units and folder.pilot() is not None:
         return "none"
     if parent is not None and folder.pilot() is None:
-        folder.create_pilot(_adopted(parent))
+        folder.create_pilot(_adopted(spec, plan, parent, folder.output))
     engine = _engine(spec, plan)
     with _executors(spec, engine) as executor_for:
         address = WorkerAddress(spec.output, folder.version, dict(spec.storage))
@@ -264,18 +266,24 @@ def _executors(spec: ConvertJob, engine: str) -> Iterator[ExecutorFor]:
 def _engine(spec: ConvertJob, plan: Plan) -> str:
     if spec.engine.kind != "auto":
         return spec.engine.kind
-    return "ray" if spec.engine.address or os.environ.get("RAY_ADDRESS") or plan.inputs > LARGE_INPUT else "local"
+    large = plan.inputs > LARGE_INPUT and plan.units > 1
+    return "ray" if spec.engine.address or os.environ.get("RAY_ADDRESS") or large else "local"
 
 
-def _adopted(parent: Manifest) -> PilotResult:
+def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> PilotResult:
     """Tokenizer and codecs of the dataset that is appended to: they are frozen with it."""
-    return PilotResult(
+    layout = encoding_of(spec, open_source(spec, plan.source_state)).layout(parent.tokenizer, output)
+    check_layout(parent, layout, output)
+    adopted = PilotResult(
         tokenizer=parent.tokenizer.fingerprint,
         numerics=parent.tokenizer.numerics,
         levels=parent.code.levels,
         codecs=parent.code.columns,
         models=parent.models,
+        layout=layout,
     )
+    check_columns(parent, plan, adopted)
+    return adopted
 
 
 def _rows_of(folder: JobFolder) -> Callable[[UnitPlace], int]:

@@ -7,7 +7,7 @@ by decoded bytes. Samples of equal size are encoded together.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Condition
 from typing import Any
@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenshard.codecs.base import Ids, id_dtype
+from tokenshard.engine.encoding import Encoder
 from tokenshard.sources.base import Reject, Sample, Thunk
 from tokenshard.sources.outcome import rejected
 from tokenshard.spec.job import EngineSpec
-from tokenshard.tokenizers.base import Tokenizer
 
 Encoded = tuple[Sample, NDArray[Any]]
 """A sample and its ids [levels, *grid]."""
 
 
 def encode_samples(
-    thunks: Iterable[Thunk], tokenizer: Tokenizer, limits: EngineSpec, rejects: list[Reject]
+    thunks: Iterable[Thunk], encoder: Encoder, limits: EngineSpec, rejects: list[Reject]
 ) -> Iterator[Encoded]:
     """Samples with their ids, in the order of the thunks; what cannot be read or encoded goes to ``rejects``.
 
@@ -36,12 +37,12 @@ def encode_samples(
     for item in _in_order(thunks, limits):
         if isinstance(item, Sample):
             if samples and (samples >= limits.batch_size or held + item.data.nbytes > limits.batch_bytes):
-                yield from _encode_window(window, tokenizer, rejects)
+                yield from _encode_window(window, encoder, rejects)
                 window, samples, held = [], 0, 0
             samples += 1
             held += item.data.nbytes
         window.append(item)
-    yield from _encode_window(window, tokenizer, rejects)
+    yield from _encode_window(window, encoder, rejects)
 
 
 def _in_order(thunks: Iterable[Thunk], limits: EngineSpec) -> Iterator[Sample | Reject]:
@@ -109,12 +110,12 @@ def _nbytes(item: Sample | Reject) -> int:
     return item.data.nbytes if isinstance(item, Sample) else 0
 
 
-def _encode_window(window: list[Sample | Reject], tokenizer: Tokenizer, rejects: list[Reject]) -> Iterator[Encoded]:
+def _encode_window(window: list[Sample | Reject], encoder: Encoder, rejects: list[Reject]) -> Iterator[Encoded]:
     by_size: dict[tuple[int, ...], list[Sample]] = {}
     for item in window:
         if isinstance(item, Sample):
             by_size.setdefault(item.data.shape, []).append(item)
-    encoded = {shape: iter(_encode(samples, tokenizer)) for shape, samples in by_size.items()}
+    encoded = {shape: iter(_encode(samples, encoder)) for shape, samples in by_size.items()}
     for item in window:
         codes = next(encoded[item.data.shape]) if isinstance(item, Sample) else item
         if isinstance(codes, Reject):
@@ -123,11 +124,17 @@ def _encode_window(window: list[Sample | Reject], tokenizer: Tokenizer, rejects:
             yield item, codes
 
 
-def _encode(samples: list[Sample], tokenizer: Tokenizer) -> list[NDArray[Any] | Reject]:
+def _encode(samples: list[Sample], encoder: Encoder) -> list[NDArray[Any] | Reject]:
     """Ids of equally sized samples; where encoding them together raises, one of them is bad: each by itself."""
     try:
-        return list(tokenizer.encode(np.stack([sample.data for sample in samples])))
+        return list(encoder.encode(samples))
     except Exception as error:
         if len(samples) == 1:
             return [rejected(samples[0].key, samples[0].uri, "encode", error)]
-        return [result for sample in samples for result in _encode([sample], tokenizer)]
+        return [result for sample in samples for result in _encode([sample], encoder)]
+
+
+def flat_ids(codes: Sequence[NDArray[Any]], level: int, alphabet: int) -> Ids:
+    """The ids of one level of some samples, back to back, as codecs take them."""
+    ids: Ids = np.concatenate([sample[level].ravel() for sample in codes]).astype(id_dtype(alphabet), copy=False)
+    return ids

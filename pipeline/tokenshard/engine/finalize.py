@@ -10,9 +10,10 @@ import pyarrow as pa
 from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
 from tokenshard.errors import JobError, SpecError, TooManyRejects
 from tokenshard.shards.manifest import commit_manifest
-from tokenshard.shards.schema import CodeColumns, column_entries, shard_schema
+from tokenshard.shards.schema import NUM_TOKENS, column_entries, shard_schema
+from tokenshard.sources.base import CodeLayout
 from tokenshard.spec.base import digest
-from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.job import ConvertJob, TokenizeJob
 from tokenshard.spec.manifest import (
     CodeEntry,
     ColumnEntry,
@@ -23,6 +24,7 @@ from tokenshard.spec.manifest import (
     TokenizerEntry,
     Totals,
 )
+from tokenshard.store import Store
 
 
 def job_id(spec: ConvertJob, plan: Plan, pilot: PilotResult) -> str:
@@ -68,7 +70,7 @@ def finalize(folder: JobFolder, parent: Manifest | None) -> Manifest:
     if parent is None and not any(receipt.rows for receipt in receipts):
         raise TooManyRejects("every input was rejected; the rejects/ folder of the output says why")
     manifest = _manifest(spec, plan, pilot, folder, receipts)
-    return commit_manifest(folder.output, _appended(parent, manifest, plan) if parent is not None else manifest)
+    return commit_manifest(folder.output, _appended(parent, manifest, plan, pilot) if parent is not None else manifest)
 
 
 def _manifest(
@@ -82,14 +84,14 @@ def _manifest(
     rejects = [receipt.rejects for receipt in receipts if receipt.rejects is not None]
     return Manifest(
         version=folder.version,
-        kind=spec.dataset_kind,
+        kind=pilot.layout.kind,
         totals=_totals(shards, rejects),
-        code=CodeEntry(levels=pilot.levels, grid=_shared_grid(shards), columns=pilot.codecs),
+        code=CodeEntry(levels=pilot.levels, grid=_shared_grid(shards) or pilot.layout.grid, columns=pilot.codecs),
         tokenizer=TokenizerEntry(fingerprint=pilot.tokenizer, numerics=pilot.numerics),
         models=dict(sorted(pilot.models.items())),
         columns=tuple(_columns(plan, pilot)),
-        preprocess=spec.source.output_fields(),
-        source={"path": spec.source.path, "raw_bytes": plan.raw_bytes},
+        preprocess=dict(pilot.layout.preprocess),
+        source={"path": spec.source.path, "raw_bytes": plan.raw_bytes, **pilot.layout.origin},
         jobs=(
             JobEntry(
                 id=job_id(spec, plan, pilot),
@@ -108,7 +110,7 @@ def _manifest(
 
 def _columns(plan: Plan, pilot: PilotResult) -> list[ColumnEntry]:
     user = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(plan.schema_hex)))
-    columns = CodeColumns(codes=pilot.codecs, grid=(None, None), extents=("height", "width"), downsample=(1, 1))
+    columns = pilot.columns
     layouts = tuple("list" if codec.codec == "zstd" else "binary" for codec in pilot.codecs)
     labels = {column.name: column.names for column in plan.columns if column.role == "label"}
     return column_entries(shard_schema(columns, layouts, user), columns, labels)
@@ -125,13 +127,12 @@ def _totals(shards: Sequence[ShardEntry], rejects: Sequence[RejectsEntry]) -> To
 
 
 def _shared_grid(shards: Sequence[ShardEntry]) -> tuple[int | None, ...]:
+    """Dims that all shards share, None where they differ; empty without shards."""
     grids = {shard.grid for shard in shards}
-    if not grids:
-        return (None, None)
     return tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*grids, strict=True))
 
 
-def check_appendable(parent: Manifest, spec: ConvertJob) -> None:
+def check_appendable(parent: Manifest, spec: TokenizeJob) -> None:
     """Raises SpecError when the job's samples would not be like those the dataset has."""
     if parent.kind != spec.dataset_kind:
         raise SpecError(f"{spec.output}: holds a dataset of kind {parent.kind}; {spec.dataset_kind} cannot be appended")
@@ -144,15 +145,37 @@ def check_appendable(parent: Manifest, spec: ConvertJob) -> None:
             )
 
 
-def _appended(parent: Manifest, new: Manifest, plan: Plan) -> Manifest:
+def check_layout(parent: Manifest, layout: CodeLayout, output: Store) -> None:
+    """Raises SpecError where ids with this layout cannot be in one dataset with those it has."""
+    own = {column.column.replace("codes", "code_len", 1) for column in parent.code.columns}
+    lengths = [column.name for column in parent.columns if column.role == "length"]
+    extents = tuple(name for name in lengths if name not in {NUM_TOKENS, *own})
+    fixed = len(layout.grid) > 1 and not layout.extents
+    for what, there, here in (
+        ("kind", parent.kind, layout.kind),
+        ("alphabets", tuple(level.alphabet for level in parent.code.levels), layout.alphabets),
+        ("grid", parent.code.grid if fixed else len(parent.code.grid), layout.grid if fixed else len(layout.grid)),
+        ("size columns", extents, layout.extents),
+    ):
+        if there != here:
+            raise SpecError(f"{output.root}: has {what} {there}, the job {what} {here}; they cannot be in one dataset")
+
+
+def check_columns(parent: Manifest, plan: Plan, pilot: PilotResult) -> None:
+    """Raises SpecError where samples with these columns cannot be in the dataset."""
+    columns = _columns(plan, pilot)
+    if list(parent.columns) != columns:
+        names = sorted({column.name for column in set(parent.columns) ^ set(columns)}) or ["their order"]
+        raise SpecError(f"appended samples need the same columns as the dataset; different: {', '.join(names)}")
+
+
+def _appended(parent: Manifest, new: Manifest, plan: Plan, pilot: PilotResult) -> Manifest:
     if parent.tokenizer != new.tokenizer:
         raise JobError(
             f"the dataset's tokenizer is {parent.tokenizer.fingerprint} ({parent.tokenizer.numerics}), the job's is "
             f"{new.tokenizer.fingerprint} ({new.tokenizer.numerics}); ids of two tokenizers cannot be mixed"
         )
-    if parent.columns != new.columns:
-        names = sorted({column.name for column in set(parent.columns) ^ set(new.columns)})
-        raise JobError(f"appended samples need the same columns as the dataset; different: {', '.join(names)}")
+    check_columns(parent, plan, pilot)
     kept = () if plan.retried else parent.rejects
     shards, rejects = (*parent.shards, *new.shards), (*kept, *new.rejects)
     return new.model_copy(

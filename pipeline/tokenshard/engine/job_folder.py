@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from pydantic import Field, JsonValue
 
 from tokenshard.errors import FormatError
+from tokenshard.shards.schema import CodeColumns
+from tokenshard.sources.base import CodeLayout
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.job import ConvertJob, JobSpec, parse_job
@@ -57,9 +59,16 @@ class PilotResult(StoredDocument):
     levels: tuple[LevelEntry, ...]
     codecs: tuple[CodecSpec, ...]
     models: dict[str, int] = Field(default_factory=dict)
+    layout: CodeLayout = Field(description="grid, extents and origin of the ids")
     measured: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="bits per id of each codec, by column"
     )
+
+    @property
+    def columns(self) -> CodeColumns:
+        """The code columns as the footers describe them."""
+        layout = self.layout
+        return CodeColumns(codes=self.codecs, grid=layout.grid, extents=layout.extents, downsample=layout.downsample)
 
 
 class Receipt(StoredDocument):

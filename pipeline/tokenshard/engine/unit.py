@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenshard.codecs.choose import load_codec
-from tokenshard.engine.encode import Encoded, encode_samples
+from tokenshard.engine.encode import Encoded, encode_samples, flat_ids
+from tokenshard.engine.encoding import encoding_of
 from tokenshard.engine.finalize import job_id
 from tokenshard.engine.job_folder import JobFolder, Receipt
 from tokenshard.engine.plan import read_unit
@@ -29,19 +30,19 @@ from tokenshard.engine.task import Task
 from tokenshard.errors import JobError
 from tokenshard.shards.describe import describe_shard
 from tokenshard.shards.rejects import describe_rejects, read_rejects_file, rejects_bytes
-from tokenshard.shards.schema import CodeColumns, ShardFooter
+from tokenshard.shards.schema import ShardFooter
 from tokenshard.shards.writer import ShardWriter, TokenBatch
 from tokenshard.sources.base import Reject
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.manifest import RejectsEntry, ShardEntry, TokenizerEntry
-from tokenshard.tokenizers.folder import load_tokenizer
 
 APPEND_ROWS = 512
-"""Rows gathered before they go to the shard writer."""
+APPEND_BYTES = 32 << 20
+"""Rows, and bytes of their ids, gathered before they go to the shard writer; whichever is reached first."""
 
 
 class UnitRunner:
-    """Runs units of one job; holds the tokenizer, the codecs and the source."""
+    """Runs units of one job; holds the encoder, the codecs and the source."""
 
     def __init__(self, folder: JobFolder) -> None:
         plan, pilot = folder.plan(), folder.pilot()
@@ -52,17 +53,12 @@ class UnitRunner:
         self._output = folder.output
         self._job = job_id(self._spec, plan, pilot)
         self._source = open_source(self._spec, plan.source_state)
-        self._tokenizer = load_tokenizer(self._output, f"tokenizer/{pilot.tokenizer}")
+        self._encoder = encoding_of(self._spec, self._source).load(pilot, self._output)
         self._codecs = [
             load_codec(codec, self._output.read(f"models/{codec.model}.tsm") if codec.model else None)
             for codec in pilot.codecs
         ]
-        self._columns = CodeColumns(
-            codes=pilot.codecs,
-            grid=(None, None),
-            extents=("height", "width"),
-            downsample=self._tokenizer.spec.downsample,
-        )
+        self._columns = pilot.columns
         self._numerics = TokenizerEntry(fingerprint=pilot.tokenizer, numerics=pilot.numerics)
         self._source_names = plan.source_names
         self._user_columns = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(plan.schema_hex)))
@@ -92,7 +88,7 @@ class UnitRunner:
         return receipt
 
     def _encoded(self, inputs: pa.Table, rejects: list[Reject]) -> Iterator[Encoded]:
-        return encode_samples(self._source.read(inputs), self._tokenizer, self._spec.engine, rejects)
+        return encode_samples(self._source.read(inputs), self._encoder, self._spec.engine, rejects)
 
     def _probe(self, inputs: pa.Table, task: Task) -> None:
         """Fetch, decode and encode some rows, to see whether the worker survives it."""
@@ -108,11 +104,13 @@ class UnitRunner:
             _rows(inputs, sorted(poison)), "WorkerDied", "reading this input killed its worker process"
         )
         waiting: list[Encoded] = []
+        held = 0
         for item in self._encoded(_rows(inputs, harmless), rejects):
             waiting.append(item)
-            if len(waiting) >= APPEND_ROWS:
+            held += item[1].nbytes
+            if len(waiting) >= APPEND_ROWS or held >= APPEND_BYTES:
                 writer.append(self._batch(waiting))
-                waiting = []
+                waiting, held = [], 0
         if waiting:
             writer.append(self._batch(waiting))
 
@@ -123,9 +121,9 @@ class UnitRunner:
         columns = {field.name: pa.array([s.columns.get(name) for s in samples], field.type) for field, name in named}
         return TokenBatch(
             keys=[sample.key for sample in samples],
-            sizes=np.array([sample.data.shape[:2] for sample in samples], np.int32),
+            sizes=np.array([self._encoder.size(sample) for sample in samples], np.int32),
             ids=tuple(
-                np.concatenate([codes[level].ravel() for _, codes in items]) for level in range(len(self._codecs))
+                flat_ids([codes for _, codes in items], level, c.alphabet) for level, c in enumerate(self._codecs)
             ),
             raw_bytes=sum(sample.raw_bytes for sample in samples),
             columns=pa.table(columns, schema=fields) if len(fields) else None,

@@ -19,6 +19,7 @@ from tokenshard.report.quality import psnr
 from tokenshard.shards.dataset import Dataset
 from tokenshard.sources.base import Sample
 from tokenshard.sources.registry import open_source
+from tokenshard.spec.job import TokenizeJob
 from tokenshard.tokenizers.folder import load_tokenizer
 
 
@@ -36,8 +37,9 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
     rows, lines = [], []
     for sample in samples:
         codes = np.asarray(sample["codes"])
-        codes = codes[None] if codes.ndim == 2 else codes
-        image = tokenizer.decode(codes[None], (sample["height"], sample["width"]))[0]
+        codes = codes[None] if len(dataset.manifest.code.levels) == 1 else codes
+        size = (sample["height"], sample["width"]) if "height" in sample else None
+        image = tokenizer.decode(codes[None], size)[0]
         original = originals.get(sample["key"])
         caption = sample["key"]
         if original is not None and original.shape == image.shape:
@@ -69,7 +71,10 @@ def _originals_of_job(folder: JobFolder, wanted: pa.Array) -> Iterator[tuple[str
         plan = folder.plan()
         if plan is None:
             return
-        source = open_source(folder.conversion(), plan.source_state)
+        job = folder.conversion()
+        if not isinstance(job, TokenizeJob):
+            return  # its inputs are ids, not what they stand for
+        source = open_source(job, plan.source_state)
         for part in plan.parts:
             with folder.output.open(part.path) as file:
                 inputs = pq.read_table(file, filters=pc.field("key").isin(wanted))

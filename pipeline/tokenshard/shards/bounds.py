@@ -6,6 +6,7 @@ manifest, the footer and the columns agree; everything else is a :class:`~tokens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,8 @@ import pyarrow as pa
 
 from tokenshard.codecs.base import Grids
 from tokenshard.errors import FormatError
-from tokenshard.spec.manifest import ChunkEntry, Manifest, ShardEntry
+from tokenshard.spec.codec import CodecSpec
+from tokenshard.spec.manifest import ChunkEntry, LevelEntry, Manifest, ShardEntry
 
 MAX_ROW_GROUPS = 4_096
 MAX_GROUP_ROWS = 1 << 16
@@ -23,8 +25,11 @@ MAX_GROUP_IDS = (1 << 31) - 1
 MAX_GROUP_BYTES = 1 << 28
 """Bytes of codes a writer puts into one row group."""
 MAX_CHUNK_BYTES = (1 << 31) - 1
+"""Bytes read at once: sizes and codes of a row group together with what lies between them, a rejects file, a list."""
+MAX_FILE_BYTES = (1 << 63) - 1
 MAX_FOOTER_BYTES = 1 << 26
 MAX_LEVELS = 256
+MAX_RANK = 3
 MAX_MODEL_BYTES = 1 << 24
 
 
@@ -58,11 +63,16 @@ def check_manifest(manifest: Manifest) -> None:
     levels = len(manifest.code.levels)
     require(1 <= levels <= MAX_LEVELS, f"{levels} code levels (1 to {MAX_LEVELS} are possible)")
     require(len(manifest.code.columns) == levels, "code levels and code columns differ in number")
+    require(1 <= len(manifest.code.grid) <= MAX_RANK, f"a grid of {len(manifest.code.grid)} axes (1 to 3 are possible)")
+    require(all(dim is None or 0 <= dim <= MAX_GROUP_IDS for dim in manifest.code.grid), "a grid of impossible size")
+    for level, column in zip(manifest.code.levels, manifest.code.columns, strict=True):
+        _check_level(level, column)
     for shard in manifest.shards:
         require(_below(shard.path, "data"), f"shard path {shard.path!r} is not below data/")
-        _check_shard(shard, levels, len(manifest.code.grid))
+        _check_shard(shard, levels, manifest.code.grid)
     for rejects in manifest.rejects:
         require(_below(rejects.path, "rejects"), f"rejects path {rejects.path!r} is not below rejects/")
+        require(rejects.bytes <= MAX_CHUNK_BYTES, f"{rejects.path}: a rejects file of {rejects.bytes} bytes")
     paths = [shard.path for shard in manifest.shards] + [entry.path for entry in manifest.rejects]
     require(len(set(paths)) == len(paths), "a file is listed twice")
     for name, listed in (
@@ -80,11 +90,30 @@ def check_manifest(manifest: Manifest) -> None:
     require(_is_hex(manifest.tokenizer.fingerprint, 16), "tokenizer fingerprint is not 16 hex digits")
 
 
-def _check_shard(shard: ShardEntry, levels: int, rank: int) -> None:
+def _check_level(level: LevelEntry, column: CodecSpec) -> None:
+    where, remap = f"column {column.column!r}", level.remap
+    if remap is None:
+        require(level.alphabet == column.alphabet, f"{where}: its alphabet differs from that of its level")
+        return
+    require(level.alphabet <= MAX_GROUP_IDS, f"{where}: alphabet of {level.alphabet} tokenizer ids")
+    require(len(remap) == column.alphabet, f"{where}: {len(remap)} remapped ids for an alphabet of {column.alphabet}")
+    require(min(remap) >= 0 and max(remap) < level.alphabet, f"{where}: an id is remapped outside its level's alphabet")
+
+
+def _check_shard(shard: ShardEntry, levels: int, grid: tuple[int | None, ...]) -> None:
     where = shard.path
+    require(shard.bytes <= MAX_FILE_BYTES, f"{where}: a shard of {shard.bytes} bytes")
     require(len(shard.row_groups) <= MAX_ROW_GROUPS, f"{where}: more than {MAX_ROW_GROUPS} row groups")
     require(sum(group.rows for group in shard.row_groups) == shard.rows, f"{where}: rows do not add up")
-    require(len(shard.grid) == rank, f"{where}: grid has {len(shard.grid)} axes instead of {rank}")
+    require(len(shard.grid) == len(grid), f"{where}: grid has {len(shard.grid)} axes instead of {len(grid)}")
+    agrees = all(dim is None or dim == own for dim, own in zip(grid, shard.grid, strict=True))
+    require(agrees, f"{where}: grid differs from the dataset's {list(grid)}")
+    fixed = [dim for dim in shard.grid if dim is not None]
+    if len(fixed) == len(grid):
+        ids = math.prod(fixed)
+        require(shard.ids == levels * shard.rows * ids, f"{where}: {shard.ids} ids are not those of its rows and grid")
+        largest = max((group.rows for group in shard.row_groups), default=0)
+        require(largest * ids <= MAX_GROUP_IDS, f"{where}: {largest * ids} ids a level in a row group")
     require(shard.footer.length <= MAX_FOOTER_BYTES, f"{where}: footer of {shard.footer.length} bytes")
     require(_end(shard.footer) == shard.bytes, f"{where}: the footer is not at the end of the file")
     for group in shard.row_groups:
@@ -95,6 +124,8 @@ def _check_shard(shard: ShardEntry, levels: int, rank: int) -> None:
             require(chunk.offset >= position, f"{where}: byte ranges overlap or are out of order")
             require(chunk.length <= MAX_CHUNK_BYTES, f"{where}: chunk of {chunk.length} bytes")
             position = _end(chunk)
+        span = _end(group.codes[-1]) - group.sizes.offset
+        require(span <= MAX_CHUNK_BYTES, f"{where}: row group of {span} bytes")
 
 
 def check_sizes(num_tokens: np.ndarray[tuple[int], np.dtype[np.int32]], grids: Grids, ids: int) -> None:

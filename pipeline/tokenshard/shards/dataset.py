@@ -23,6 +23,7 @@ from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.manifest import read_manifest
+from tokenshard.shards.once import OnceCache
 from tokenshard.shards.reader import RowGroup, ShardReader, arrange
 from tokenshard.shards.schema import KEY, length_name
 from tokenshard.spec.codec import CodecSpec
@@ -58,8 +59,9 @@ class Dataset:
         counts = [len(shard.row_groups) for shard in manifest.shards]
         self._first_group = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         grid = manifest.code.grid
-        self._fixed = tuple(dim for dim in grid if dim is not None) if None not in grid else None
-        self._reader: Callable[[int], ShardReader] = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self.fixed_grid = tuple(dim for dim in grid if dim is not None) if None not in grid else None
+        """token grid that all samples share, or None"""
+        self._reader = OnceCache(self._open_shard, OPEN_SHARDS)
         self._codec: Callable[[CodecSpec], Codec] = lru_cache(256)(self._load_codec)
         self._group: Callable[[int], RowGroup] = lru_cache(CACHED_GROUPS)(self.read_group)
         self._shard_keys: Callable[[int], pa.ChunkedArray] = lru_cache(CACHED_GROUPS)(self._read_shard_keys)
@@ -117,21 +119,34 @@ class Dataset:
         """
         wanted = self._numbers(ids)
         out: list[Any] = [None] * len(wanted)
-        if self._fixed is not None:
+        if self.fixed_grid is not None:
             array = np.empty((len(wanted), *self._shape()), self._dtype())
         for group, places, rows in self._by_group(wanted):
             part = self._arranged(self._group(group), rows)
-            if self._fixed is not None:
+            if self.fixed_grid is not None:
                 array[places] = part
                 continue
             for place, sample in zip(places.tolist(), part, strict=True):
                 out[place] = sample
-        return out if self._fixed is None else array
+        return out if self.fixed_grid is None else array
 
     def iter_codes(self) -> Iterator[Codes]:
         """Codes of the whole dataset in order, one row group at a time."""
         for group in range(self.num_row_groups):
             yield self._arranged(self.read_group(group), None)
+
+    def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The named columns (None: all) but the codes of the whole dataset in order, one row group at a time.
+
+        Raises SpecError for unknown names.
+        """
+        names = self.schema.names if columns is None else list(columns)
+        for name in names:
+            if name not in self.schema.names:
+                raise SpecError(f"{self.store.root}: no column {name!r}; there are {', '.join(self.schema.names)}")
+        empty = pa.schema([self.schema.field(name) for name in names]).empty_table()
+        for group in range(self.num_row_groups):  # rows of older shards get the columns of later ones
+            yield pa.concat_tables([empty, self._columns(group, names)], promote_options="default")
 
     def index(self, key: str) -> int:
         """Number of the sample with this key. Raises KeyError."""
@@ -189,10 +204,15 @@ class Dataset:
         shard = int(np.searchsorted(self._first_group, group, "right")) - 1
         return shard, group - int(self._first_group[shard])
 
-    def read_group(self, group: int) -> RowGroup:
-        """The encoded codes of a row group, by its number in the whole dataset (one range read, not cached)."""
+    def read_group(
+        self, group: int, levels: int | None = None, columns: Sequence[str] = (), verify: bool = True
+    ) -> RowGroup:
+        """The encoded codes of a row group, by its number in the whole dataset (one range read, not cached).
+
+        The other arguments are those of :meth:`ShardReader.read_group`.
+        """
         shard, local = self._place(group)
-        return self._reader(shard).read_group(local)
+        return self._reader(shard).read_group(local, levels, columns, verify)
 
     def _columns(self, group: int, names: Sequence[str]) -> pa.Table:
         shard, local = self._place(group)
@@ -236,10 +256,10 @@ class Dataset:
     def _arranged(self, group: RowGroup, rows: NDArray[np.int64] | None) -> Codes:
         levels = [self._tokenizer_ids(level, ids) for level, ids in enumerate(group.decode(rows))]
         grids: Grids = group.grids if rows is None else group.grids[rows]
-        if self._fixed is not None:
+        if self.fixed_grid is not None:
             with damage_reported(group.where):
-                require(bool((grids == self._fixed).all()), "token grid differs from the manifest")
-        return arrange(levels, grids, self._fixed)
+                require(bool((grids == self.fixed_grid).all()), "token grid differs from the manifest")
+        return arrange(levels, grids, self.fixed_grid)
 
     def _tokenizer_ids(self, level: int, ids: Ids) -> Ids:
         remap = self.manifest.code.levels[level].remap
@@ -250,8 +270,8 @@ class Dataset:
 
     def _shape(self) -> tuple[int, ...]:
         levels = len(self.manifest.code.levels)
-        assert self._fixed is not None
-        return self._fixed if levels == 1 else (levels, *self._fixed)
+        assert self.fixed_grid is not None
+        return self.fixed_grid if levels == 1 else (levels, *self.fixed_grid)
 
 
 def read_model(store: Store, manifest: Manifest, sha256: str) -> bytes:

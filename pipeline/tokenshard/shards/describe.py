@@ -13,7 +13,7 @@ import xxhash
 
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.chunks import Span, column_chunks
-from tokenshard.shards.schema import KEY, CodeColumns, ShardFooter, is_list, length_name, size_names
+from tokenshard.shards.schema import KEY, CodeColumns, ShardFooter, check_layouts, is_list, length_name, size_names
 from tokenshard.spec.manifest import ChunkEntry, RowGroupEntry, ShardEntry
 
 BLOCK = 1 << 20
@@ -30,6 +30,7 @@ def describe_shard(file: BinaryIO, name: str) -> ShardEntry:
         footer = _footer_span(file, size)
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         described = ShardFooter.parse(parquet.metadata.metadata)
+        check_layouts(described.columns, parquet.schema_arrow)
         require(parquet.metadata.num_rows == described.totals.rows > 0, "row counts of the footer differ")
         groups = range(parquet.metadata.num_row_groups)
         file.seek(footer[0])

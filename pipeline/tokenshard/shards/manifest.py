@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
-from tokenshard.shards.bounds import REMEDY, check_manifest, damage_reported, require
+from tokenshard.shards.bounds import MAX_CHUNK_BYTES, REMEDY, check_manifest, damage_reported, require
 from tokenshard.shards.schema import check_min_reader
 from tokenshard.spec.base import digest
 from tokenshard.spec.manifest import FORMAT, NOT_IN_FINGERPRINT, Manifest, ShardsFile
@@ -120,7 +120,11 @@ def _document(store: Store, data: bytes) -> dict[str, Any]:
     stated = document.get("fingerprint")
     # over the document as stored, not as parsed: fields of later versions count although this reader ignores them
     content = {name: value for name, value in document.items() if name not in NOT_IN_FINGERPRINT}
-    require(digest(content) == stated, f"damaged (fingerprint differs); {REMEDY}")
+    try:
+        found = digest(content)
+    except TypeError as error:
+        raise FormatError(f"its shard list holds values that JSON has not ({error}); {REMEDY}") from error
+    require(found == stated, f"damaged (fingerprint differs); {REMEDY}")
     return document
 
 
@@ -138,8 +142,12 @@ def _put_shard_list(store: Store, manifest: Manifest) -> ShardsFile:
 
 
 def _read_shard_list(store: Store, listed: ShardsFile) -> list[dict[str, Any]]:
-    require(re.fullmatch(r"manifest/[\w.-]+", listed.path) is not None, f"bad shard list path {listed.path!r}")
+    require(
+        re.fullmatch(r"manifest/\d{8}-[0-9a-f]{16}\.shards\.parquet", listed.path, re.ASCII) is not None,
+        f"bad shard list path {listed.path!r}",
+    )
     with damage_reported(store.url(listed.path)):
+        require(listed.bytes <= MAX_CHUNK_BYTES, f"a shard list of {listed.bytes} bytes")
         data = store.read(listed.path, 0, listed.bytes + 1)
         require(hashlib.sha256(data).hexdigest() == listed.sha256, f"damaged (SHA-256 differs); {REMEDY}")
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)

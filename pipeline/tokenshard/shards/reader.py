@@ -24,12 +24,14 @@ from tokenshard.ranged import RangedFile
 from tokenshard.shards.bounds import MAX_FOOTER_BYTES, check_sizes, damage_reported, require
 from tokenshard.shards.chunks import Span, column_chunks
 from tokenshard.shards.describe import MAGIC
-from tokenshard.shards.schema import NUM_TOKENS, ShardFooter, is_list, length_name, size_names
+from tokenshard.shards.schema import NUM_TOKENS, ShardFooter, check_layouts, is_list, length_name, size_names
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import ChunkEntry, ShardEntry
 from tokenshard.store import Store
 
 CodecLoader = Callable[[CodecSpec], Codec]
+GAP = 1 << 15
+"""Bytes between two wanted columns that are fetched with them rather than with a request of their own."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class RowGroup:
     streams: tuple[NDArray[Any], ...]
     """one a fetched level: uint8 streams back to back, or the ids themselves where ``lengths`` is None"""
     lengths: tuple[Lengths | None, ...]
+    table: pa.Table
+    """the other columns that were asked for"""
 
     @property
     def rows(self) -> int:
@@ -102,6 +106,7 @@ class ShardReader:
             self._footer_bytes = footer
             self.footer = ShardFooter.parse(self.metadata.metadata)
             self.columns = self.footer.columns
+            check_layouts(self.columns, self.schema)
             require(self.metadata.num_row_groups == len(entry.row_groups), "row groups differ from the manifest")
             for group, listed in enumerate(entry.row_groups):
                 rows = self.metadata.row_group(group).num_rows
@@ -109,41 +114,35 @@ class ShardReader:
             require(self.footer.totals.rows == entry.rows, "row count differs from the manifest")
             require(self.footer.totals.ids == entry.ids, "number of ids differs from the manifest")
 
-    def _window(self, offset: int, part: memoryview) -> RangedFile:
-        """The shard file with only the bytes from ``offset`` on at hand, so that Arrow can decode their pages."""
+    def read_group(
+        self, group: int, levels: int | None = None, columns: Sequence[str] = (), verify: bool = True
+    ) -> RowGroup:
+        """Codes of a row group, and the named other columns where the shard has them, with one range read.
 
-        def fetch(start: int, length: int) -> bytes:
-            if not offset <= start <= start + length <= offset + len(part):
-                raise OSError(f"bytes {start} to {start + length} point outside the column chunks")
-            return bytes(part[start - offset : start - offset + length])
-
-        return RangedFile(self.entry.bytes, fetch)
-
-    def read_group(self, group: int, levels: int | None = None) -> RowGroup:
-        """Codes of a row group with one range read; ``levels``: only the first so many (None: all; 0: sizes only).
-
+        ``levels``: only the first so many (None: all; 0: sizes only); what lies between the wanted columns is not
+        fetched where that saves :data:`GAP` bytes. ``verify``: compare with the checksums of the manifest.
         Raises FormatError naming shard and row group when checksums, sizes or limits do not hold.
         """
         where = self.where(group)
         listed = self.entry.row_groups[group]
         specs = self.columns.codes[:levels]
         wanted = (listed.sizes, *listed.codes[: len(specs)])
-        start, end = wanted[0].offset, wanted[-1].offset + wanted[-1].length
+        others = [name for name in self.schema.names if name in set(columns)]
         with damage_reported(where):
             require(len(specs) == len(wanted) - 1, "fewer code columns than the manifest lists")
-            data = memoryview(self._fetch(start, end - start))
-            parts = []
-            for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
-                parts.append(data[chunk.offset - start : chunk.offset - start + chunk.length])
-                self._verify(parts[-1], chunk, what)
-            table = self._parse(group, size_names(self.columns, self.schema), self._window(start, parts[0]))
+            spans = [(chunk.offset, chunk.offset + chunk.length) for chunk in wanted]
+            parts = _Parts(self._fetch, self.entry.bytes, spans + [self.chunks[group][name] for name in others])
+            if verify:
+                for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
+                    self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
+            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file())
             grids, num_tokens = self._grids(table), _int32(table, NUM_TOKENS)
             check_sizes(num_tokens, grids, self.entry.ids)
             streams: list[NDArray[Any]] = []
             lengths: list[Lengths | None] = []
-            for spec, chunk, part in zip(specs, wanted[1:], parts[1:], strict=True):
+            for spec, chunk in zip(specs, wanted[1:], strict=True):
                 if is_list(self.schema, spec):
-                    column = self._parse(group, [spec.column], self._window(chunk.offset, part))[spec.column]
+                    column = self._parse(group, [spec.column], parts.file())[spec.column]
                     streams.append(_listed_ids(column, num_tokens, spec))
                     lengths.append(None)
                 else:
@@ -151,9 +150,9 @@ class ShardReader:
                     require(bool((stream_bytes >= 0).all()), "negative stream length")
                     require(int(stream_bytes.sum(dtype=np.int64)) == chunk.length, "stream lengths do not add up")
                     lengths.append(stream_bytes)
-                    streams.append(np.frombuffer(part, np.uint8))
+                    streams.append(np.frombuffer(parts.read(chunk.offset, chunk.length), np.uint8))
             codecs = tuple(self._codecs(spec) for spec in specs)
-        return RowGroup(where, grids, codecs, specs, tuple(streams), tuple(lengths))
+        return RowGroup(where, grids, codecs, specs, tuple(streams), tuple(lengths), table.select(others))
 
     def where(self, group: int) -> str:
         """Shard, row group and its rows, for messages."""
@@ -202,6 +201,30 @@ class ShardReader:
             raise FormatError(f"{what} damaged (checksum differs)")
 
 
+class _Parts:
+    """The fetched parts of a shard file: spans of bytes, joined where the gap between them is small."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int, spans: Sequence[Span]) -> None:
+        self._size = size
+        joined: list[list[int]] = []
+        for start, end in sorted(spans):
+            if joined and start - joined[-1][1] <= GAP:
+                joined[-1][1] = max(joined[-1][1], end)
+            else:
+                joined.append([start, end])
+        self._parts = [(start, memoryview(fetch(start, end - start))) for start, end in joined]
+
+    def read(self, start: int, length: int) -> memoryview:
+        for first, part in self._parts:
+            if first <= start <= start + length <= first + len(part):
+                return part[start - first : start - first + length]
+        raise OSError(f"bytes {start} to {start + length} point outside the column chunks")
+
+    def file(self) -> RangedFile:
+        """The shard file with only these parts at hand, so that Arrow can decode their pages."""
+        return RangedFile(self._size, lambda start, length: bytes(self.read(start, length)))
+
+
 def arrange(levels: Sequence[Ids], grids: Grids, fixed: tuple[int, ...] | None) -> NDArray[Any] | list[NDArray[Any]]:
     """Flat ids of each level -> one array [rows, *grid] ([rows, levels, *grid] for several levels).
 
@@ -221,15 +244,21 @@ def arrange(levels: Sequence[Ids], grids: Grids, fixed: tuple[int, ...] | None) 
 def _int32(table: pa.Table, name: str) -> NDArray[np.int32]:
     column = table[name]
     require(column.type == pa.int32() and column.null_count == 0, f"column {name!r} is not int32 without nulls")
-    return cast("NDArray[np.int32]", column.to_numpy())
+    return cast("NDArray[np.int32]", _values(column.combine_chunks()))
+
+
+def _values(array: pa.Array) -> NDArray[Any]:
+    """Integers without nulls, not copied. (Arrow's own ``to_numpy`` imports pandas: half a second.)"""
+    return cast("NDArray[Any]", np.from_dlpack(array))
 
 
 def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: CodecSpec) -> Ids:
     array = column.combine_chunks()
     require(array.null_count == 0, f"nulls in column {spec.column!r}")
-    lengths = np.diff(array.offsets.to_numpy())
+    require(pa.types.is_unsigned_integer(array.type.value_type), f"column {spec.column!r} is no list of unsigned ids")
+    lengths = np.diff(_values(array.offsets))
     require(bool((lengths == num_tokens).all()), f"list lengths of {spec.column!r} differ from num_tokens")
-    ids = array.flatten().to_numpy()
+    ids = _values(array.flatten())
     require(not len(ids) or int(ids.max()) < spec.alphabet, f"ids of {spec.column!r} outside the alphabet")
     return cast(Ids, ids.astype(id_dtype(spec.alphabet), copy=False))
 

@@ -57,6 +57,9 @@ class CodeColumns(StoredDocument):
             raise SpecError("a grid of rank 2 or 3 that varies needs extent columns, e.g. height and width")
         if any(step < 1 for step in self.downsample) or any(64 % spec.group for spec in self.codes):
             raise SpecError("downsample must be positive, and the group size of a codec must divide 64")
+        plain = [spec for spec in self.codes if spec.codec != "context"]
+        if any(spec.group != 1 or spec.needs_earlier or spec.model is not None for spec in plain):
+            raise SpecError("only the context codec has a model, groups of rows and the level before as a neighbour")
         if self.codes[0].needs_earlier:
             raise SpecError("the first code column cannot need the ids of a level before it")
         if [spec.column for spec in self.codes] != code_names(len(self.codes)):
@@ -146,6 +149,13 @@ def length_name(spec: CodecSpec) -> str:
 def is_list(schema: pa.Schema, spec: CodecSpec) -> bool:
     """Whether the code column holds the ids themselves (list layout) instead of streams."""
     return bool(pa.types.is_list(schema.field(spec.column).type))
+
+
+def check_layouts(columns: CodeColumns, schema: pa.Schema) -> None:
+    """Raises FormatError unless lists are the columns of the `zstd` codec and no others."""
+    for spec in columns.codes:
+        fits = is_list(schema, spec) == (spec.codec == "zstd")
+        require(fits, f"column {spec.column!r} is not stored as the {spec.codec} codec stores it")
 
 
 def is_reserved(name: str) -> bool:

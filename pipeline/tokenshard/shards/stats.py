@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.shards.dataset import Dataset
+from tokenshard.codecs.model import ContextModel
+from tokenshard.shards.dataset import Dataset, read_model
 from tokenshard.shards.schema import KEY, length_name
+from tokenshard.spec.codec import CodecSpec
+from tokenshard.spec.manifest import Manifest
 
 
 def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]:
@@ -16,24 +20,27 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
 
     `bits_per_token`: bits of the streams alone; `file_bits_per_token`: of whole shard files; `order0_entropy`: bits
     of the empirical id distribution (mean over levels), exact for the decoded samples. Sizes always cover all files.
+    `levels` has the figures of :func:`stored_levels` and, level by level, `order0_entropy`, `codes_used`,
+    `context_bits` (bits an id of the pilot costs by the tables of a `context` model, without the ends of streams; null
+    without a model), `framing_bytes` (page headers and lengths around the streams), `length_bytes` (`code_len`), and
+    `bits_per_token_in_all`: streams, framing, lengths and model together.
     """
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)
     names = [spec.column for spec in manifest.code.columns]
     bytes_of = _column_bytes(dataset)
-    code_bytes = _code_bytes(dataset)
-    ids_per_level = manifest.totals.ids / len(names)
-    levels = [
-        {
-            "column": spec.column,
-            "codec": spec.codec,
-            "alphabet": spec.alphabet,
-            "codes_used": int((histogram > 0).sum()),
-            "order0_entropy": _entropy(histogram),
-            "bits_per_token": _ratio(8 * code_bytes[position], ids_per_level),
-        }
-        for position, (spec, histogram) in enumerate(zip(manifest.code.columns, histograms, strict=True))
-    ]
+    code_bytes = _code_bytes(manifest)
+    levels = stored_levels(manifest)
+    for level, spec, histogram in zip(levels, manifest.code.columns, histograms, strict=True):
+        level["codes_used"] = int((histogram > 0).sum())
+        level["order0_entropy"] = _entropy(histogram)
+        level["context_bits"] = _context_bits(dataset, spec)
+        level["framing_bytes"] = max(0, bytes_of.get(spec.column, 0) - level["stream_bytes"])
+        level["length_bytes"] = bytes_of.get(length_name(spec), 0)
+        parts = ("stream_bytes", "framing_bytes", "length_bytes", "model_bytes")
+        level["bits_per_token_in_all"] = _ratio(
+            8 * sum(level[part] for part in parts), manifest.totals.ids / len(names)
+        )
     lengths = {"num_tokens", *(length_name(spec) for spec in manifest.code.columns)}
     lengths |= {column.name for column in manifest.columns if column.role == "length"}
     columns = sum(bytes_of.values())
@@ -75,10 +82,41 @@ def _histograms(dataset: Dataset, sample: int | None) -> tuple[int, list[NDArray
     return decoded, histograms
 
 
-def _code_bytes(dataset: Dataset) -> list[int]:
+def stored_levels(manifest: Manifest) -> list[dict[str, Any]]:
+    """What the manifest alone says of each level, as JSON-able dicts.
+
+    `column`, `codec`, `alphabet`, `log2_alphabet`; `stream_bytes` (list columns: of the column chunks) and
+    `bits_per_token`, the same an id; `model_bytes`: the codec's tables.
+    """
+    columns = manifest.code.columns
+    return [
+        {
+            "column": spec.column,
+            "codec": spec.codec,
+            "alphabet": spec.alphabet,
+            "log2_alphabet": math.log2(spec.alphabet),
+            "stream_bytes": size,
+            "bits_per_token": _ratio(8 * size, manifest.totals.ids / len(columns)),
+            "model_bytes": manifest.models.get(spec.model or "", 0),
+        }
+        for spec, size in zip(columns, _code_bytes(manifest), strict=True)
+    ]
+
+
+def _context_bits(dataset: Dataset, spec: CodecSpec) -> float | None:
+    if spec.model is None:
+        return None
+    return ContextModel.from_bytes(read_model(dataset.store, dataset.manifest, spec.model)).pilot.bits_per_id
+
+
+def _code_bytes(manifest: Manifest) -> list[int]:
     """Bytes of the streams of each level (list columns: of the column chunks)."""
-    groups = [group for shard in dataset.manifest.shards for group in shard.row_groups]
-    return [sum(group.codes[level].length for group in groups) for level in range(len(dataset.manifest.code.columns))]
+    sizes = [0] * len(manifest.code.columns)
+    for shard in manifest.shards:
+        for group in shard.row_groups:
+            for level, chunk in enumerate(group.codes):
+                sizes[level] += chunk.length
+    return sizes
 
 
 def _column_bytes(dataset: Dataset) -> dict[str, int]:

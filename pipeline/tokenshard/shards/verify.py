@@ -146,7 +146,7 @@ def _check_shard(
                 # an intact file needs no second look at its codes, only at its sizes, unless they are decoded
                 codes = reader.read_group(group, None if deep or not intact else 0)
                 with damage_reported(reader.where(group)):
-                    _check_group(reader, group, codes, manifest, deep)
+                    _check_group(reader, group, codes, deep)
                 findings.ids += int(sample_sizes(codes.grids).sum()) * len(manifest.code.columns)
             with _collected(findings.errors):
                 columns = others if deep or not intact else [KEY]
@@ -176,12 +176,10 @@ def _check_footer(reader: ShardReader, manifest: Manifest) -> None:
         require(names.get(column.name) == str(column.type), f"column {column.name!r} is not in the manifest as it is")
 
 
-def _check_group(reader: ShardReader, group: int, codes: RowGroup, manifest: Manifest, deep: bool) -> None:
+def _check_group(reader: ShardReader, group: int, codes: RowGroup, deep: bool) -> None:
     entry = reader.entry
     for axis, dim in enumerate(entry.grid):
         require(dim is None or bool((codes.grids[:, axis] == dim).all()), f"grid differs from {list(entry.grid)}")
-    for axis, dim in enumerate(manifest.code.grid):
-        require(dim is None or dim == entry.grid[axis], f"grid differs from the dataset's {list(manifest.code.grid)}")
     listed = entry.row_groups[group]
     streams = {length_name(spec): chunk.length for spec, chunk in zip(reader.columns.codes, listed.codes, strict=True)}
     spans = group_spans(reader.chunks[group], reader.schema, reader.columns, streams)

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Bytes, Codec, Ids, Lengths, sample_sizes
+from tokenshard.codecs.zstd import LEVEL as LIST_LEVEL
+from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import SpecError
 from tokenshard.shards.bounds import MAX_CHUNK_BYTES, MAX_GROUP_BYTES, MAX_GROUP_ROWS, MAX_ROW_GROUPS
 from tokenshard.shards.describe import describe_shard
@@ -89,7 +91,7 @@ class ShardWriter:
         self._row_groups = 0
         self._rows = self._ids = self._raw_bytes = 0
         self._grid: tuple[int | None, ...] | None = None
-        self._file = pq.ParquetWriter(str(path), self.schema, **parquet_options(self.schema, columns))
+        self._file: pq.ParquetWriter | None = None
 
     def append(self, batch: TokenBatch) -> None:
         """Encodes and adds rows. Raises SpecError when the batch does not fit the shard, InputError for bad ids."""
@@ -122,6 +124,7 @@ class ShardWriter:
                 rows=self._rows, ids=self._ids, raw_bytes=self._raw_bytes, rejects_sha256=rejects_sha256
             ),
         )
+        assert self._file is not None
         self._file.add_key_value_metadata(footer.dump())
         self._file.close()
         with open(self.path, "rb") as file:
@@ -129,7 +132,8 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Closes and removes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> ShardWriter:
@@ -220,11 +224,20 @@ class ShardWriter:
             return max(self._group, fitting - fitting % self._group)
         return self._group_rows if len(total) >= self._group_rows else 0
 
+    def _plain_lists(self, group: pa.Table) -> list[str]:
+        """Columns of ids that are smaller without a dictionary, by the first row group."""
+        lists = [spec.column for spec in self.columns.codes if is_list(self.schema, spec)]
+        return [name for name in lists if not ZstdCodec.prefers_dictionary(_flat_ids(group[name]))]
+
     def _flush(self, rows: int) -> None:
         if self._row_groups == MAX_ROW_GROUPS:
             raise SpecError(f"{self.name}: more than {MAX_ROW_GROUPS} row groups; use smaller work units")
         table = pa.concat_tables(self._pending)
-        self._file.write_table(table.slice(0, rows).combine_chunks(), row_group_size=rows)
+        group = table.slice(0, rows).combine_chunks()
+        if self._file is None:
+            options = parquet_options(self.schema, self.columns, self._plain_lists(group))
+            self._file = pq.ParquetWriter(str(self.path), self.schema, **options)
+        self._file.write_table(group, row_group_size=rows)
         rest = table.slice(rows)
         self._pending = [rest.combine_chunks()] if rest.num_rows else []
         self._stream_bytes = self._stream_bytes[rows:]
@@ -232,26 +245,29 @@ class ShardWriter:
         self._row_groups += 1
 
 
-def parquet_options(schema: pa.Schema, columns: CodeColumns) -> dict[str, object]:
-    """Writer options of pyarrow for a shard of this schema; fixed by the format."""
+def parquet_options(schema: pa.Schema, columns: CodeColumns, plain_lists: Sequence[str] = ()) -> dict[str, object]:
+    """Writer options of pyarrow for a shard of this schema; ``plain_lists``: columns of ids without a dictionary."""
     binary = [spec for spec in columns.codes if not is_list(schema, spec)]
     streams, lengths = [spec.column for spec in binary], [length_name(spec) for spec in binary]
     leaves = _leaves(schema)
-    code_leaves = {leaf for leaf in leaves for spec in columns.codes if leaf.split(".")[0] == spec.column}
-    plain = {*streams, *lengths}
+    sizes = {NUM_TOKENS, *columns.extents, *lengths, *(spec.column for spec in columns.codes)}
+    plain, lists = {*streams, *lengths}, {spec.column for spec in columns.codes} - {*streams}
     return {
         "version": "2.6",
         "data_page_version": "1.0",
-        "write_page_index": True,
+        # chunks have one page: an index of pages would repeat what the footer says
+        "write_page_index": False,
         "write_page_checksum": True,
         "store_schema": True,
         "compression": {leaf: "none" if leaf in plain else "zstd" for leaf in leaves},
-        "compression_level": {leaf: ZSTD_LEVEL for leaf in leaves if leaf not in plain},
-        "use_dictionary": [leaf for leaf in leaves if leaf not in plain and leaf != KEY],
+        "compression_level": {
+            leaf: LIST_LEVEL if leaf.split(".")[0] in lists else ZSTD_LEVEL for leaf in leaves if leaf not in plain
+        },
+        "use_dictionary": [leaf for leaf in leaves if leaf.split(".")[0] not in {*plain, *plain_lists, KEY}],
         "column_encoding": {KEY: "DELTA_BYTE_ARRAY"}
         | dict.fromkeys(lengths, "DELTA_BINARY_PACKED")
         | dict.fromkeys(streams, "DELTA_LENGTH_BYTE_ARRAY"),
-        "write_statistics": [leaf for leaf in leaves if leaf not in plain and leaf not in code_leaves],
+        "write_statistics": [leaf for leaf in leaves if leaf.split(".")[0] not in sizes],
         # one data page a column chunk: the streams are then the tail of the chunk
         "data_page_size": 1 << 30,
         "max_rows_per_page": MAX_CHUNK_BYTES,
@@ -316,6 +332,11 @@ def _id_lists(data: Bytes, lengths: Lengths, kind: pa.ListType) -> pa.Array:
     width = kind.value_type.bit_width // 8
     values = pa.array(data.view(f"<u{width}"))
     return pa.ListArray.from_arrays(pa.array(_offsets(lengths // width)), values, type=kind)
+
+
+def _flat_ids(lists: pa.ChunkedArray) -> Ids:
+    ids: Ids = lists.combine_chunks().flatten().to_numpy()
+    return ids
 
 
 def _shared_grid(known: tuple[int | None, ...] | None, grids: NDArray[np.int32]) -> tuple[int | None, ...]:

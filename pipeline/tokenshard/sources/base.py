@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
+from tokenshard.spec.manifest import DatasetKind
 from tokenshard.store import Store
 
 PLAN_COLUMNS = pa.schema(
@@ -43,7 +45,8 @@ class Sample:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """values of the user's columns (labels and metadata), by column name"""
     size: tuple[int, ...] | None = None
-    """codes made elsewhere: the extents of the input they stand for, where :class:`CodeLayout` names extent columns"""
+    """codes made elsewhere: the extents of the input they stand for, where :class:`CodeLayout` names extent columns
+    (None: as large as the token grid, which only a `downsample` of 1 allows)"""
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,22 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class CodeLayout:
-    """How codes that were made elsewhere are laid out; becomes the code columns of the dataset."""
+    """How the ids of a job look; becomes the code columns of the dataset, and what its manifest says about them."""
 
     alphabets: tuple[int, ...]
     """ids of level i are below alphabets[i]"""
     grid: tuple[int | None, ...]
-    """token grid that all samples share, None along axes where they differ"""
+    """token grid that all samples share, None along axes where they differ or are not known to agree"""
     extents: tuple[str, ...] = ()
     """columns with the size of the input along each grid axis, e.g. height and width; () where it is not known"""
     downsample: tuple[int, ...] = ()
     """input cells a token covers along each grid axis (with extents)"""
+    kind: DatasetKind = "generic"
+    """what the ids stand for"""
+    preprocess: Mapping[str, JsonValue] = field(default_factory=dict)
+    """what is known of how the raw inputs were treated before they were encoded"""
+    origin: Mapping[str, JsonValue] = field(default_factory=dict)
+    """what else is known of where the samples come from (not in the dataset's fingerprint)"""
 
 
 class CodeSource(Source, Protocol):
@@ -119,6 +128,9 @@ class CodeSource(Source, Protocol):
         """Complete only after :meth:`plan` was exhausted, or where the state of a plan was given."""
         ...
 
-    def tokenizer(self) -> Store | None:
-        """Folder of the tokenizer that decodes the ids (`tokenizer.json`, `model.safetensors`), where there is one."""
+    def tokenizer(self) -> Store | Mapping[str, NDArray[Any]] | None:
+        """Folder of the tokenizer that decodes the ids (`tokenizer.json`, `model.safetensors`), where there is one.
+
+        Else the tensors that came with the ids, e.g. a codebook, by name; None where there is nothing.
+        """
         ...

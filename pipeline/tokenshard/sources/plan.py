@@ -79,12 +79,13 @@ def require_usable(batches: Iterable[pa.RecordBatch], where: str) -> Iterator[pa
 def planned_inputs(table: pa.Table, names: Iterable[str]) -> Iterator[Input]:
     """Rows of a plan with the user's columns ``names``; values that Python cannot hold exactly stay Arrow scalars."""
     base = table.select(PLAN_COLUMNS.names).to_pylist()
-    meta = {name: _values(table.column(META + name)) for name in names}
+    meta = {name: column_values(table.column(META + name)) for name in names}
     for row, values in enumerate(base):
         yield Input(**values, meta={name: column[row] for name, column in meta.items()})
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
+def column_values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column as Python objects where Python holds them exactly, else as Arrow scalars."""
     kind = column.type
     plain = (
         pa.types.is_boolean(kind)

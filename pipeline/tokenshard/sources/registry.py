@@ -9,7 +9,11 @@ from typing import Any, cast
 from tokenshard.sources.base import Source
 from tokenshard.spec.job import ConvertJob
 
-SOURCES = {"convert-images": "tokenshard.sources.images.open:open_image_source"}
+SOURCES = {
+    "convert-images": "tokenshard.sources.images.open:open_image_source",
+    "transcode": "tokenshard.sources.codes.dataset:open_dataset_source",
+    "import": "tokenshard.sources.codes.open:open_code_source",
+}
 """Kind of job -> `module:function`; the function takes (source spec, storage options, state)."""
 
 

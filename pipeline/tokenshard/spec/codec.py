@@ -9,6 +9,7 @@ from pydantic import Field
 from tokenshard.spec.base import StoredDocument
 
 CodecName = Literal["pack", "zstd", "context"]
+MAX_ALPHABET = 1 << 20
 
 
 class CodecSpec(StoredDocument):
@@ -16,7 +17,7 @@ class CodecSpec(StoredDocument):
 
     column: str = Field(description="Parquet column that holds the streams, e.g. `codes` or `codes_0`")
     codec: CodecName
-    alphabet: int = Field(ge=1, le=1 << 20, description="ids are in [0, alphabet)")
+    alphabet: int = Field(ge=1, le=MAX_ALPHABET, description="ids are in [0, alphabet)")
     model: str | None = Field(
         default=None, description="SHA-256 of the model file models/<sha256>.tsm, if the codec has one"
     )

@@ -16,6 +16,7 @@ from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError
 
 from tokenshard.errors import SpecError
 from tokenshard.spec.base import Document, SourceSpec, digest
+from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
 
@@ -24,7 +25,7 @@ class UnitSpec(Document):
     """How inputs are cut into work units. One unit makes one shard."""
 
     samples: int = Field(default=4096, ge=1, le=1 << 20, description="most inputs of a unit")
-    bytes: ByteSize = Field(default=ByteSize(256 << 20), ge=1, description="most raw bytes of a unit, e.g. 256MiB")
+    bytes: ByteSize = Field(default=ByteSize(256 << 20), ge=1, description="most bytes of input of a unit, e.g. 256MiB")
 
 
 class PilotSpec(Document):
@@ -76,13 +77,9 @@ class JobSpec(Document):
 
 
 class ConvertJob(JobSpec):
-    """Raw inputs in, committed token shards out. The model behind every `convert-…` kind."""
+    """Inputs in, committed token shards out. The model behind every kind of job that writes a dataset."""
 
-    dataset_kind: ClassVar[DatasetKind]
     source: SourceSpec
-    tokenizer: str = Field(
-        default="patch", min_length=1, description="`NAME:OPTIONS` trained on the input, or a saved folder"
-    )
     codec: Literal["auto", "pack", "zstd", "context"] = "auto"
     unit: UnitSpec = UnitSpec()
     pilot: PilotSpec = PilotSpec()
@@ -92,9 +89,7 @@ class ConvertJob(JobSpec):
 
     def output_fields(self) -> dict[str, JsonValue]:
         """The fields that decide the bytes of the output (with the planned inputs)."""
-        fields = self.model_dump(
-            mode="json", include={"kind", "version", "seed", "tokenizer", "codec", "unit", "pilot"}
-        )
+        fields = self.model_dump(mode="json", include={"kind", "version", "seed", "codec", "unit", "pilot"})
         return {**fields, "source": self.source.output_fields()}
 
     def output_sha256(self, tokenizer: str) -> str:
@@ -102,7 +97,19 @@ class ConvertJob(JobSpec):
         return digest({**self.output_fields(), "tokenizer": tokenizer})
 
 
-class ConvertImages(ConvertJob):
+class TokenizeJob(ConvertJob):
+    """Raw inputs that a tokenizer turns into ids. The model behind every `convert-…` kind."""
+
+    dataset_kind: ClassVar[DatasetKind]
+    tokenizer: str = Field(
+        default="patch", min_length=1, description="`NAME:OPTIONS` trained on the input, or a saved folder"
+    )
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        return {**super().output_fields(), "tokenizer": self.tokenizer}
+
+
+class ConvertImages(TokenizeJob):
     """`convert-images`: images in any of the usual forms."""
 
     dataset_kind: ClassVar[DatasetKind] = "image"
@@ -110,7 +117,38 @@ class ConvertImages(ConvertJob):
     source: ImageSourceSpec
 
 
-JOB_KINDS: dict[str, type[JobSpec]] = {"convert-images": ConvertImages}
+class CodesJob(ConvertJob):
+    """Ids that were made elsewhere; they go to the shards as they are. Reading them is cheap, so the pilot is large."""
+
+    unit: UnitSpec = UnitSpec(samples=1 << 16)
+    pilot: PilotSpec = PilotSpec(samples=8192)
+    max_rejects: float = Field(default=0, ge=0, le=1, description="share of rejected inputs above which the job fails")
+
+
+class Transcode(CodesJob):
+    """`transcode`: a token dataset with another codec, fewer levels, other shards, keys or columns."""
+
+    kind: Literal["transcode"] = "transcode"
+    source: DatasetSourceSpec
+
+
+class Import(CodesJob):
+    """`import`: ids in files of another format."""
+
+    kind: Literal["import"] = "import"
+    source: ImportSourceSpec
+
+    def output_sha256(self, tokenizer: str) -> str:
+        fields = self.output_fields()
+        source = {name: value for name, value in self.source.output_fields().items() if name != "tokenizer"}
+        return digest({**fields, "source": source, "tokenizer": tokenizer})
+
+
+JOB_KINDS: dict[str, type[JobSpec]] = {
+    "convert-images": ConvertImages,
+    "transcode": Transcode,
+    "import": Import,
+}
 """Every kind of job; a new one is a model and a line here."""
 
 

@@ -31,8 +31,11 @@ def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str) -> None:
     Saving the same tokenizer again changes nothing; raises :class:`TokenshardError` if another one is there already.
     """
     description = json.dumps(tokenizer.spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    files = {WEIGHTS: weights_to_bytes(tokenizer.tensors()), DESCRIPTION: description.encode()}
-    for file, content in files.items():
+    _put(store, prefix, description.encode(), weights_to_bytes(tokenizer.tensors()))
+
+
+def _put(store: Store, prefix: str, description: bytes, weights: bytes) -> None:
+    for file, content in {WEIGHTS: weights, DESCRIPTION: description}.items():
         name = _join(prefix, file)
         if not store.put_if_absent(name, content) and store.read(name) != content:
             raise TokenshardError(f"{store.url(name)} belongs to another tokenizer; save this one to a new folder")
@@ -43,7 +46,7 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
 
     Raises :class:`FormatError` with the file and the reason when it is missing, damaged, inconsistent or too new.
     """
-    spec = _read_spec(store, _join(prefix, DESCRIPTION))
+    spec = read_tokenizer_spec(store, prefix)
     name = _join(prefix, WEIGHTS)
     weights = _read(store, name, MAX_WEIGHTS_BYTES)
     try:
@@ -52,14 +55,22 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
         raise FormatError(f"{store.url(name)}: {error}") from error
 
 
+def copy_tokenizer(store: Store, output: Store) -> TokenizerSpec:
+    """Copy the tokenizer saved in ``store`` into the dataset ``output``, byte for byte, whatever its kind.
+
+    Raises :class:`FormatError` when it is missing or damaged.
+    """
+    spec = read_tokenizer_spec(store)
+    weights = _read(store, WEIGHTS, MAX_WEIGHTS_BYTES)
+    _check_weights(spec, weights)
+    description = _read(store, DESCRIPTION, MAX_DESCRIPTION_BYTES)
+    _put(output, f"tokenizer/{spec.fingerprint}", description, weights)
+    return spec
+
+
 def tokenizer_from(spec: TokenizerSpec, weights: bytes) -> Tokenizer:
     """The tokenizer of a description and the bytes of its weights file; :class:`FormatError` if they do not fit."""
-    found = weights_sha256(weights)
-    if found != spec.weights_sha256:
-        raise FormatError(
-            f"SHA-256 of the weights is {found[:16]}…, the description says {spec.weights_sha256[:16]}…; "
-            "the file is damaged or was replaced: copy it again"
-        )
+    _check_weights(spec, weights)
     try:
         cls = tokenizer_class(spec.kind)
     except SpecError as error:
@@ -67,7 +78,18 @@ def tokenizer_from(spec: TokenizerSpec, weights: bytes) -> Tokenizer:
     return cls.from_tensors(spec, weights_from_bytes(weights))
 
 
-def _read_spec(store: Store, name: str) -> TokenizerSpec:
+def _check_weights(spec: TokenizerSpec, weights: bytes) -> None:
+    found = weights_sha256(weights)
+    if found != spec.weights_sha256:
+        raise FormatError(
+            f"SHA-256 of the weights is {found[:16]}…, the description says {spec.weights_sha256[:16]}…; "
+            "the file is damaged or was replaced: copy it again"
+        )
+
+
+def read_tokenizer_spec(store: Store, prefix: str = "") -> TokenizerSpec:
+    """The description of the tokenizer saved below ``prefix``; :class:`FormatError` as for :func:`load_tokenizer`."""
+    name = _join(prefix, DESCRIPTION)
     url = store.url(name)
     try:
         content = json.loads(_read(store, name, MAX_DESCRIPTION_BYTES))

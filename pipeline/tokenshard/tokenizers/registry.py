@@ -57,6 +57,9 @@ KINDS: Mapping[str, Kind] = {
         example="patch:4x4,k=1024",
     ),
     "conv": Kind(path="tokenshard.tokenizers.conv:ConvVQ", options={}, example="", trainable=False),
+    "external": Kind(
+        path="tokenshard.tokenizers.external:ExternalTokenizer", options={}, example="external", trainable=False
+    ),
 }
 
 
@@ -70,9 +73,14 @@ def tokenizer_class(kind: str) -> type[StoredTokenizer]:
 
 def trainable_class(kind: str) -> type[TrainableTokenizer]:
     """The class of a kind that can be fitted on the input. Raises :class:`SpecError` when it can not."""
+    check_trainable(kind)
+    return cast(type[TrainableTokenizer], tokenizer_class(kind))
+
+
+def check_trainable(kind: str) -> None:
+    """Raises :class:`SpecError` for a kind that cannot be fitted on the input."""
     if kind in KINDS and not KINDS[kind].trainable:
         raise SpecError(f"a {kind!r} tokenizer cannot be fitted on the input; give the folder of a saved one")
-    return cast(type[TrainableTokenizer], tokenizer_class(kind))
 
 
 def parse_tokenizer(text: str) -> tuple[str, dict[str, Any]]:
@@ -82,14 +90,14 @@ def parse_tokenizer(text: str) -> tuple[str, dict[str, Any]]:
     """
     kind, _, rest = text.partition(":")
     if kind not in KINDS:
-        known = ", ".join(f"{name} (e.g. {entry.example})" for name, entry in KINDS.items())
+        known = ", ".join(f"{name} (e.g. {entry.example})" for name, entry in KINDS.items() if entry.trainable)
         raise SpecError(f"unknown tokenizer {text!r}; use one of: {known}; or the folder of a saved tokenizer")
     allowed = KINDS[kind].options
     options: dict[str, Any] = {}
     for position, item in enumerate(rest.split(",") if rest else ()):
         name, equals, value = item.partition("=")
         if not equals and position == 0:
-            name, value = next(iter(allowed)), item
+            name, value = next(iter(allowed), item), item
         if name not in allowed or not (equals or position == 0):
             raise SpecError(f"tokenizer {text!r}: unknown option {item!r}; options of {kind}: {', '.join(allowed)}")
         if name in options:

@@ -1,6 +1,6 @@
-"""A second implementation of `context` streams and `.tsm` files, written from schemas/shard-format.md alone.
+"""A second implementation of the streams of all codecs and of `.tsm` files: schemas/shard-format-streams.md, no more.
 
-Plain Python integers and lists, nothing shared with the package: if both agree, the specification says enough.
+Plain Python integers and lists, nothing shared with the package: if both agree, the specification says enough. Slow.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import struct
 from dataclasses import dataclass
 from itertools import accumulate, product
+from math import prod
 
 import zstandard
 
@@ -26,9 +27,14 @@ class Step:
     pairs: list[int]
     frequencies: list[int]
 
+    def __post_init__(self) -> None:
+        self.first_child = [0, *accumulate(self.children)]
+        self._first = [0, *accumulate(c * t for c, t in zip(self.children, self.tables, strict=True))]
+        assert self._first[-1] == len(self.frequencies)
+
     def frequencies_of(self, node: int, table: int) -> list[int]:
-        before = sum(c * t for c, t in zip(self.children[:node], self.tables[:node], strict=True))
-        begin = before + table * self.children[node]
+        assert table < self.tables[node]
+        begin = self._first[node] + table * self.children[node]
         return self.frequencies[begin : begin + self.children[node]]
 
 
@@ -69,17 +75,18 @@ def read_model(data: bytes) -> Model:
         steps.append(Step(children, tables, map_of, class_maps, clusters, refined, (a, b), pairs, frequencies))
     leaves = take(alphabet, 2 if alphabet <= 65536 else 4)
     assert at == len(payload)
+    assert sorted(leaves) == list(range(alphabet))
     return Model(alphabet, second_alphabet, header["neighbours"], steps, leaves)
 
 
 def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...], earlier: list[int] | None = None) -> list[int]:
-    """The ids of one sample (``earlier``: those of the level before); AssertionError if the stream is damaged."""
+    """The ids of one `context` sample (``earlier``: those of the level before); AssertionError if it is damaged."""
     places = list(product(*(range(side) for side in grid)))
     if model.alphabet == 1 or not places:
         assert stream == b""
         return [0] * len(places)
-    words = list(struct.unpack(f"<{len(stream) // 2}H", stream))
-    x = words.pop(0) + (words.pop(0) << 16)
+    words = list(reversed(struct.unpack(f"<{len(stream) // 2}H", stream)))
+    x = words.pop() + (words.pop() << 16)
     assert x >= 1 << 16
     ids: dict[tuple[int, ...], int] = {}
     for number, place in enumerate(places):
@@ -90,17 +97,36 @@ def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...], earlier: l
         node = 0
         for step in model.steps:
             frequencies = step.frequencies_of(node, _table(model, step, node, around))
-            starts = [0, *accumulate(frequencies)]
-            slot = x % 4096
-            symbol = max(k for k in range(len(frequencies)) if starts[k] <= slot)
-            x = frequencies[symbol] * (x // 4096) + slot - starts[symbol]
+            slot, symbol, start = x % 4096, 0, 0
+            while start + frequencies[symbol] <= slot:
+                start += frequencies[symbol]
+                symbol += 1
+            x = frequencies[symbol] * (x // 4096) + slot - start
             if x < 1 << 16:
-                x = (x << 16) + words.pop(0)
-            node = sum(step.children[:node]) + symbol
+                x = (x << 16) + words.pop()
+            node = step.first_child[node] + symbol
         ids[place] = model.leaves[node]
     assert x == 1 << 16
     assert not words
     return [ids[place] for place in places]
+
+
+def decode_packed(alphabet: int, stream: bytes, count: int) -> list[int]:
+    """The ids of one `pack` sample; AssertionError if it is damaged."""
+    bits = (alphabet - 1).bit_length()
+    assert len(stream) == -(-count * bits // 8)
+    number = int.from_bytes(stream, "little")
+    assert number >> count * bits == 0
+    ids = [number >> bits * i & (1 << bits) - 1 for i in range(count)]
+    assert all(i < alphabet for i in ids)
+    return ids
+
+
+def joined_grid(grids: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The grid of rows that share a stream."""
+    if all(grid[1:] == grids[0][1:] for grid in grids):
+        return (sum(grid[0] for grid in grids), *grids[0][1:])
+    return (*[1] * (len(grids[0]) - 1), sum(prod(grid) for grid in grids))
 
 
 def _back(place: tuple[int, ...], name: str) -> tuple[int, ...]:

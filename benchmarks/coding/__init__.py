@@ -1,0 +1,1 @@
+"""Parts of benchmarks/codec.py: ids of real images, rival coders, measurements and plots."""

@@ -1,0 +1,89 @@
+"""How a job's samples become ids: the one place where engine and modality meet.
+
+A job either has a tokenizer that encodes what its source decodes, or its samples are codes already and pass through.
+Pilot and units see both through the two small contracts below and know neither pixels nor tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.engine.job_folder import PilotResult
+from tokenshard.errors import SpecError
+from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
+from tokenshard.spec.job import ConvertJob, TokenizeJob
+from tokenshard.spec.manifest import TokenizerEntry
+from tokenshard.store import Store
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a sampled input that the pilot keeps."""
+
+    sample: Sample
+    whole: float = 1.0
+    """ids of the whole input for each id of the part, where that is known before it is encoded"""
+
+
+class Encoder(Protocol):
+    """Turns decoded samples into ids. Ids depend on the sample alone, not on those it is encoded together with."""
+
+    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
+        """Ids [levels, *grid] of each of some samples whose data have one shape. Raises when any of them is bad."""
+        ...
+
+    def size(self, sample: Sample) -> tuple[int, ...]:
+        """What the shard writes down of the size of an encoded sample: its extents, or its token grid without them."""
+        ...
+
+
+class Encoding(Protocol):
+    """How the encoder of a job comes about: made by the pilot, taken up by every unit."""
+
+    def window(self, sample: Sample, draw: np.random.Generator) -> Window:
+        """A part of a sample that is small enough to keep many of. Raises InputError where the sample is bad."""
+        ...
+
+    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, Encoder]:
+        """An encoder of windows; its tokenizer is stored in the dataset."""
+        ...
+
+    def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
+        """How the ids look, with this tokenizer of the dataset. Raises SpecError where they are not ids of it."""
+        ...
+
+    def load(self, pilot: PilotResult, output: Store) -> Encoder:
+        """The encoder of whole samples, once the pilot has run."""
+        ...
+
+
+def check_job(spec: ConvertJob) -> None:
+    """Raises SpecError or FormatError, before any work, for what a look at the spec shows to be wrong."""
+    if isinstance(spec, TokenizeJob):
+        from tokenshard.engine.tokenizing import check_tokenizer
+
+        check_tokenizer(spec)
+    elif Store(spec.source.path).root == Store(spec.output).root:
+        raise SpecError(f"{spec.output}: is source and output at once; choose another output")
+
+
+def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
+    """The encoding of a job whose inputs come from ``source``."""
+    if isinstance(spec, TokenizeJob):
+        from tokenshard.engine.tokenizing import Tokenizing
+
+        return Tokenizing(spec)
+    from tokenshard.engine.codes import PassingThrough
+
+    return PassingThrough(spec, cast(CodeSource, source))
+
+
+def cut(shape: Sequence[int], limits: Sequence[int], draw: np.random.Generator) -> tuple[slice, ...]:
+    """A random window of at most ``limits`` along each axis."""
+    starts = [int(draw.integers(0, max(1, size - limit + 1))) for size, limit in zip(shape, limits, strict=True)]
+    return tuple(slice(start, start + limit) for start, limit in zip(starts, limits, strict=True))

@@ -1,0 +1,103 @@
+"""Samples that a tokenizer encodes, whatever their modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.engine.encoding import Window, cut
+from tokenshard.engine.job_folder import PilotResult
+from tokenshard.sources.base import CodeLayout, Sample
+from tokenshard.spec.job import TokenizeJob
+from tokenshard.spec.manifest import TokenizerEntry
+from tokenshard.store import Store
+from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.folder import load_tokenizer, read_tokenizer_spec, save_tokenizer
+from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, trainable_class
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The first axes of a decoded sample, which its tokens cover."""
+
+    extents: tuple[str, ...]
+    """columns that hold their sizes"""
+    window: tuple[int, ...]
+    """most that the pilot keeps of each"""
+
+
+AXES: Mapping[str, Axes] = {"image": Axes(("height", "width"), (256, 256))}
+"""By what a job encodes; a new modality is a line here."""
+
+
+class Tokenizing:
+    """The encoding of a job with a tokenizer: fitted on the input, or a saved one."""
+
+    def __init__(self, spec: TokenizeJob) -> None:
+        self._spec, self._axes = spec, AXES[spec.dataset_kind]
+
+    def window(self, sample: Sample, draw: np.random.Generator) -> Window:
+        limits = self._axes.window
+        part = sample.data[cut(sample.data.shape[: len(limits)], limits, draw)]
+        return Window(replace(sample, data=np.ascontiguousarray(part), columns={}))
+
+    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, TokenizerEncoder]:
+        if _is_kind(self._spec):
+            kind, options = parse_tokenizer(self._spec.tokenizer)
+            data = [window.sample.data for window in windows]
+            tokenizer = trainable_class(kind).fit(data, self._spec.seed, **options)
+        else:
+            tokenizer = load_tokenizer(Store(self._spec.tokenizer, self._spec.storage))
+        save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint))
+        entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=tokenizer.spec.numerics)
+        return entry, TokenizerEncoder(tokenizer, len(self._axes.extents))
+
+    def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
+        described = read_tokenizer_spec(output, _folder(tokenizer.fingerprint))
+        return CodeLayout(
+            alphabets=described.levels,
+            grid=(None,) * len(self._axes.extents),
+            extents=self._axes.extents,
+            downsample=described.downsample,
+            kind=self._spec.dataset_kind,
+            preprocess=self._spec.source.output_fields(),
+        )
+
+    def load(self, pilot: PilotResult, output: Store) -> TokenizerEncoder:
+        return TokenizerEncoder(load_tokenizer(output, _folder(pilot.tokenizer)), len(self._axes.extents))
+
+
+@dataclass(frozen=True)
+class TokenizerEncoder:
+    """A tokenizer as the engine uses it; tokens cover the first ``rank`` axes of a sample."""
+
+    tokenizer: Tokenizer
+    rank: int
+
+    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
+        return list(self.tokenizer.encode(np.stack([sample.data for sample in samples])))
+
+    def size(self, sample: Sample) -> tuple[int, ...]:
+        return sample.data.shape[: self.rank]
+
+
+def check_tokenizer(spec: TokenizeJob) -> None:
+    """Raises SpecError or FormatError, before any work, where the tokenizer is not one that can be fitted or loaded."""
+    saved = Store(spec.tokenizer, spec.storage)
+    if _is_kind(spec) or not saved.exists("tokenizer.json"):
+        check_trainable(parse_tokenizer(spec.tokenizer)[0])
+    else:
+        load_tokenizer(saved)
+
+
+def _is_kind(spec: TokenizeJob) -> bool:
+    """Whether the spec names a kind of tokenizer, not a saved one."""
+    return spec.tokenizer.partition(":")[0] in KINDS
+
+
+def _folder(fingerprint: str) -> str:
+    return f"tokenizer/{fingerprint}"

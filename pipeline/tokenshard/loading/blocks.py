@@ -1,0 +1,208 @@
+"""Blocks in memory: one row group each, still encoded, laid out so that compiled loops can gather rows of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype, sample_sizes
+from tokenshard.errors import FormatError, SpecError
+from tokenshard.shards.bounds import damage_reported, require
+from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.reader import RowGroup
+
+Fixed = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the codes of a block: a stream a row, or (``codec`` None) the ids of a row as they are."""
+
+    codec: Codec | None
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int32]
+    """[rows + 1], into data"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One row group, ready for gathers."""
+
+    where: str
+    levels: tuple[Level, ...]
+    grids: Grids
+    """int32 [rows, rank]"""
+    columns: dict[str, Fixed]
+    """fixed-width columns, [rows]"""
+    objects: dict[str, pa.Array]
+    """all other columns, [rows]"""
+
+    @property
+    def rows(self) -> int:
+        return len(self.grids)
+
+
+@dataclass(frozen=True)
+class BlockReader:
+    """Reads blocks of a dataset: the first ``levels`` levels of the codes, and other columns by name."""
+
+    dataset: Dataset
+    levels: int
+    columns: tuple[str, ...]
+    verify: bool = True
+
+    def read(self, number: int) -> Block:
+        """Row group ``number`` of the dataset. Raises FormatError on damage, StoreError when it cannot be read."""
+        group = self.dataset.read_group(number, self.levels, self.columns, self.verify)
+        fixed = self.dataset.fixed_grid
+        with damage_reported(group.where):
+            if fixed is not None:
+                require(bool((group.grids == fixed).all()), "token grid differs from the manifest")
+            columns: dict[str, Fixed] = {}
+            objects: dict[str, pa.Array] = {}
+            for name in self.columns:
+                array = self._column(group, name)
+                if is_fixed_width(array.type):
+                    columns[name] = _numpy(array)
+                else:
+                    objects[name] = array
+        return Block(group.where, _levels(group), np.ascontiguousarray(group.grids), columns, objects)
+
+    def _column(self, group: RowGroup, name: str) -> pa.Array:
+        field = self.dataset.schema.field(name)
+        if name not in group.table.column_names:  # of an older shard, before the column was there
+            array = pa.nulls(group.rows, field.type)
+        else:
+            array = group.table[name].combine_chunks().cast(field.type)
+        if array.null_count and is_fixed_width(field.type):
+            advice = f"leave such samples out with where='{name} is not None'"
+            raise SpecError(f"{group.where}: column {name!r} has empty cells; {advice}")
+        return array
+
+
+def is_fixed_width(kind: pa.DataType) -> bool:
+    """Whether a column of this type comes as a tensor: integers, floats and booleans."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _numpy(array: pa.Array) -> Fixed:
+    if pa.types.is_boolean(array.type):
+        return np.ascontiguousarray(pc.cast(array, pa.uint8()).to_numpy()).view(np.bool_)
+    return np.ascontiguousarray(array.to_numpy())
+
+
+def _levels(group: RowGroup) -> tuple[Level, ...]:
+    streamed = all(length is not None for length in group.lengths) and all(codec.group == 1 for codec in group.codecs)
+    if streamed:
+        pairs = zip(group.codecs, group.streams, group.lengths, strict=True)
+        return tuple(Level(codec, _bytes(data), _offsets(lengths)) for codec, data, lengths in pairs)
+    sizes = sample_sizes(group.grids)  # rows that share streams, or are stored as they are: decoded once, here
+    return tuple(Level(None, _bytes(ids), _offsets(sizes * ids.itemsize)) for ids in group.decode())
+
+
+def _bytes(data: NDArray[np.generic]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(data).view(np.uint8)
+
+
+def _offsets(lengths: NDArray[np.integer] | None) -> NDArray[np.int32]:
+    assert lengths is not None
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if len(ends) and ends[-1] >= 1 << 31:
+        raise FormatError("a row group of 2 GiB or more; convert with fewer samples a row group")
+    return np.concatenate([np.zeros(1, np.int32), ends.astype(np.int32)])
+
+
+class Gathered:
+    """Rows of several blocks, gathered and decoded in one go. ``block[i]`` numbers ``blocks``; int64 both."""
+
+    def __init__(self, blocks: Sequence[Block], block: NDArray[np.int64], row: NDArray[np.int64]) -> None:
+        self._blocks, self._block, self._row = blocks, block, row
+        self._rows = np.array([item.rows for item in blocks], np.uint64)
+
+    def grids(self) -> Grids:
+        """int32 [rows, rank]"""
+        return cast(Grids, self._take([item.grids for item in self._blocks]))
+
+    def column(self, name: str) -> Fixed:
+        """A fixed-width column."""
+        return self._take([item.columns[name] for item in self._blocks])
+
+    def objects(self, name: str) -> list[object]:
+        """Any other column, as Python values."""
+        starts = np.cumsum([0, *(item.rows for item in self._blocks)])
+        joined = pa.chunked_array([item.objects[name] for item in self._blocks])
+        values: list[object] = joined.take(pa.array(starts[self._block] + self._row)).to_pylist()
+        return values
+
+    def codes(self, grids: Grids, alphabets: Sequence[int], out: Sequence[Ids]) -> None:
+        """Write the ids of each level to ``out`` (flat, rows back to back). Raises FormatError on damage."""
+        for level, alphabet in enumerate(alphabets):
+            earlier = out[level - 1] if level else None
+            codecs = [item.levels[level].codec for item in self._blocks]
+            first = codecs[0]
+            if all(codec is first for codec in codecs):
+                self._decode(level, first, np.arange(len(self._row)), grids, alphabet, earlier, out[level])
+                continue
+            sizes = sample_sizes(grids)
+            kinds = {id(codec): codec for codec in codecs}
+            kind = np.array([list(kinds).index(id(codec)) for codec in codecs])[self._block]
+            for number, codec in enumerate(kinds.values()):  # shards of several jobs: each codec decodes its rows
+                mine = kind == number
+                spread = np.repeat(mine, sizes)
+                part = np.empty(int(sizes[mine].sum()), id_dtype(alphabet))
+                beside = None if earlier is None else earlier[spread]
+                self._decode(level, codec, np.flatnonzero(mine), grids[mine], alphabet, beside, part)
+                out[level][spread] = part
+
+    def _decode(
+        self,
+        level: int,
+        codec: Codec | None,
+        rows: NDArray[np.int64],
+        grids: Grids,
+        alphabet: int,
+        earlier: Ids | None,
+        out: Ids,
+    ) -> None:
+        from tokenshard.loading import gather_kernels as kernels
+
+        levels = [item.levels[level] for item in self._blocks]
+        bounds = np.stack(
+            [self._rows, _addresses([x.offsets for x in levels]), _sizes([x.data for x in levels])], axis=1
+        )
+        block, row = self._block[rows], self._row[rows]
+        lengths = np.empty(len(rows), np.int32)
+        total = kernels.spans(bounds, block, row, lengths)
+        if total == kernels.DAMAGED:
+            raise FormatError("rows outside their row group")
+        data = np.empty(total, np.uint8)
+        kernels.gather(_addresses([x.data for x in levels]), bounds, block, row, lengths, data)
+        if codec is None:
+            out[:] = data.view(id_dtype(alphabet))
+        else:
+            codec.decode(data, lengths, grids, out, earlier if codec.needs_earlier else None)
+
+    def _take(self, arrays: Sequence[Fixed]) -> Fixed:
+        from tokenshard.loading import gather_kernels as kernels
+
+        shape = arrays[0].shape[1:]
+        out = np.empty((len(self._row), *shape), arrays[0].dtype)
+        width = int(np.prod(shape, dtype=np.int64)) * out.itemsize
+        flat = out.reshape(-1).view(np.uint8)
+        if not kernels.take(_addresses(arrays), self._rows, width, self._block, self._row, flat):
+            raise FormatError("rows outside their row group")
+        return out
+
+
+def _addresses(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
+    return np.array([array.ctypes.data for array in arrays], np.uint64)
+
+
+def _sizes(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
+    return np.array([array.nbytes for array in arrays], np.uint64)

@@ -1,0 +1,94 @@
+"""Compiled gathers over the rows of many blocks at once: one call a chunk instead of one a block.
+
+Blocks keep their arrays where they were read to; the loops get the arrays' addresses and bounds, and check both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
+_intrinsic: _Compiled = intrinsic
+_kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+_place: Callable[..., Any] = cgutils.gep_inbounds
+_copy: Callable[..., Any] = cgutils.raw_memcpy
+
+DAMAGED = -1
+"""What :func:`spans` returns where a row lies outside its block."""
+
+
+@_intrinsic
+def _load32(typingctx: Any, address: Any, index: Any) -> Any:
+    """The int32 with this index in an array at an address."""
+    signature = types.int32(types.uint64, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        return builder.load(builder.gep(array, [args[1]]))
+
+    return signature, codegen
+
+
+@_intrinsic
+def _copy_bytes(typingctx: Any, address: Any, out: Any, at: Any, length: Any) -> Any:
+    """Copy ``length`` bytes from an address to ``out[at]`` and on."""
+    signature = types.void(types.uint64, out, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[1])(context, builder, args[1])
+        source = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        _copy(builder, _place(builder, array.data, args[2]), source, args[3], 1)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@_kernel
+def spans(bounds: Any, block: Any, row: Any, lengths: Any) -> int:
+    """``lengths[i]``: bytes of row ``row[i]`` of block ``block[i]``; their sum.
+
+    ``bounds`` uint64 [blocks, 3]: rows of the block, address of its int32 [rows + 1] offsets, bytes of its data.
+    """
+    total = 0
+    for i in range(block.shape[0]):
+        at = row[i]
+        if block[i] < 0 or block[i] >= bounds.shape[0] or at < 0 or at >= np.int64(bounds[block[i], 0]):
+            return DAMAGED
+        start = _load32(bounds[block[i], 1], at)
+        stop = _load32(bounds[block[i], 1], at + 1)
+        if start < 0 or stop < start or stop > np.int64(bounds[block[i], 2]):
+            return DAMAGED
+        lengths[i] = stop - start
+        total += lengths[i]
+    return total
+
+
+@_kernel
+def gather(data: Any, bounds: Any, block: Any, row: Any, lengths: Any, out: Any) -> None:
+    """The bytes of the rows that :func:`spans` measured, back to back. ``data`` uint64 [blocks]: addresses."""
+    at = 0
+    for i in range(block.shape[0]):
+        start = np.uint64(_load32(bounds[block[i], 1], row[i]))
+        _copy_bytes(data[block[i]] + start, out, at, np.int64(lengths[i]))
+        at += lengths[i]
+
+
+@_kernel
+def take(data: Any, rows: Any, width: int, block: Any, row: Any, out: Any) -> bool:
+    """Elements of ``width`` bytes of fixed-width columns; False where a row lies outside its block.
+
+    ``data`` and ``rows`` uint64 [blocks]: address of each block's column, and its rows. ``out`` uint8.
+    """
+    for i in range(block.shape[0]):
+        at = row[i]
+        if block[i] < 0 or block[i] >= data.shape[0] or at < 0 or at >= np.int64(rows[block[i]]):
+            return False
+        _copy_bytes(data[block[i]] + np.uint64(at * width), out, np.int64(i * width), np.int64(width))
+    return True

@@ -1,0 +1,129 @@
+"""Which rows of a dataset take part in an epoch: those a predicate holds for, as often as their weights say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tokenshard.errors import SpecError
+from tokenshard.loading.where import Bounds, Where
+from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.reader import ShardReader
+
+READ_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of each row group that take part: ``rows[g]`` how many; ``kept[g]`` which (absent: all, in order)."""
+
+    rows: NDArray[np.int64]
+    kept: Mapping[int, NDArray[np.int32]]
+
+    @property
+    def blocks(self) -> int:
+        """Row groups with rows that take part."""
+        return int(np.count_nonzero(self.rows))
+
+    def locate(self, block: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows inside their row group, of rows counted among those that take part."""
+        out = row
+        for number in np.unique(block).tolist() if self.kept else ():
+            kept = self.kept.get(number)
+            if kept is not None:
+                out = row.copy() if out is row else out
+                mine = block == number
+                out[mine] = kept[row[mine]]
+        return out
+
+
+class Selector:
+    """Finds the selection of an epoch. Reads the columns it needs once, and row groups without a match never."""
+
+    def __init__(self, dataset: Dataset, where: str | None, weights: str | None) -> None:
+        """``weights`` names a column of numbers >= 0: a sample of weight 2.5 comes two or three times an epoch."""
+        self._groups = np.array([g.rows for shard in dataset.manifest.shards for g in shard.row_groups], np.int64)
+        self._kept: dict[int, NDArray[np.int32]] = {}
+        self._weights: dict[int, NDArray[np.float64]] | None = None
+        if where is None and weights is None:
+            return
+        predicate = Where.parse(where, dataset.schema) if where is not None else None
+        if weights is not None:
+            _check_weights(dataset, weights)
+            self._weights = {}
+        columns = [*(predicate.columns if predicate else ()), *([weights] if weights is not None else ())]
+
+        def select(place: tuple[int, int]) -> tuple[NDArray[np.int32] | None, NDArray[np.float64]]:
+            return _select(dataset.reader(place[0]), place[1], predicate, columns, weights)
+
+        sizes = [len(entry.row_groups) for entry in dataset.manifest.shards]
+        places = [(shard, group) for shard, size in enumerate(sizes) for group in range(size)]
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for number, (kept, weight) in enumerate(pool.map(select, places)):
+                if kept is not None:
+                    self._kept[number] = kept
+                if self._weights is not None:
+                    self._weights[number] = weight
+
+    def epoch(self, seed: int, epoch: int) -> Selection:
+        """The rows of an epoch: a pure function of seed and epoch."""
+        kept = dict(self._kept)
+        if self._weights is not None:
+            for number, weight in self._weights.items():
+                key = np.array([seed, epoch], np.uint64)
+                draw = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, number, 1 << 62]))
+                times = np.floor(weight + draw.random(len(weight))).astype(np.int64)
+                all_rows = np.arange(self._groups[number], dtype=np.int32)
+                kept[number] = np.repeat(kept.get(number, all_rows), times)
+        rows: NDArray[np.int64] = self._groups.copy()
+        for number, chosen in kept.items():
+            rows[number] = len(chosen)
+        return Selection(rows, kept)
+
+
+def _select(
+    reader: ShardReader, group: int, where: Where | None, columns: Sequence[str], weights: str | None
+) -> tuple[NDArray[np.int32] | None, NDArray[np.float64]]:
+    """Rows of a row group that hold (None: all), and their weights."""
+    none = np.zeros(0, np.float64)
+    if where is not None and not where.may_hold(_bounds(reader, group, where.columns)):
+        return np.zeros(0, np.int32), none
+    table = reader.read_columns(group, columns)
+    for name in columns:
+        if name not in table.column_names:  # of an older shard, before the column was there
+            table = table.append_column(name, pa.nulls(table.num_rows))
+    kept = None
+    if where is not None:
+        mask = where.mask(table)
+        kept = None if mask.all() else np.flatnonzero(mask).astype(np.int32)
+    if weights is None:
+        return kept, none
+    values = table[weights].cast(pa.float64()).to_numpy()
+    values = values if kept is None else values[kept]
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise SpecError(f"{reader.where(group)}: weights in column {weights!r} must be finite numbers of at least 0")
+    return kept, np.ascontiguousarray(values)
+
+
+def _bounds(reader: ShardReader, group: int, names: Sequence[str]) -> dict[str, Bounds]:
+    described = reader.metadata.row_group(group)
+    bounds: dict[str, Bounds] = {}
+    for index in range(described.num_columns):
+        column = described.column(index)
+        statistics = column.statistics if column.path_in_schema in names else None
+        if statistics is not None and statistics.has_min_max:
+            bounds[column.path_in_schema] = statistics.min, statistics.max
+    return bounds
+
+
+def _check_weights(dataset: Dataset, name: str) -> None:
+    if name not in dataset.schema.names:
+        raise SpecError(f"weights: no column {name!r}; there are {', '.join(dataset.schema.names)}")
+    kind = dataset.schema.field(name).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise SpecError(f"weights: column {name!r} holds {kind}, not numbers")

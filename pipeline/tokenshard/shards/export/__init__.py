@@ -1,0 +1,1 @@
+"""Token datasets written as other programs keep token ids. One file a format."""

@@ -1,0 +1,1 @@
+"""Sources whose samples are ids already: token datasets, and the files of other programs."""
