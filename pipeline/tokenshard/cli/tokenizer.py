@@ -22,8 +22,9 @@ def tokenizer() -> None:
 @tokenizer.command()
 @click.argument("src", nargs=-1, required=True)
 @click.argument("out")
-@click.option("--network", default="f8", show_default=True, help="f4, f8, f16, vqgan-f16, or a JSON file.")
-@click.option("--quantizer", default="vq", show_default=True, help="Name of the quantizer.")
+@click.option("--recipe", metavar="FILE", help="JSON recipe, as written to training/recipe.json; options change it.")
+@click.option("--network", help="f4, f8, f16, vqgan-f16, or a JSON file. [default: f8]")
+@click.option("--quantizer", help="Name of the quantizer. [default: vq]")
 @click.option("--codes", "-k", type=click.IntRange(2, 1 << 16), help="Codebook size. [default: 1024]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Option of the quantizer. Repeatable.")
 @click.option("--dim", type=click.IntRange(1), help="Channels of the latents. [default: the network's]")
@@ -97,11 +98,11 @@ def train(src: tuple[str, ...], out: str, **values: Any) -> None:
 def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
     """Measure a tokenizer on images: PSNR, SSIM, use of the codes, and bits as stored.
 
-    TOKENIZER is the folder of a saved tokenizer, or NAME:OPTIONS to be fitted on these very images.
+    TOKENIZER is `default`, the folder of a saved tokenizer, or NAME:OPTIONS to be fitted on these very images.
 
     \b
     Example:
-      tokenshard tokenizer eval my-tokenizer/ kodak/
+      tokenshard tokenizer eval default kodak/
       tokenshard tokenizer eval patch:8x8,k=1024 kodak/
     """
     from tokenshard.report.tokenizer_quality import tokenizer_quality
@@ -136,36 +137,63 @@ def list_(as_json: bool) -> None:
       tokenshard tokenizer list
     """
     from tokenshard.quantizers.registry import QUANTIZERS
+    from tokenshard.tokenizers.packaged import PACKAGED
     from tokenshard.tokenizers.registry import KINDS
     from tokenshard.training.recipe import PRESETS
 
     facts = {
         "tokenizers": {name: {"example": kind.example, "fitted": kind.trainable} for name, kind in KINDS.items()},
+        "packaged": dict(PACKAGED),
         "quantizers": list(QUANTIZERS),
         "networks": {name: network.model_dump(mode="json") for name, network in PRESETS.items()},
     }
     if as_json:
         print_json(facts)
         return
-    fitted = (f"{name} (e.g. {kind.example})" if kind.example else name for name, kind in KINDS.items())
-    print_table(
-        [("tokenizers", ", ".join(fitted)), ("quantizers", ", ".join(QUANTIZERS)), ("networks", ", ".join(PRESETS))]
-    )
+    rows = [("fitted on the input", ", ".join(kind.example for kind in KINDS.values() if kind.trainable))]
+    rows += [(name, what) for name, what in PACKAGED.items()]
+    rows += [("kinds of saved ones", ", ".join(KINDS)), ("quantizers", ", ".join(QUANTIZERS))]
+    print_table([*rows, ("networks", ", ".join(PRESETS))])
 
 
 def _recipe(values: dict[str, Any]) -> Any:
-    """The recipe that the options describe; SpecError where they contradict each other."""
-    import json
-    from pathlib import Path
-
+    """The recipe of the file and of the options, which come first; SpecError where they contradict each other."""
     from pydantic import ValidationError
 
     from tokenshard.errors import SpecError
     from tokenshard.training.recipe import PRESETS, TokenizerRecipe
 
+    fields = {} if values["recipe"] is None else _json_file("--recipe", values["recipe"])
     names = ("quantizer", "crop", "batch", "steps", "lr", "warmup", "decoder_only", "precision", "stored", "seed")
-    fields: dict[str, Any] = {name: values[name] for name in names if values[name] is not None}
-    options: dict[str, Any] = {} if values["quantizer"] in ("lfq", "bsq") else {"size": 1024}
+    fields |= {name: values[name] for name in names if values[name] is not None}
+    if values["network"] in PRESETS or (values["network"] is None and "network" not in fields):
+        fields["network"] = PRESETS[values["network"] or "f8"].model_dump()
+    elif values["network"] is not None:
+        fields["network"] = _json_file("--network", values["network"], f"one of {', '.join(PRESETS)}, or ")
+    if values["dim"] is not None and isinstance(fields["network"], dict):
+        fields["network"]["dim"] = values["dim"]
+    if values["scale"] is not None:
+        fields["scale"] = tuple(values["scale"].split(","))
+    if values["quantizer"] is not None or "quantizer_options" not in fields:
+        fields["quantizer_options"] = {} if fields.get("quantizer") in ("lfq", "bsq") else {"size": 1024}
+    try:
+        fields["quantizer_options"] = {**fields["quantizer_options"], **_settings(values)}
+        losses = {name: values[name] for name in ("l1", "l2", "gradient") if values[name] is not None}
+        fields["losses"] = {**fields.get("losses", {}), **losses}
+        return TokenizerRecipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "recipe"
+        raise SpecError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+    except TypeError as error:
+        raise SpecError(f"{values['recipe']}: quantizer_options and losses are objects ({error})") from error
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of the quantizer: those of --set, with --codes as ``size``."""
+    import json
+
+    options: dict[str, Any] = {}
     for text in values["settings"]:
         name, equals, value = text.partition("=")
         if not equals:
@@ -174,26 +202,23 @@ def _recipe(values: dict[str, Any]) -> Any:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
-    if values["codes"]:
-        options["size"] = values["codes"]
-    losses = {name: values[name] for name in ("l1", "l2", "gradient") if values[name] is not None}
+    return options | ({"size": values["codes"]} if values["codes"] else {})
+
+
+def _json_file(option: str, path: str, others: str = "") -> dict[str, Any]:
+    """The object in a JSON file; SpecError with the option where there is none."""
+    import json
+    from pathlib import Path
+
+    from tokenshard.errors import SpecError
+
     try:
-        network: Any = PRESETS.get(values["network"])
-        network = json.loads(Path(values["network"]).read_text()) if network is None else network.model_dump()
-        if values["dim"] is not None:
-            network["dim"] = values["dim"]
-        if values["scale"] is not None:
-            fields["scale"] = tuple(map(float, values["scale"].split(",")))
-        return TokenizerRecipe.model_validate(
-            {**fields, "network": network, "quantizer_options": options, "losses": losses}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SpecError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise SpecError(
-            f"--network {values['network']}: {error}; use one of {', '.join(PRESETS)}, or a file"
-        ) from error
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{option} {path}: {error}; use {others}a JSON file") from error
+    return found
 
 
 def _source(path: str, values: dict[str, Any]) -> Any:
@@ -249,13 +274,13 @@ def _device(name: str) -> str:
 
 
 def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> Any:
-    from tokenshard.store import Store
     from tokenshard.tokenizers.conv import ConvVQ
     from tokenshard.tokenizers.folder import load_tokenizer
+    from tokenshard.tokenizers.packaged import saved_tokenizer
     from tokenshard.tokenizers.registry import KINDS, parse_tokenizer, trainable_class
 
-    if text.partition(":")[0] in KINDS and not Store(text).exists("tokenizer.json"):
+    if text.partition(":")[0] in KINDS:
         kind, options = parse_tokenizer(text)
         return trainable_class(kind).fit(images, 0, **options)
-    found = load_tokenizer(Store(text, values["storage"]))
+    found = load_tokenizer(saved_tokenizer(text, values["storage"]))
     return found.on(values["device"]) if isinstance(found, ConvVQ) and values["device"] != "cpu" else found
