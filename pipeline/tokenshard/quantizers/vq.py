@@ -165,7 +165,8 @@ class VQ(Quantizer):
                 self.use.masked_fill_(dead, 3 * self.restart * mean_use)
                 lively = rows[self._draw(len(dead), len(rows))] * self.use[:, None]
                 self.sums.copy_(torch.where(dead[:, None], lively, self.sums))
-            codebook = self.sums / self.use.clamp_min(1e-6)[:, None]
+            use = self.use[:, None]
+            codebook = torch.where(use > 1e-6, self.sums / use, self.codebook)  # unused codes stay where they are
             self.codebook.copy_(functional.normalize(codebook, dim=1) if self.normalized else codebook)
         self._known_steps = self.steps_made + 1
         self.steps += 1
