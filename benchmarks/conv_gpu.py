@@ -56,10 +56,13 @@ def images_per_second(tokenizer: ConvVQ, batch: int, seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--networks", nargs="+", default=["f8", "f16", "vqgan-f16"], choices=list(PRESETS))
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to measure")
+        return
     rows: list[dict[str, Any]] = []
     modes: list[tuple[Numerics, bool]] = [("fp32", False), ("bf16", False), ("bf16", True)]
     for name in arguments.networks:
@@ -71,7 +74,8 @@ def main() -> None:
             row = {"network": name, "encoder_weights": weights, "numerics": numerics, "compiled": compiled}
             rows.append({**row, "batch": batch, "images_per_second": round(rate, 1)})
             print(json.dumps(rows[-1]), flush=True)
-            arguments.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1))
+            if arguments.out:
+                arguments.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

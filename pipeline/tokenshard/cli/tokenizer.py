@@ -259,9 +259,9 @@ def _pools(paths: tuple[str, ...], values: dict[str, Any]) -> tuple[Any, Any]:
     from tokenshard.training.crops import PixelPool
 
     images = _images(paths, values)
-    count = min(values["held_out"], len(images) // 4)
-    if not count:
-        raise SpecError(f"{', '.join(paths)}: {len(images)} images are too few; at least 4 are needed")
+    if len(images) < 2:
+        raise SpecError(f"{', '.join(paths)}: one image is too few; the one held out must be another")
+    count = min(values["held_out"], max(1, len(images) // 4))
     chosen = {place * len(images) // count for place in range(count)}
     held_out = PixelPool.of(image for place, image in enumerate(images) if place in chosen)
     return PixelPool.of(image for place, image in enumerate(images) if place not in chosen), held_out
