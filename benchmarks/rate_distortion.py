@@ -1,12 +1,13 @@
 """Rate and distortion of tokenizers beside JPEG, WebP and AVIF: bits of files on disk against PSNR and SSIM.
 
-    python benchmarks/rate_distortion.py --images KODAK [--out OUT] [--tokenizers default patch:8x8,k=256 …]
+    python benchmarks/rate_distortion.py --images KODAK [--base FOLDER] [--out OUT] [--tokenizers default patch:8x8 …]
 
-For each tokenizer the images are converted, as by `tokenshard convert images`, to a dataset below OUT. Its bits are
-those of all files of shards and models: ids, keys, sizes, checksums, footers and entropy models. The bytes of the
-tokenizer, which do not grow with the dataset, stand in a column of their own, and so do those of all files to the last
-manifest. Rivals are written by Pillow, one file an image, at several qualities, and their bits are those of the files.
-`patch` is fitted on the very images. Writes OUT/rate_distortion.csv and OUT/rate_distortion.png.
+For each tokenizer a dataset is made below OUT of the images of --base; then the measured images are appended to it, as
+by `tokenshard convert images … --append`. Their bits are those of the shards this adds: ids, keys, sizes, checksums and
+footers. Tokenizer and entropy model, which were fitted on other images and do not grow with the dataset, stand in a
+column of their own. Without --base the dataset is made of the measured images alone, and its entropy model counts.
+Rivals are written by Pillow, one file an image, at several qualities; their bits are those of the files.
+Writes OUT/rate_distortion.csv and OUT/rate_distortion.png.
 """
 
 from __future__ import annotations
@@ -25,12 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tokenshard
+from tokenshard.engine.convert import Mode
 from tokenshard.report.quality import psnr
 from tokenshard.report.tokenizer_quality import ssim
-from tokenshard.store import Store
-from tokenshard.tokenizers.folder import save_tokenizer
-from tokenshard.tokenizers.patch import PatchTokenizer
-from tokenshard.tokenizers.registry import parse_tokenizer
 
 Pixels = NDArray[np.uint8]
 RIVALS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
@@ -41,7 +39,7 @@ RIVALS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 """Suffix, options and qualities of each."""
 TOKENIZERS = [
     "default",
-    *(f"patch:{side}x{side},k={k}" for side, k in ((16, 256), (8, 64), (8, 256), (8, 1024), (4, 256), (4, 1024))),
+    *(f"patch:{side}x{side},k={k}" for side, k in ((8, 256), (8, 1024), (8, 4096), (4, 64), (4, 256), (4, 1024))),
 ]
 
 
@@ -56,8 +54,8 @@ class Point:
     """dB, the mean of the images' own values, as for ``ssim``"""
     ssim: float
     bytes: int
-    tokenizer_bytes: int = 0
-    all_bytes: int = 0
+    fixed_bytes: int = 0
+    """of the dataset, however many images it has"""
 
 
 def rival(method: str, quality: int, images: dict[str, Pixels], out: Path) -> Point:
@@ -74,22 +72,25 @@ def rival(method: str, quality: int, images: dict[str, Pixels], out: Path) -> Po
     return point(method, f"quality {quality}", images, made, size_of(folder))
 
 
-def tokens(tokenizer: str, images: dict[str, Pixels], source: Path, out: Path) -> Point:
-    """All images converted, and decoded from the dataset; `patch` is fitted on all of them in full before."""
-    name = re.sub("[^a-z0-9]+", "-", tokenizer.lower())
-    folder, method, named = out / name, "default", tokenizer
-    if tokenizer.startswith("patch"):
-        method, named = "patch", str(out / "fitted" / name)
-        fitted = PatchTokenizer.fit(list(images.values()), 0, **parse_tokenizer(tokenizer)[1])
-        save_tokenizer(fitted, Store(named), "")
-    tokenshard.convert_images(source, folder, tokenizer=named, source={"labels": "none"})
+def tokens(tokenizer: str, images: dict[str, Pixels], source: Path, base: Path | None, out: Path) -> Point:
+    """All images converted, and decoded from the dataset."""
+    folder = out / re.sub("[^a-z0-9]+", "-", tokenizer.lower())
+    before = 0
+    if base is not None:
+        tokenshard.convert_images(base, folder, tokenizer=tokenizer, source={"labels": "none"})
+        before = size_of(folder / "data")
+    mode = Mode(append=base is not None)
+    tokenshard.convert_images(source, folder, tokenizer=tokenizer, source={"labels": "none"}, mode=mode)
     dataset = tokenshard.open(folder)
     made = {}
-    for sample in (dataset[number] for number in range(len(dataset))):
+    for number in range(len(dataset) - len(images), len(dataset)):
+        sample = dataset[number]
         size = (sample["height"], sample["width"])
         made[Path(sample["key"]).stem] = dataset.tokenizer.decode(sample["codes"][None, None], size)[0]
-    data = size_of(folder / "data") + size_of(folder / "models")
-    return point(method, tokenizer, images, made, data, size_of(folder / "tokenizer"), size_of(folder))
+    model = size_of(folder / "models")
+    data = size_of(folder / "data") - before + (0 if base else model)
+    method = tokenizer.partition(":")[0]
+    return point(method, tokenizer, images, made, data, size_of(folder / "tokenizer") + (model if base else 0))
 
 
 def size_of(folder: Path) -> int:
@@ -98,7 +99,7 @@ def size_of(folder: Path) -> int:
 
 
 def point(
-    method: str, setting: str, images: dict[str, Pixels], made: dict[str, Pixels], size: int, *others: int
+    method: str, setting: str, images: dict[str, Pixels], made: dict[str, Pixels], size: int, fixed: int = 0
 ) -> Point:
     """The figures of reconstructions, by name of the image."""
     assert images.keys() == made.keys(), (setting, sorted(made))
@@ -110,14 +111,16 @@ def point(
         float(np.mean([psnr(image, made[name]) for name, image in images.items()])),
         float(np.mean([ssim(image, made[name]) for name, image in images.items()])),
         size,
-        *others,
+        fixed,
     )
 
 
-def measure(images: dict[str, Pixels], source: Path, out: Path, tokenizers: list[str]) -> Iterator[Point]:
+def measure(
+    images: dict[str, Pixels], source: Path, base: Path | None, out: Path, tokenizers: list[str]
+) -> Iterator[Point]:
     """All points, the tokenizers' first."""
     for tokenizer in tokenizers:
-        yield tokens(tokenizer, images, source, out)
+        yield tokens(tokenizer, images, source, base, out)
     for method, (_, _, qualities) in RIVALS.items():
         for quality in qualities:
             yield rival(method, quality, images, out)
@@ -132,9 +135,10 @@ def gains(points: list[Point]) -> Iterator[str]:
             rate = math.log(one.bits_per_pixel)
             if rates[0] <= rate <= rates[-1]:
                 above = one.psnr - np.interp(rate, rates, psnrs), one.ssim - np.interp(rate, rates, ssims)
-                yield f"{one.setting} to {method} at {one.bits_per_pixel:.4f} bpp: {above[0]:+.2f} dB, SSIM {above[1]:+.4f}"
+                found = f"{above[0]:+.2f} dB, SSIM {above[1]:+.4f}"
             else:
-                yield f"{one.setting} to {method}: {one.bits_per_pixel:.4f} bpp is outside of what {method} reaches"
+                found = "outside of the rates measured"
+            yield f"{one.setting} to {method} at {one.bits_per_pixel:.4f} bpp: {found}"
 
 
 def draw(points: list[Point], file: Path) -> None:
@@ -165,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/rate_distortion"))
     parser.add_argument("--images", type=Path, help="folder of images [default: photographs of scikit-image]")
+    parser.add_argument("--base", type=Path, help="folder of other images that the datasets begin with")
     parser.add_argument("--tokenizers", nargs="+", default=TOKENIZERS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -177,7 +182,7 @@ def main() -> None:
     with (arguments.out / "rate_distortion.csv").open("w", newline="") as table:
         writer = csv.DictWriter(table, list(Point.__dataclass_fields__), lineterminator="\n")
         writer.writeheader()
-        for one in measure(images, source, arguments.out, arguments.tokenizers):
+        for one in measure(images, source, arguments.base, arguments.out, arguments.tokenizers):
             points.append(one)
             writer.writerow(asdict(one))
             table.flush()

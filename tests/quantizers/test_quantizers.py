@@ -28,6 +28,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("vq", {"dim": 4, "size": 32, "ema": False}),
     ("simvq", {"dim": 4, "size": 32}),
     ("rvq", {"dim": 4, "size": 16, "depth": 3}),
+    ("pq", {"dim": 4, "size": 16, "parts": 2}),
+    ("opq", {"dim": 4, "size": 16, "parts": 2}),
     ("fsq", {"dim": 3, "values": [8, 5, 5]}),
     ("lfq", {"dim": 6}),
     ("bsq", {"dim": 6}),
@@ -75,7 +77,7 @@ def test_ids_are_in_range_and_the_vectors_are_those_of_the_ids(name: str, option
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, options) for name, options in METHODS if name not in ("rvq", "fsq") and "rate" not in options],
+    [(name, options) for name, options in METHODS if name not in ("rvq", "pq", "opq", "fsq") and "rate" not in options],
 )
 def test_codewords_quantize_to_themselves(name: str, options: dict[str, Any]) -> None:
     quantizer = trained(name, options)
@@ -96,7 +98,7 @@ def test_what_is_exported_gives_the_same_ids_and_vectors(name: str, options: dic
     again = make_quantizer(exported.name, **exported.options())
     again.load_state_dict(exported.state_dict())
     assert torch.equal(again.encode(z), ids)
-    if name in ("vq", "simvq", "rvq"):
+    if name in ("vq", "simvq", "rvq", "pq", "opq"):
         assert isinstance(exported, Lookup)
 
 
@@ -253,6 +255,35 @@ def test_dropout_of_rvq_leaves_out_last_levels_of_some_samples() -> None:
     assert torch.allclose(quantizer.eval()(z).vectors, quantizer.vectors(quantizer.encode(z)), atol=1e-5)
 
 
+def test_each_id_of_pq_is_of_its_part_alone() -> None:
+    quantizer = trained("pq", {"dim": 4, "size": 16, "parts": 2})
+    z = latents(4, seed=1)
+    before = quantizer.encode(z)
+    z[:, 2:] = -z[:, 2:]
+    after = quantizer.encode(z)
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert (before[:, 1] != after[:, 1]).float().mean() > 0.5
+
+
+def test_a_rotation_spares_parts_that_depend_on_each_other() -> None:
+    # cut as they stand, the first part has nearly all of the variance
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 4, 64, 64, generator=generator) * torch.tensor([3.0, 3.0, 0.1, 0.1])[:, None, None]
+    errors = {}
+    for name in ("pq", "opq"):
+        quantizer = make_quantizer(name, dim=4, size=16, parts=2).train()
+        parameters = list(quantizer.parameters())
+        optimizer = torch.optim.Adam(parameters, 0.01) if parameters else None
+        for _ in range(150):
+            loss = quantizer(z).loss
+            if optimizer:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        errors[name] = float((quantizer.eval()(z).vectors.detach() - z).square().sum(1).mean())
+    assert errors["opq"] < 0.8 * errors["pq"]
+
+
 def test_one_step_of_simvq_moves_every_code() -> None:
     quantizer = SimVQ(4, 256)
     before = quantizer.codes().detach().clone()
@@ -277,6 +308,8 @@ def test_the_entropy_loss_of_lfq_rewards_sure_latents_and_bits_that_are_used_eve
         ("vqq", {}, "unknown quantizer 'vqq'; known: vq, simvq"),
         ("vq", {"dim": 4}, "vq: .*size"),
         ("vq", {"dim": 4, "size": 8, "rat": 1}, "vq: .*rat"),
+        ("pq", {"dim": 6, "size": 8, "parts": 4}, "dim 6 cannot be cut into 4 equal parts"),
+        ("opq", {"dim": 4, "size": 8, "parts": 2, "normalized": True}, "opq: parts cannot be normalized"),
         ("fsq", {"dim": 3, "size": 1000}, "size must be one of 256, 1024"),
         ("fsq", {"dim": 2, "values": [8, 8, 8]}, "need dim 3"),
         ("fsq", {"dim": 2, "values": [8, 1]}, "at least 2 values"),

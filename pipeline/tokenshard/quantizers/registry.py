@@ -12,6 +12,8 @@ QUANTIZERS = {
     "vq": "tokenshard.quantizers.vq:VQ",
     "simvq": "tokenshard.quantizers.simvq:SimVQ",
     "rvq": "tokenshard.quantizers.rvq:RVQ",
+    "pq": "tokenshard.quantizers.pq:PQ",
+    "opq": "tokenshard.quantizers.pq:OPQ",
     "fsq": "tokenshard.quantizers.fsq:FSQ",
     "lfq": "tokenshard.quantizers.binary:LFQ",
     "bsq": "tokenshard.quantizers.binary:BSQ",

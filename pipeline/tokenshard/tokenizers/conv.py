@@ -204,7 +204,7 @@ def _pad(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     below, right = -images.shape[1] % side, -images.shape[2] % side
     if below or right:
         images = np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="reflect")
-    return np.ascontiguousarray(images)
+    return np.require(images, requirements=["C", "W"])  # torch warns of arrays that are read-only
 
 
 def _quantizer(config: ConvConfig, levels: tuple[int, ...]) -> Quantizer:
