@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import tokenshard
-from integration.command import convert
+from integration.command import convert, tokenshard_command
 from tokenshard.shards.verify import verify
 from tokenshard.store import Store
 
@@ -42,6 +42,13 @@ def reference(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     assert (summary["num_samples"], summary["num_rejects"]) == (64, 2)
     assert verify(Store(out), deep=True).ok
     return summary
+
+
+@pytest.fixture(scope="module")
+def by_default(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Summary of the simplest run with the tokenizer of the package."""
+    out = tmp_path_factory.mktemp("by-default") / "out"
+    return convert(mixed, out, *OPTIONS[2:], "--tokenizer", "default", "--engine", "local", "--workers", "0")
 
 
 @pytest.mark.parametrize(
@@ -101,3 +108,31 @@ def test_a_saved_tokenizer_gives_the_dataset_it_was_made_for(
     saved = next(Path(reference["output"], "tokenizer").iterdir())
     summary = convert(mixed, tmp_path / "out", *OPTIONS[2:], "--tokenizer", str(saved), "--engine", "local")
     assert summary["fingerprint"] == reference["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["--engine", "local", "--workers", "2", "--batch-size", "16"],
+        ["--engine", "local", "--workers", "0", "--batch-size", "1", "--decode-threads", "3"],
+        ["--engine", "ray", "--workers", "2"],
+    ],
+    ids=" ".join,
+)
+def test_the_default_tokenizer_gives_the_same_ids_whatever_runs_it(
+    mixed: Path, tmp_path: Path, by_default: dict[str, Any], ray_address: str, engine: list[str]
+) -> None:
+    engine = [*engine, *(["--address", ray_address] if "ray" in engine else [])]
+    summary = convert(mixed, tmp_path / "out", *OPTIONS[2:], "--tokenizer", "default", *engine)
+    assert summary["fingerprint"] == by_default["fingerprint"]
+
+
+def test_a_dataset_of_the_default_tokenizer_holds_it_and_can_be_shown(
+    by_default: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset = tokenshard.open(by_default["output"])
+    assert dataset.tokenizer.spec.kind == "conv"
+    assert dataset[0]["codes"].shape == dataset.tokenizer.grid(dataset[0]["height"], dataset[0]["width"])
+    done = tokenshard_command("show", by_default["output"], "--out", str(tmp_path / "grid.png"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.png").exists()

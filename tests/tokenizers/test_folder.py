@@ -124,7 +124,7 @@ def huge_values(folder: Path, tensors: dict[str, NDArray[Any]]) -> None:
     [
         (wrong_shape, r"tensor centroids is int16 \[255, 16\]; expected int16 \[256, 16\]"),
         (wrong_dtype, "tensor centroids is float32"),
-        (missing_tensor, "weights hold centroids; expected centroids, codewords, components"),
+        (missing_tensor, "the weights lack codewords, components"),
         (pickle_inside, "not a safetensors file"),
         (cut_short, "not a safetensors file"),
         (empty_weights, "not a safetensors file"),

@@ -104,7 +104,7 @@ def convert() -> None:
     "--tokenizer",
     default="patch",
     show_default=True,
-    help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), or a saved tokenizer's folder.",
+    help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), `default`, or a saved tokenizer's folder.",
 )
 @click.option(
     "--codec",

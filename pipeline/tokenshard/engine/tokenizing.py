@@ -17,6 +17,7 @@ from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer, read_tokenizer_spec, save_tokenizer
+from tokenshard.tokenizers.packaged import saved_tokenizer
 from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, trainable_class
 
 
@@ -51,7 +52,7 @@ class Tokenizing:
             data = [window.sample.data for window in windows]
             tokenizer = trainable_class(kind).fit(data, self._spec.seed, **options)
         else:
-            tokenizer = load_tokenizer(Store(self._spec.tokenizer, self._spec.storage))
+            tokenizer = load_tokenizer(saved_tokenizer(self._spec.tokenizer, self._spec.storage))
         save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint))
         entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=tokenizer.spec.numerics)
         return entry, TokenizerEncoder(tokenizer, len(self._axes.extents))
@@ -87,7 +88,7 @@ class TokenizerEncoder:
 
 def check_tokenizer(spec: TokenizeJob) -> None:
     """Raises SpecError or FormatError, before any work, where the tokenizer is not one that can be fitted or loaded."""
-    saved = Store(spec.tokenizer, spec.storage)
+    saved = saved_tokenizer(spec.tokenizer, spec.storage)
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
         check_trainable(parse_tokenizer(spec.tokenizer)[0])
     else:

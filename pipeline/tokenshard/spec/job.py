@@ -102,7 +102,9 @@ class TokenizeJob(ConvertJob):
 
     dataset_kind: ClassVar[DatasetKind]
     tokenizer: str = Field(
-        default="patch", min_length=1, description="`NAME:OPTIONS` trained on the input, or a saved folder"
+        default="patch",
+        min_length=1,
+        description="`NAME:OPTIONS` trained on the input, `default`, or a saved folder",
     )
 
     def output_fields(self) -> dict[str, JsonValue]:

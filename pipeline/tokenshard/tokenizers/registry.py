@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from tokenshard.errors import SpecError
 from tokenshard.tokenizers.base import StoredTokenizer, TrainableTokenizer
+from tokenshard.tokenizers.packaged import PACKAGED
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ KINDS: Mapping[str, Kind] = {
         options={"patch": _sides(16), "k": _integer(1, 1 << 16), "components": _integer(1, 64)},
         example="patch:4x4,k=1024",
     ),
+    "conv": Kind(path="tokenshard.tokenizers.conv:ConvVQ", options={}, example="conv", trainable=False),
     "external": Kind(
         path="tokenshard.tokenizers.external:ExternalTokenizer", options={}, example="external", trainable=False
     ),
@@ -79,7 +81,8 @@ def trainable_class(kind: str) -> type[TrainableTokenizer]:
 def check_trainable(kind: str) -> None:
     """Raises :class:`SpecError` for a kind that cannot be fitted on the input."""
     if kind in KINDS and not KINDS[kind].trainable:
-        raise SpecError(f"a {kind!r} tokenizer cannot be fitted on the input; give the folder of a saved one")
+        saved = f"the folder of a saved one, or {' or '.join(PACKAGED)}"
+        raise SpecError(f"a {kind!r} tokenizer cannot be fitted on the input; give {saved}")
 
 
 def parse_tokenizer(text: str) -> tuple[str, dict[str, Any]]:
@@ -90,6 +93,7 @@ def parse_tokenizer(text: str) -> tuple[str, dict[str, Any]]:
     kind, _, rest = text.partition(":")
     if kind not in KINDS:
         known = ", ".join(f"{name} (e.g. {entry.example})" for name, entry in KINDS.items() if entry.trainable)
+        known += f"; {', '.join(PACKAGED)}"
         raise SpecError(f"unknown tokenizer {text!r}; use one of: {known}; or the folder of a saved tokenizer")
     allowed = KINDS[kind].options
     options: dict[str, Any] = {}

@@ -37,8 +37,13 @@ def check_tensors(
     tensors: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
 ) -> None:
     """Raise :class:`FormatError` unless the tensors are exactly those expected, by name, dtype and shape."""
-    if tensors.keys() != expected.keys():
-        raise FormatError(f"weights hold {', '.join(sorted(tensors))}; expected {', '.join(sorted(expected))}")
+    for what, names in {
+        "the weights lack": expected.keys() - tensors.keys(),
+        "the weights hold what does not belong there:": tensors.keys() - expected.keys(),
+    }.items():
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise FormatError(f"{what} {', '.join(sorted(names)[:5])}{more}")
     for name, (dtype, shape) in expected.items():
         found = tensors[name]
         if found.dtype != np.dtype(dtype) or found.shape != shape:
