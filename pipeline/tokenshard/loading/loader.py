@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -11,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.loading.blocks import Block, BlockReader, Gathered, is_fixed_width
-from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, batch_positions
+from tokenshard.loading.blocks import Block, BlockReader, Gathered
+from tokenshard.loading.decoding import CODES, Batch, Decoder
+from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, batch_positions, windows_change
 from tokenshard.loading.pipeline import Chunk, Pipeline
 from tokenshard.loading.ranks import current_rank
 from tokenshard.loading.selection import Selection, Selector
@@ -24,11 +26,9 @@ Remainder = Literal["short", "drop", "pad", "spill"]
 Verify = Literal["always", "first", "never"]
 Damage = Literal["raise", "replace"]
 STATE_VERSION = 1
-CODES = "codes"
 CHUNK_BYTES = 1 << 21
 """Ids that are gathered and decoded in one go."""
 MAX_BATCHES = 64
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,12 @@ class TokenLoader:
         self.levels = len(dataset.manifest.code.levels) if levels is None else levels
         self.epoch = self.position = 0
         self._threads = min(4, _cpus()) if threads is None else threads
-        self._fetch_threads, self._verify, self._pin = fetch_threads, verify, pin_memory
+        self._fetch_threads, self._verify = fetch_threads, verify
         self._damage = damage
         self.damaged: dict[int, str] = {}
         """row groups that were found damaged (``damage="replace"``), and how"""
         self._check(drop_last, remainder, weights is not None)
+        self._decoder = Decoder(dataset, self.columns, self.levels, pin_memory)
         self._chosen = hashlib.sha256(repr((where, weights)).encode()).hexdigest()[:8] if where or weights else None
         self._selector = Selector(dataset, where, weights)
         self._cached: _Epoch | None = None
@@ -189,22 +190,37 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch. With its last batch the loader stands at the start of the next one."""
+        return self.every(0, 1)
+
+    def every(self, first: int, step: int) -> Iterator[Batch]:
+        """Of the batches that are left of the epoch, number ``first`` and every ``step``-th from there.
+
+        What one of ``step`` worker processes hands out, where a `DataLoader` takes from them in turn.
+        """
+        epoch = self.epoch
         reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies())
         pipeline = Pipeline(
             lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
         )
-        results = pipeline.run(self._chunks())
+        results = pipeline.run(self._chunks(first, step))
         empty = True
         try:
             for batches in results:
-                for step, batch in batches:
+                for part, batch in batches:
                     empty = False
-                    self.epoch, self.position = self._after(step)
+                    self.epoch, self.position = self._after(part)
                     yield batch
         finally:
             cast(Any, results).close()
-        if empty:
-            self.epoch, self.position = self.epoch + 1, 0
+        if empty or step > 1:
+            self.set_epoch(epoch + 1)
+
+    def sample_numbers(self) -> Iterator[Longs]:
+        """Numbers in the dataset of the samples of each batch that is left of the epoch. Reads nothing."""
+        starts = self.dataset.group_starts
+        for chunk in self._chunks(0, 1):
+            ends = np.cumsum([part.rows for part in chunk.label])
+            yield from np.split((starts[chunk.block] + chunk.row)[: ends[-1]], ends[:-1])
 
     def _after(self, step: _Step) -> tuple[int, int]:
         """Epoch and position once a step was handed out."""
@@ -253,12 +269,12 @@ class TokenLoader:
         """Samples of an epoch that went into the last batch of the one before it."""
         return -(epoch * self._length(epoch)) % self.global_batch_size if epoch else 0
 
-    def _chunks(self) -> Iterator[Chunk]:
+    def _chunks(self, begin: int, every: int) -> Iterator[Chunk]:
         """Plans the epoch: few batches at first, so that the first one comes soon, then as many as pay."""
         now, most, count = self._open(self.epoch), self._batches_a_chunk(), 1
         windows: dict[int, Window] = {}
         waiting: list[_Step] = []
-        for step in self._steps():
+        for step in itertools.islice(self._steps(), begin, None, every):
             if step.size == self.global_batch_size:
                 waiting.append(step)
                 if len(waiting) < count:
@@ -283,9 +299,15 @@ class TokenLoader:
         return max(1, min(MAX_BATCHES, CHUNK_BYTES // batch))
 
     def _chunk(self, now: _Epoch, steps: Sequence[_Step], windows: dict[int, Window]) -> Chunk:
-        part = (steps[0].first, steps[0].size, len(steps), self.rank, self.world)
-        begins, ends = _windows_change(now.order, now.order.windows(*part), windows)
-        block, row = now.order.rows(*part)
+        begins: list[int] = []
+        ends: list[int] = []
+        found: list[tuple[Longs, Longs]] = []
+        for run in _runs(steps):
+            part = (run[0].first, run[0].size, len(run), self.rank, self.world)
+            come, go = windows_change(now.order, now.order.windows(*part), windows)
+            begins, ends = begins + come, ends + go
+            found.append(now.order.rows(*part))
+        block, row = (np.concatenate(arrays) if len(found) > 1 else arrays[0] for arrays in zip(*found, strict=True))
         row = now.selection.locate(block, row)
         return Chunk(block, row, begins, ends, [_Part(step, self._rank_size(step)) for step in steps])
 
@@ -318,52 +340,12 @@ class TokenLoader:
         parts: list[_Part] = chunk.label
         ends = np.cumsum([part.rows for part in parts]).tolist()
         spans = list(zip([0, *ends], ends, strict=False))
-        batches: list[Batch] = [{} for _ in parts]
-        for name in self.columns:
-            if name == CODES:
-                self._decode_codes(rows, len(chunk.row), spans, batches)
-                continue
-            fixed = is_fixed_width(self.dataset.schema.field(name).type)
-            values = torch.from_numpy(rows.column(name)) if fixed else rows.objects(name)
-            for (start, end), batch in zip(spans, batches, strict=True):
-                batch[name] = values[start:end]
+        batches = self._decoder.batches(rows, len(chunk.row), spans)
         if self.remainder == "pad" or self._damage == "replace":
             for part, batch, (start, end) in zip(parts, batches, spans, strict=True):
                 valid = sound[start:end] if part.inside is None else sound[start:end] & part.inside
                 batch["valid"] = torch.from_numpy(valid)
         return [(part.step, batch) for part, batch in zip(parts, batches, strict=True)]
-
-    def _decode_codes(self, rows: Gathered, count: int, spans: list[tuple[int, int]], batches: list[Batch]) -> None:
-        fixed = self.dataset.fixed_grid
-        grids = rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (count, len(fixed)))
-        sizes = sample_sizes(grids) if fixed is None else np.full(count, int(np.prod(fixed)), np.int64)
-        columns = self.dataset.manifest.code.columns[: self.levels]
-        dtype = id_dtype(max(level.alphabet for level in self.dataset.manifest.code.levels))
-        total = int(sizes.sum())
-        out = torch.empty((len(columns), total), dtype=getattr(torch, dtype.__name__), pin_memory=self._pin)
-        stored: list[Ids] = [
-            ids if ids.dtype == id_dtype(spec.alphabet) else np.empty(total, id_dtype(spec.alphabet))
-            for ids, spec in zip(out.numpy(), columns, strict=True)
-        ]
-        rows.codes(grids, [spec.alphabet for spec in columns], stored)
-        for level, ids in enumerate(stored):
-            remap = self.dataset.manifest.code.levels[level].remap
-            if remap is not None:
-                out.numpy()[level] = np.array(remap, dtype)[ids]
-            elif ids.dtype != dtype:
-                out.numpy()[level] = ids
-        if fixed is not None:
-            shaped = out.view(len(columns), count, *fixed)
-            shaped = shaped[0] if len(columns) == 1 else shaped.transpose(0, 1).contiguous()
-            for (start, end), batch in zip(spans, batches, strict=True):
-                batch[CODES] = shaped[start:end]
-            return
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        for (start, end), batch in zip(spans, batches, strict=True):
-            first, last = int(offsets[start]), int(offsets[end])
-            batch[CODES] = out[0, first:last] if len(columns) == 1 else out[:, first:last]
-            batch["grid"] = torch.from_numpy(np.ascontiguousarray(grids[start:end]))
-            batch["offsets"] = torch.from_numpy(offsets[start : end + 1] - first)
 
     def _rank_size(self, step: _Step) -> int:
         size = step.size + step.extra
@@ -398,24 +380,16 @@ class TokenLoader:
             raise SpecError("threads must be at least 0, and fetch_threads at least 1")
 
 
-def _windows_change(
-    order: EpochOrder, windows: Iterator[Window], last: dict[int, Window]
-) -> tuple[list[int], list[int]]:
-    """Blocks that come and blocks that go with these windows; ``last``: the last window of each lane, brought on."""
-    begins: list[int] = []
-    ends: list[int] = []
-    for window in windows:
-        before = last.get(window.lane)
-        if before != window:
-            begins += order.window_blocks(window).tolist()
-            ends += order.window_blocks(before).tolist() if before is not None else []
-            last[window.lane] = window
-    return begins, ends
+def _runs(steps: Sequence[_Step]) -> Iterator[Sequence[_Step]]:
+    """Global batches, cut where one does not follow the one before it."""
+    start = 0
+    for place in range(1, len(steps) + 1):
+        if place == len(steps) or steps[place].first != steps[place - 1].first + steps[place - 1].size:
+            yield steps[start:place]
+            start = place
 
 
 def _cpus() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -205,6 +205,21 @@ def batch_positions(first: int, size: int, lanes: int, rank: int = 0, world: int
     return positions[size * rank // world : size * (rank + 1) // world]
 
 
+def windows_change(
+    order: EpochOrder, windows: Iterator[Window], last: dict[int, Window]
+) -> tuple[list[int], list[int]]:
+    """Blocks that come and blocks that go with these windows; ``last``: the last window of each lane, brought on."""
+    begins: list[int] = []
+    ends: list[int] = []
+    for window in windows:
+        before = last.get(window.lane)
+        if before != window:
+            begins += order.window_blocks(window).tolist()
+            ends += order.window_blocks(before).tolist() if before is not None else []
+            last[window.lane] = window
+    return begins, ends
+
+
 def _by_lane(positions: Longs, lanes: int) -> Iterator[tuple[int, Longs]]:
     """(lane, places in ``positions``) for every lane that occurs."""
     if lanes == 1:

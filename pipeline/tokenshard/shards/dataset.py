@@ -85,6 +85,20 @@ class Dataset:
     def num_row_groups(self) -> int:
         return len(self._starts) - 1
 
+    @property
+    def group_starts(self) -> NDArray[np.int64]:
+        """Number of the first sample of each row group, and of samples; int64 [num_row_groups + 1]."""
+        return self._starts
+
+    def group_codes(self, group: int) -> Codes:
+        """Codes of a row group, by its number in the whole dataset; what :meth:`codes` gives of its samples."""
+        return self._arranged(self.read_group(group), None)
+
+    def group_table(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """The named columns of a row group; those its shard lacks are empty."""
+        empty = pa.schema([self.schema.field(name) for name in columns]).empty_table()
+        return pa.concat_tables([empty, self._columns(group, columns)], promote_options="default")
+
     @cached_property
     def schema(self) -> pa.Schema:
         """The columns of :meth:`table`: everything except the encoded codes. Columns of appended shards come last."""
@@ -108,9 +122,21 @@ class Dataset:
         A slice or a list of numbers gives the same dict with a list (of codes: what :meth:`codes` gives) a column.
         """
         if isinstance(item, int | np.integer):
-            return {**self._rows([int(item)]).to_pylist()[0], "codes": self.codes([int(item)])[0]}
+            return {**self.rows([int(item)]).to_pylist()[0], "codes": self.codes([int(item)])[0]}
         ids = range(len(self))[item] if isinstance(item, slice) else item
-        return {**self._rows(ids).to_pydict(), "codes": self.codes(ids)}
+        return {**self.rows(ids).to_pydict(), "codes": self.codes(ids)}
+
+    def rows(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> pa.Table:
+        """All columns but the codes of the samples with these numbers, in that order."""
+        numbers = self._numbers(ids)
+        parts, order = [self.schema.empty_table()], []  # gives rows of older shards the columns of later ones
+        for group, places, rows in self._by_group(numbers):
+            parts.append(self._group_table(group).take(pa.array(rows)))
+            order.append(places)
+        if not order:
+            return parts[0]
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return pa.concat_tables(parts, promote_options="default").take(pa.array(back))
 
     def codes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> Codes:
         """Codes of the samples with these numbers, in that order: [n, *grid], or [n, levels, *grid] for several levels.
@@ -133,7 +159,7 @@ class Dataset:
     def iter_codes(self) -> Iterator[Codes]:
         """Codes of the whole dataset in order, one row group at a time."""
         for group in range(self.num_row_groups):
-            yield self._arranged(self.read_group(group), None)
+            yield self.group_codes(group)
 
     def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The named columns (None: all) but the codes of the whole dataset in order, one row group at a time.
@@ -144,9 +170,8 @@ class Dataset:
         for name in names:
             if name not in self.schema.names:
                 raise SpecError(f"{self.store.root}: no column {name!r}; there are {', '.join(self.schema.names)}")
-        empty = pa.schema([self.schema.field(name) for name in names]).empty_table()
-        for group in range(self.num_row_groups):  # rows of older shards get the columns of later ones
-            yield pa.concat_tables([empty, self._columns(group, names)], promote_options="default")
+        for group in range(self.num_row_groups):
+            yield self.group_table(group, names)
 
     def index(self, key: str) -> int:
         """Number of the sample with this key. Raises KeyError."""
@@ -241,17 +266,6 @@ class Dataset:
         found, first = np.unique(groups[order], return_index=True)
         for group, places in zip(found.tolist(), np.split(order, first[1:]), strict=True):
             yield group, places, numbers[places] - self._starts[group]
-
-    def _rows(self, ids: Sequence[int]) -> pa.Table:
-        numbers = self._numbers(ids)
-        parts, order = [self.schema.empty_table()], []  # gives rows of older shards the columns of later ones
-        for group, places, rows in self._by_group(numbers):
-            parts.append(self._group_table(group).take(pa.array(rows)))
-            order.append(places)
-        if not order:
-            return parts[0]
-        back = np.argsort(np.concatenate(order), kind="stable")
-        return pa.concat_tables(parts, promote_options="default").take(pa.array(back))
 
     def _arranged(self, group: RowGroup, rows: NDArray[np.int64] | None) -> Codes:
         levels = [self._tokenizer_ids(level, ids) for level, ids in enumerate(group.decode(rows))]
