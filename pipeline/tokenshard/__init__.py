@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokenshard.api import open_dataset as open
     from tokenshard.errors import FormatError, InputError, JobError, SpecError, StoreError, TokenshardError
     from tokenshard.loading.loader import TokenLoader
+    from tokenshard.loading.mixture import MixtureLoader
     from tokenshard.loading.order import Shuffle
     from tokenshard.shards.dataset import Dataset
 
@@ -24,6 +25,7 @@ _HOMES = {
     "Dataset": "tokenshard.shards.dataset:Dataset",
     "loader": "tokenshard.api:loader",
     "TokenLoader": "tokenshard.loading.loader:TokenLoader",
+    "MixtureLoader": "tokenshard.loading.mixture:MixtureLoader",
     "Shuffle": "tokenshard.loading.order:Shuffle",
     "run": "tokenshard.api:run",
     "convert_images": "tokenshard.api:convert_images",
@@ -37,6 +39,7 @@ __all__ = [
     "FormatError",
     "InputError",
     "JobError",
+    "MixtureLoader",
     "Shuffle",
     "SpecError",
     "StoreError",
