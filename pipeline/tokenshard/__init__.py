@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenshard.loading.loader import TokenLoader
     from tokenshard.loading.mixture import MixtureLoader
     from tokenshard.loading.order import Shuffle
+    from tokenshard.loading.sequences import SequenceLoader
     from tokenshard.shards.dataset import Dataset
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "loader": "tokenshard.api:loader",
     "TokenLoader": "tokenshard.loading.loader:TokenLoader",
     "MixtureLoader": "tokenshard.loading.mixture:MixtureLoader",
+    "SequenceLoader": "tokenshard.loading.sequences:SequenceLoader",
     "Shuffle": "tokenshard.loading.order:Shuffle",
     "run": "tokenshard.api:run",
     "convert_images": "tokenshard.api:convert_images",
@@ -40,6 +42,7 @@ __all__ = [
     "InputError",
     "JobError",
     "MixtureLoader",
+    "SequenceLoader",
     "Shuffle",
     "SpecError",
     "StoreError",

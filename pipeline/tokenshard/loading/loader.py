@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import os
@@ -16,7 +17,7 @@ from tokenshard.loading.blocks import Block, BlockReader, Gathered
 from tokenshard.loading.decoding import CODES, Batch, Decoder
 from tokenshard.loading.order import Longs, Shuffle
 from tokenshard.loading.pipeline import Chunk, Pipeline
-from tokenshard.loading.plan import Part, Planner, Step
+from tokenshard.loading.plan import Epoch, Part, Planner, Step
 from tokenshard.loading.ranks import current_rank
 from tokenshard.loading.selection import Selector
 from tokenshard.shards.dataset import Dataset
@@ -101,6 +102,22 @@ class TokenLoader:
         kind = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
         self._planner = Planner(selector, seed, kind, self.rank, self.world)
 
+    def codes_only(self) -> TokenLoader:
+        """A loader of its own over the same epochs, which gives codes and nothing else. For sequences.
+
+        Raises SpecError for ``damage="replace"``: what stands in for a sample has another length.
+        """
+        if self._damage == "replace":
+            raise SpecError("sequences cannot do with damage='replace'; convert or repair the damaged shards")
+        loader = copy.copy(self)
+        loader.columns, loader.remainder = (CODES,), "short"
+        loader._decoder = Decoder(self.dataset, loader.columns, self.levels)
+        return loader
+
+    def epoch_plan(self, epoch: int) -> Epoch:
+        """Which samples an epoch has, and their order."""
+        return self._planner.epoch(epoch)
+
     # -- length and state ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -183,16 +200,24 @@ class TokenLoader:
             yield from self._run(self._quota_steps(left))
 
     def _run(self, steps: Iterator[Step]) -> Iterator[Batch]:
+        decoded = self.decoded(self._chunks(steps))
+        try:
+            for step, batch in decoded:
+                self.epoch, self.position = self._after(step)
+                yield batch
+        finally:
+            cast(Any, decoded).close()
+
+    def decoded(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Step, Batch]]:
+        """Reads and decodes chunks ahead of the consumer: the batch of each part of each chunk."""
         reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies())
         pipeline = Pipeline(
             lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
         )
-        results = pipeline.run(self._chunks(steps))
+        results = pipeline.run(chunks)
         try:
             for batches in results:
-                for step, batch in batches:
-                    self.epoch, self.position = self._after(step)
-                    yield batch
+                yield from batches
         finally:
             cast(Any, results).close()
 
