@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from tokenshard.loading.mixture import MixtureLoader
     from tokenshard.loading.order import Shuffle
     from tokenshard.loading.sequences import SequenceLoader
+    from tokenshard.shards.cache import Cache
     from tokenshard.shards.dataset import Dataset
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "open": "tokenshard.api:open_dataset",
+    "Cache": "tokenshard.shards.cache:Cache",
     "Dataset": "tokenshard.shards.dataset:Dataset",
     "loader": "tokenshard.api:loader",
     "TokenLoader": "tokenshard.loading.loader:TokenLoader",
@@ -37,6 +39,7 @@ _HOMES = {
     },
 }
 __all__ = [
+    "Cache",
     "Dataset",
     "FormatError",
     "InputError",

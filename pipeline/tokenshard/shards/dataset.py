@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype
 from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
+from tokenshard.shards.cache import Cache, CachedStore
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.once import OnceCache
 from tokenshard.shards.reader import RowGroup, ShardReader, arrange
@@ -68,7 +69,23 @@ class Dataset:
         self._group_table: Callable[[int], pa.Table] = lru_cache(CACHED_GROUPS)(self._read_group_table)
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Store, Manifest]]:
-        return Dataset, (self.store, self.manifest)
+        return type(self), (self.store, self.manifest)
+
+    def cached(self, cache: Cache) -> Self:
+        """The same dataset with what is read from it kept in a local folder; itself where it is local.
+
+        Raises SpecError for a cache that does not hold a single row group.
+        """
+        if self.store.is_local:
+            return self
+        groups = (group for shard in self.manifest.shards for group in shard.row_groups)
+        largest = max((sum(chunk.length for chunk in (group.sizes, *group.codes)) for group in groups), default=0)
+        if cache.limit < 2 * largest:
+            raise SpecError(
+                f"{os.fspath(cache.folder)}: a cache of {cache.limit} bytes is too small for {self.store.root}, "
+                f"whose largest row group has {largest}; give it at least {2 * largest}"
+            )
+        return type(self)(CachedStore(self.store, cache, self.fingerprint), self.manifest)
 
     def __repr__(self) -> str:
         return f"<tokenshard.Dataset {self.store.root} version {self.manifest.version}: {len(self)} samples>"
