@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tokenshard.api import convert_images, loader, run
     from tokenshard.api import open_dataset as open
     from tokenshard.errors import FormatError, InputError, JobError, SpecError, StoreError, TokenshardError
+    from tokenshard.loading.crop import Crop
     from tokenshard.loading.loader import TokenLoader
     from tokenshard.loading.mixture import MixtureLoader
     from tokenshard.loading.order import Shuffle
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "open": "tokenshard.api:open_dataset",
     "Cache": "tokenshard.shards.cache:Cache",
+    "Crop": "tokenshard.loading.crop:Crop",
     "Dataset": "tokenshard.shards.dataset:Dataset",
     "loader": "tokenshard.api:loader",
     "TokenLoader": "tokenshard.loading.loader:TokenLoader",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 __all__ = [
     "Cache",
+    "Crop",
     "Dataset",
     "FormatError",
     "InputError",

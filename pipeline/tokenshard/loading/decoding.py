@@ -11,6 +11,8 @@ import torch
 
 from tokenshard.codecs.base import Grids, Ids, id_dtype, sample_sizes
 from tokenshard.loading.blocks import Gathered, is_fixed_width
+from tokenshard.loading.crop import Crop
+from tokenshard.loading.order import Longs
 from tokenshard.shards.dataset import Dataset
 
 CODES = "codes"
@@ -27,13 +29,21 @@ class Decoder:
     columns: tuple[str, ...]
     levels: int
     pin: bool = False
+    crop: Crop | None = None
+    seed: int = 0
 
-    def batches(self, rows: Gathered, count: int, spans: Spans) -> list[Batch]:
-        """One dict a span, of the ``count`` gathered rows. Raises FormatError on damage."""
+    def batches(self, rows: Gathered, spans: Spans, sample: Longs, epoch: Longs) -> list[Batch]:
+        """One dict a span, of the gathered rows: samples of the dataset with these numbers, in these epochs.
+
+        Raises FormatError on damage.
+        """
         batches: list[Batch] = [{} for _ in spans]
         for name in self.columns:
             if name == CODES:
-                self._codes(rows, count, spans, batches)
+                if self.crop is not None:
+                    self._crops(self.crop, rows, spans, batches, sample, epoch)
+                else:
+                    self._codes(rows, len(sample), spans, batches)
                 continue
             fixed = is_fixed_width(self.dataset.schema.field(name).type)
             values = torch.from_numpy(rows.column(name)) if fixed else rows.objects(name)
@@ -42,8 +52,7 @@ class Decoder:
         return batches
 
     def _codes(self, rows: Gathered, count: int, spans: Spans, batches: list[Batch]) -> None:
-        fixed = self.dataset.fixed_grid
-        grids = rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (count, len(fixed)))
+        fixed, grids = self.dataset.fixed_grid, self._grids(rows, count)
         sizes = sample_sizes(grids) if fixed is None else np.full(count, int(np.prod(fixed)), np.int64)
         out = self._ids(rows, grids, int(sizes.sum()))
         if fixed is not None:
@@ -58,6 +67,22 @@ class Decoder:
             batch[CODES] = out[0, first:last] if self.levels == 1 else out[:, first:last]
             batch["grid"] = torch.from_numpy(np.ascontiguousarray(grids[start:end]))
             batch["offsets"] = torch.from_numpy(offsets[start : end + 1] - first)
+
+    def _crops(
+        self, crop: Crop, rows: Gathered, spans: Spans, batches: list[Batch], sample: Longs, epoch: Longs
+    ) -> None:
+        grids = self._grids(rows, len(sample))
+        corners = crop.corners(grids, self.seed, epoch, sample)
+        ids = self._ids(rows, grids, int(sample_sizes(grids).sum())).numpy()
+        cut = [torch.from_numpy(crop.cut(level, grids, corners)) for level in ids]
+        out = cut[0] if self.levels == 1 else torch.stack(cut, 1)
+        out = out.pin_memory() if self.pin else out
+        for (start, end), batch in zip(spans, batches, strict=True):
+            batch[CODES] = out[start:end]
+
+    def _grids(self, rows: Gathered, count: int) -> Grids:
+        fixed = self.dataset.fixed_grid
+        return rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (count, len(fixed)))
 
     def _ids(self, rows: Gathered, grids: Grids, total: int) -> torch.Tensor:
         """The tokenizer's ids of all rows, [levels, total]."""

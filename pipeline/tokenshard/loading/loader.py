@@ -14,6 +14,7 @@ import torch
 
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.loading.blocks import Block, BlockReader, Gathered
+from tokenshard.loading.crop import Crop
 from tokenshard.loading.decoding import CODES, Batch, Decoder
 from tokenshard.loading.order import Longs, Shuffle
 from tokenshard.loading.pipeline import Chunk, Pipeline
@@ -57,6 +58,7 @@ class TokenLoader:
         where: str | None = None,
         weights: str | None = None,
         levels: int | None = None,
+        crop: Crop | tuple[int, ...] | None = None,
         rank: int | None = None,
         world: int | None = None,
         threads: int | None = None,
@@ -72,11 +74,12 @@ class TokenLoader:
         last batch), `drop`, `pad` (repeat samples of the epoch, `valid` False) or `spill` (fill it from the next
         epoch). ``where``: a predicate on other columns, ``"label < 10 and split == 'train'"``: only samples for which
         it holds take part. ``weights``: a column that says how often a sample comes in an epoch; of 2.5, two or three
-        times. ``levels``: only the first so many. ``rank`` and ``world``: by default those of torch.distributed or Ray
-        Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks in memory may take; the default shuffle is
-        the best mix within it. ``verify``: the checksums of the manifest are compared `always`, in the `first` epoch
-        or `never`. ``damage``: a damaged row group raises, or its samples are replaced by others of the batch, with
-        `valid` False, and :attr:`damaged` says where it lies.
+        times. ``levels``: only the first so many. ``crop``: of each token grid a part of this size, at a random
+        place or as :class:`Crop` says, so that `codes` is [B, *crop] whatever the grids are. ``rank`` and ``world``: by
+        default those of torch.distributed or Ray Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks
+        in memory may take; the default shuffle is the best mix within it. ``verify``: the checksums of the manifest are
+        compared `always`, in the `first` epoch or `never`. ``damage``: a damaged row group raises, or its samples are
+        replaced by others of the batch, with `valid` False, and :attr:`damaged` says where it lies.
 
         Raises SpecError for options that do not fit the dataset or each other.
         """
@@ -93,7 +96,11 @@ class TokenLoader:
         self.damaged: dict[int, str] = {}
         """row groups that were found damaged (``damage="replace"``), and how"""
         self._check(drop_last, remainder, weights is not None)
-        self._decoder = Decoder(dataset, self.columns, self.levels, pin_memory)
+        if isinstance(crop, tuple):
+            crop = Crop(crop)
+        if crop is not None:
+            crop.check(len(dataset.manifest.code.grid))
+        self._decoder = Decoder(dataset, self.columns, self.levels, pin_memory, crop, seed)
         self._chosen = hashlib.sha256(repr((where, weights)).encode()).hexdigest()[:8] if where or weights else None
         selector = Selector(dataset, where, weights)
         self._block_bytes = _mean_block_bytes(dataset, self.levels)
@@ -299,7 +306,13 @@ class TokenLoader:
         parts: list[Part] = chunk.label
         ends = np.cumsum([part.rows for part in parts]).tolist()
         spans = list(zip([0, *ends], ends, strict=False))
-        batches = self._decoder.batches(rows, len(chunk.row), spans)
+        epochs = [np.full(part.rows, part.step.epoch) for part in parts]
+        if self.remainder == "spill":
+            epochs = [
+                now if part.inside is None else now + ~part.inside for now, part in zip(epochs, parts, strict=True)
+            ]
+        epoch = np.concatenate(epochs) if ends[-1] else np.zeros(len(row), np.int64)
+        batches = self._decoder.batches(rows, spans, self.dataset.group_starts[block] + row, epoch)
         if self.remainder == "pad" or self._damage == "replace":
             for part, batch, (start, end) in zip(parts, batches, spans, strict=True):
                 valid = sound[start:end] if part.inside is None else sound[start:end] & part.inside
