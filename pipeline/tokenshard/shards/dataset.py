@@ -66,7 +66,7 @@ class Dataset:
         self._codec: Callable[[CodecSpec], Codec] = lru_cache(256)(self._load_codec)
         self._group: Callable[[int], RowGroup] = lru_cache(CACHED_GROUPS)(self.read_group)
         self._shard_keys: Callable[[int], pa.ChunkedArray] = lru_cache(CACHED_GROUPS)(self._read_shard_keys)
-        self._group_table: Callable[[int], pa.Table] = lru_cache(CACHED_GROUPS)(self._read_group_table)
+        self._group_columns: Callable[[int], list[tuple[str, pa.Array]]] = lru_cache(CACHED_GROUPS)(self._read_columns)
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Store, Manifest]]:
         return type(self), (self.store, self.manifest)
@@ -139,21 +139,25 @@ class Dataset:
         A slice or a list of numbers gives the same dict with a list (of codes: what :meth:`codes` gives) a column.
         """
         if isinstance(item, int | np.integer):
-            return {**self.rows([int(item)]).to_pylist()[0], "codes": self.codes([int(item)])[0]}
+            (number,) = self._numbers([int(item)]).tolist()
+            group = int(np.searchsorted(self._starts, number, "right")) - 1
+            row = number - int(self._starts[group])
+            codes = self._arranged(self._group(group), np.array([row]))[0]
+            return {**{name: column[row].as_py() for name, column in self._group_columns(group)}, "codes": codes}
         ids = range(len(self))[item] if isinstance(item, slice) else item
         return {**self.rows(ids).to_pydict(), "codes": self.codes(ids)}
 
     def rows(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> pa.Table:
         """All columns but the codes of the samples with these numbers, in that order."""
         numbers = self._numbers(ids)
-        parts, order = [self.schema.empty_table()], []  # gives rows of older shards the columns of later ones
+        parts, order = [self.schema.empty_table()], []
         for group, places, rows in self._by_group(numbers):
-            parts.append(self._group_table(group).take(pa.array(rows)))
+            parts.append(pa.table(dict(self._group_columns(group)), schema=self.schema).take(pa.array(rows)))
             order.append(places)
         if not order:
             return parts[0]
         back = np.argsort(np.concatenate(order), kind="stable")
-        return pa.concat_tables(parts, promote_options="default").take(pa.array(back))
+        return pa.concat_tables(parts).take(pa.array(back))
 
     def codes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> Codes:
         """Codes of the samples with these numbers, in that order: [n, *grid], or [n, levels, *grid] for several levels.
@@ -260,8 +264,10 @@ class Dataset:
         shard, local = self._place(group)
         return self._reader(shard).read_columns(local, names)
 
-    def _read_group_table(self, group: int) -> pa.Table:
-        return self._columns(group, self._names)
+    def _read_columns(self, group: int) -> list[tuple[str, pa.Array]]:
+        """All columns but the codes of a row group, each in one piece; those its shard lacks are empty."""
+        table = self.group_table(group, self.schema.names)
+        return [(name, table[name].combine_chunks()) for name in table.column_names]
 
     def _read_shard_keys(self, shard: int) -> pa.ChunkedArray:
         groups = range(int(self._first_group[shard]), int(self._first_group[shard + 1]))

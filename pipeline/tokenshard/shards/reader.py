@@ -69,8 +69,14 @@ class RowGroup:
             return self._decode(rows)
         members = (np.unique(rows // group)[:, None] * group + np.arange(group)).ravel()
         members = members[members < self.rows]
-        sizes, places = sample_sizes(self.grids)[members], np.searchsorted(members, rows)
-        return tuple(cast(Ids, _gather(ids, sizes, places)) for ids in self._decode(members))
+        ends, places = np.cumsum(sample_sizes(self.grids)[members]), np.searchsorted(members, rows)
+        return tuple(cast(Ids, _gather(ids, ends, places)) for ids in self._decode(members))
+
+    @cached_property
+    def _ends(self) -> tuple[NDArray[np.int64], ...]:
+        """Where each row ends in the stream of each level."""
+        sizes = (sample_sizes(self.grids) if lengths is None else lengths for lengths in self.lengths)
+        return tuple(np.cumsum(lengths, dtype=np.int64) for lengths in sizes)
 
     def _decode(self, rows: NDArray[np.int64] | None) -> tuple[Ids, ...]:
         """Like :meth:`decode`, for rows in whole groups."""
@@ -82,10 +88,10 @@ class RowGroup:
     def _level(self, level: int, rows: NDArray[np.int64] | None, before: Ids | None) -> Ids:
         data, lengths, codec = self.streams[level], self.lengths[level], self.codecs[level]
         if lengths is None:
-            return cast(Ids, data if rows is None else _gather(data, sample_sizes(self.grids), rows))
+            return cast(Ids, data if rows is None else _gather(data, self._ends[level], rows))
         grids = self.grids
         if rows is not None:
-            data, lengths, grids = _gather(data, lengths, rows), lengths[rows], grids[rows]
+            data, lengths, grids = _gather(data, self._ends[level], rows), lengths[rows], grids[rows]
         with damage_reported(f"{self.where}, column {self.specs[level].column}"):
             return codec.decode(data, lengths, grids, earlier=before if codec.needs_earlier else None)
 
@@ -263,10 +269,10 @@ def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: Co
     return cast(Ids, ids.astype(id_dtype(spec.alphabet), copy=False))
 
 
-def _gather(data: NDArray[Any], lengths: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """The pieces of ``data`` (piece i has ``lengths[i]`` elements) named by ``rows``, back to back."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
-        return data[ends[rows[0]] - lengths[rows[0]] : ends[rows[-1]]]
-    pieces = [data[ends[row] - lengths[row] : ends[row]] for row in rows.tolist()]
+def _gather(data: NDArray[Any], ends: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The pieces of ``data`` (piece i ends at ``ends[i]``, where the next begins) named by ``rows``, back to back."""
+    starts = [int(ends[row - 1]) if row else 0 for row in rows.tolist()]
+    pieces = [data[start : ends[row]] for start, row in zip(starts, rows.tolist(), strict=True)]
+    if len(pieces) == 1:
+        return pieces[0]
     return np.concatenate(pieces) if pieces else data[:0]
