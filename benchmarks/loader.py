@@ -1,11 +1,11 @@
 """Our loader beside others: the same ids, labels and keys, each in its own format, shuffled, in batches of 256.
 
-    python benchmarks/loader.py [--images FOLDER] [--samples 20000] [--side 16] [--epochs 3] [--only NAME …] [--out FOLDER]
+    python benchmarks/loader.py [--images FOLDER] [--samples N] [--side 16] [--epochs 3] [--only NAME …] [--out FOLDER]
 
 Every loader runs in a process of its own, with as little parallelism as it has (ours: one thread), and gives the same
-batch: a uint16 tensor, labels, a list of string keys; an epoch of each is compared with the source. What is compared is
-CPU time a sample, as a multiple of a NumPy gather from a memory map that runs before and after each epoch. Loaders whose
-library is not installed are listed with the reason. FOLDER gets `loader.json` and `loader.png`.
+batch: a uint16 tensor, labels, a list of string keys; an epoch of each is compared with the source. What counts is CPU
+time a sample, as a multiple of a NumPy gather from a memory map that runs before and after each epoch. Loaders whose
+library is not installed (`pip install tokenshard[peers]`) are listed with the reason. FOLDER gets `loader.json` and `loader.png`.
 """
 
 from __future__ import annotations

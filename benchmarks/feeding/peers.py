@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from feeding.tokens import Tokens
 
 import tokenshard as ts
+from feeding.tokens import Tokens
 from tokenshard.spec.job import Import, build_job
 
 BATCH = 256
