@@ -5,7 +5,8 @@
 Every loader runs in a process of its own, with as little parallelism as it has (ours: one thread), and gives the same
 batch: a uint16 tensor, labels, a list of string keys; an epoch of each is compared with the source. What counts is CPU
 time a sample, as a multiple of a NumPy gather from a memory map that runs before and after each epoch. Loaders whose
-library is not installed (`pip install tokenshard[peers]`) are listed with the reason. FOLDER gets `loader.json` and `loader.png`.
+library is not installed (`pip install tokenshard[peers]`) are listed with the reason. FOLDER gets `loader.json` and
+`loader.png`.
 """
 
 from __future__ import annotations
