@@ -141,14 +141,14 @@ class ShardReader:
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
-            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file())
+            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file(), True)
             grids, num_tokens = self._grids(table), _int32(table, NUM_TOKENS)
             check_sizes(num_tokens, grids, self.entry.ids)
             streams: list[NDArray[Any]] = []
             lengths: list[Lengths | None] = []
             for spec, chunk in zip(specs, wanted[1:], strict=True):
                 if is_list(self.schema, spec):
-                    column = self._parse(group, [spec.column], parts.file())[spec.column]
+                    column = self._parse(group, [spec.column], parts.file(), True)[spec.column]
                     streams.append(_listed_ids(column, num_tokens, spec))
                     lengths.append(None)
                 else:
@@ -189,8 +189,11 @@ class ShardReader:
             return _int32(table, NUM_TOKENS)[:, None]
         return np.tile(np.array(columns.grid, np.int32), (table.num_rows, 1))
 
-    def _parse(self, group: int, names: Sequence[str], file: Any) -> pa.Table:
-        options = {"page_checksum_verification": True, "pre_buffer": True}
+    def _parse(self, group: int, names: Sequence[str], file: Any, in_memory: bool = False) -> pa.Table:
+        options = {
+            "page_checksum_verification": True,
+            "pre_buffer": not in_memory,
+        }  # which takes threads and their locks
         with pq.ParquetFile(file, metadata=self.metadata, **options) as parquet:
             table = parquet.read_row_group(group, columns=list(names), use_threads=False)
         require(table.num_rows == self.entry.row_groups[group].rows, "columns are shorter than the row group")
