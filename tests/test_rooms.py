@@ -24,7 +24,7 @@ ROOMS = [
 ]
 """From the ground floor up to the door. ``__init__`` is the public face; nobody imports the command line."""
 
-ONLY_IN = {"ray": {"engine", "training"}}
+ONLY_IN = {"ray": {"engine", "loading", "training"}}
 NEVER_IN = {"spec": {"torch", "numpy", "pyarrow"}, "codecs": {"torch", "pyarrow"}, "shards": {"torch"}}
 """What rooms know nothing of, beside the rooms below them."""
 

@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     from tokenshard.api import convert_images, loader, run
     from tokenshard.api import open_dataset as open
     from tokenshard.errors import FormatError, InputError, JobError, SpecError, StoreError, TokenshardError
+    from tokenshard.loading.crop import Crop
     from tokenshard.loading.loader import TokenLoader
+    from tokenshard.loading.mixture import MixtureLoader
     from tokenshard.loading.order import Shuffle
+    from tokenshard.loading.sequences import SequenceLoader
+    from tokenshard.shards.cache import Cache
     from tokenshard.shards.dataset import Dataset
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "open": "tokenshard.api:open_dataset",
+    "Cache": "tokenshard.shards.cache:Cache",
+    "Crop": "tokenshard.loading.crop:Crop",
     "Dataset": "tokenshard.shards.dataset:Dataset",
     "loader": "tokenshard.api:loader",
     "TokenLoader": "tokenshard.loading.loader:TokenLoader",
+    "MixtureLoader": "tokenshard.loading.mixture:MixtureLoader",
+    "SequenceLoader": "tokenshard.loading.sequences:SequenceLoader",
     "Shuffle": "tokenshard.loading.order:Shuffle",
     "run": "tokenshard.api:run",
     "convert_images": "tokenshard.api:convert_images",
@@ -33,10 +41,14 @@ _HOMES = {
     },
 }
 __all__ = [
+    "Cache",
+    "Crop",
     "Dataset",
     "FormatError",
     "InputError",
     "JobError",
+    "MixtureLoader",
+    "SequenceLoader",
     "Shuffle",
     "SpecError",
     "StoreError",

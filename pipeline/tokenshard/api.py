@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenshard.engine.convert import Conversion, Mode, run_conversion
 from tokenshard.engine.progress import Progress
 from tokenshard.errors import SpecError
+from tokenshard.shards.cache import Cache
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, build_job, parse_job
@@ -33,14 +34,19 @@ class TokenDataset(Dataset):
 
 
 def open_dataset(
-    url: str | PathLike[str], storage_options: Mapping[str, Any] | None = None, version: int | None = None
+    url: str | PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    version: int | None = None,
+    cache: Cache | None = None,
 ) -> TokenDataset:
     """The dataset in a folder or bucket prefix, at its newest version or the given one.
 
-    Raises SpecError when there is none, FormatError when its manifest is damaged or too new.
+    ``cache``: a local folder for what is read from a remote one. Raises SpecError when there is no dataset,
+    FormatError when its manifest is damaged or too new.
     """
     store = Store(url, storage_options)
-    return TokenDataset(store, read_manifest(store, version))
+    dataset = TokenDataset(store, read_manifest(store, version))
+    return dataset if cache is None else dataset.cached(cache)
 
 
 def loader(
@@ -49,15 +55,19 @@ def loader(
     shuffle: bool | Shuffle = False,
     seed: int = 0,
     columns: Sequence[str] = ("codes",),
+    *,
+    cache: Cache | None = None,
     **options: Any,
 ) -> TokenLoader:
     """Batches of a dataset as tensors, ``for batch in loader(ds, shuffle=True, columns=["codes", "label"]): …``.
 
-    ``options`` and all promises are those of :class:`~tokenshard.loading.loader.TokenLoader`.
+    ``cache``: a local folder for what is read from a remote dataset. ``options`` and all promises are those of
+    :class:`~tokenshard.loading.loader.TokenLoader`.
     """
     from tokenshard.loading.loader import TokenLoader
 
     found = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    found = found if cache is None else found.cached(cache)
     return TokenLoader(found, batch_size, shuffle, seed, columns, **options)
 
 

@@ -75,6 +75,7 @@ class Store:
         else:
             self.root = text.rstrip("/") if not text.endswith("://") else text
         self._filesystem: Any = None
+        self._process = 0
 
     @property
     def is_local(self) -> bool:
@@ -319,7 +320,7 @@ class Store:
     @property
     def filesystem(self) -> Any:
         """The fsspec file system (remote stores)."""
-        if self._filesystem is None:
+        if self._filesystem is None or self._process != os.getpid():  # clients do not survive a fork
             import fsspec
 
             defaults = _S3_DEFAULTS if self._is_s3 else {}
@@ -329,7 +330,7 @@ class Store:
                 raise StoreError(f"{self.root}: cannot open this kind of storage: {error}") from error
             if self._is_s3:
                 filesystem.retries = 1  # s3fs's own loop would multiply the time that ours is bounded to
-            self._filesystem = filesystem
+            self._filesystem, self._process = filesystem, os.getpid()
         return self._filesystem
 
     def _retry(self, name: str, action: str, call: Callable[[], T]) -> T:

@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flaky_s3 import Fault, FlakyS3
 from shards.conftest import token_rows, write_dataset
+from tokenshard.loading.adapters import to_ray
 from tokenshard.loading.loader import TokenLoader
 from tokenshard.loading.order import Shuffle
 from tokenshard.shards.dataset import Dataset, open_dataset
@@ -110,3 +112,13 @@ def test_a_slow_and_failing_object_store_costs_few_requests_and_no_sample(
 
 def failures(proxy: FlakyS3) -> int:
     return Counter(proxy.failures).total() - proxy.failures[Fault.SLOW]
+
+
+def test_ray_data_reads_the_samples_of_the_loader(tokens: Dataset, ray_address: str) -> None:
+    found = to_ray(tokens, ["codes", "key", "label"]).take_batch(len(tokens))
+    expected = next(iter(TokenLoader(tokens, len(tokens), columns=["codes", "key", "label"], rank=0, world=1)))
+    order = np.argsort(found["key"])
+    assert found["key"][order].tolist() == expected["key"]
+    assert found["label"][order].tolist() == expected["label"].tolist()
+    assert found["codes"].dtype == np.uint16
+    assert np.array_equal(found["codes"][order], expected["codes"].numpy())

@@ -92,3 +92,17 @@ def take(data: Any, rows: Any, width: int, block: Any, row: Any, out: Any) -> bo
             return False
         _copy_bytes(data[block[i]] + np.uint64(at * width), out, np.int64(i * width), np.int64(width))
     return True
+
+
+@_kernel
+def crop(ids: Any, grids: Any, corners: Any, out: Any) -> None:
+    """``out[i]`` [n, *size]: the part of sample i from its corner on; samples of ``grids`` [n, 3] back to back."""
+    start: Any = 0
+    for i in range(out.shape[0]):
+        height, width = np.int64(grids[i, 1]), np.int64(grids[i, 2])
+        for t in range(out.shape[1]):
+            for h in range(out.shape[2]):
+                at = start + ((corners[i, 0] + t) * height + corners[i, 1] + h) * width + corners[i, 2]
+                for w in range(out.shape[3]):
+                    out[i, t, h, w] = ids[at + w]
+        start += np.int64(grids[i, 0]) * height * width

@@ -2,70 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.loading.blocks import Block, BlockReader, Gathered, is_fixed_width
+from tokenshard.loading.blocks import Block, BlockReader, Gathered
 from tokenshard.loading.buffers import Buffers
-from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, batch_positions
+from tokenshard.loading.crop import Crop
+from tokenshard.loading.decoding import CODES, Batch, Decoder
+from tokenshard.loading.order import Longs, Shuffle
 from tokenshard.loading.pipeline import Chunk, Pipeline
+from tokenshard.loading.plan import Epoch, Part, Planner, Step
 from tokenshard.loading.ranks import current_rank
-from tokenshard.loading.selection import Selection, Selector
+from tokenshard.loading.selection import Selector
 from tokenshard.shards.dataset import Dataset
 
 Remainder = Literal["short", "drop", "pad", "spill"]
 Verify = Literal["always", "first", "never"]
 Damage = Literal["raise", "replace"]
 STATE_VERSION = 1
-CODES = "codes"
 CHUNK_BYTES = 1 << 21
 """Ids that are gathered and decoded in one go."""
 MAX_BATCHES = 64
-Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One global batch: ``size`` positions of ``epoch`` from ``first`` on; ``extra`` more from where the epoch ends.
-
-    The extra ones are padding (of the same epoch) or the first of the next epoch.
-    """
-
-    epoch: int
-    first: int
-    size: int
-    extra: int = 0
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """Which samples an epoch has, and their order."""
-
-    number: int
-    selection: Selection
-    order: EpochOrder
-
-    def locate(self, positions: Longs) -> tuple[Longs, Longs]:
-        """Row group, and row inside it, of positions of the epoch."""
-        block, row = self.order.locate(positions)
-        return block, self.selection.locate(block, row)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a rank gets of a step: ``rows`` rows, of which ``inside`` says which lie in its epoch (None: all)."""
-
-    step: _Step
-    rows: int
-    inside: NDArray[np.bool_] | None = None
 
 
 class TokenLoader:
@@ -94,6 +59,7 @@ class TokenLoader:
         where: str | None = None,
         weights: str | None = None,
         levels: int | None = None,
+        crop: Crop | tuple[int, ...] | None = None,
         rank: int | None = None,
         world: int | None = None,
         threads: int | None = None,
@@ -109,11 +75,12 @@ class TokenLoader:
         last batch), `drop`, `pad` (repeat samples of the epoch, `valid` False) or `spill` (fill it from the next
         epoch). ``where``: a predicate on other columns, ``"label < 10 and split == 'train'"``: only samples for which
         it holds take part. ``weights``: a column that says how often a sample comes in an epoch; of 2.5, two or three
-        times. ``levels``: only the first so many. ``rank`` and ``world``: by default those of torch.distributed or Ray
-        Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks in memory may take; the default shuffle is
-        the best mix within it. ``verify``: the checksums of the manifest are compared `always`, in the `first` epoch
-        or `never`. ``damage``: a damaged row group raises, or its samples are replaced by others of the batch, with
-        `valid` False, and :attr:`damaged` says where it lies.
+        times. ``levels``: only the first so many. ``crop``: of each token grid a part of this size, at a random
+        place or as :class:`Crop` says, so that `codes` is [B, *crop] whatever the grids are. ``rank`` and ``world``: by
+        default those of torch.distributed or Ray Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks
+        in memory may take; the default shuffle is the best mix within it. ``verify``: the checksums of the manifest are
+        compared `always`, in the `first` epoch or `never`. ``damage``: a damaged row group raises, or its samples are
+        replaced by others of the batch, with `valid` False, and :attr:`damaged` says where it lies.
 
         Raises SpecError for options that do not fit the dataset or each other.
         """
@@ -125,30 +92,56 @@ class TokenLoader:
         self.levels = len(dataset.manifest.code.levels) if levels is None else levels
         self.epoch = self.position = 0
         self._threads = min(4, _cpus()) if threads is None else threads
-        self._fetch_threads, self._verify, self._pin = fetch_threads, verify, pin_memory
+        self._fetch_threads, self._verify = fetch_threads, verify
         self._damage = damage
         self.damaged: dict[int, str] = {}
         """row groups that were found damaged (``damage="replace"``), and how"""
         self._check(drop_last, remainder, weights is not None)
+        if isinstance(crop, tuple):
+            crop = Crop(crop)
+        if crop is not None:
+            crop.check(len(dataset.manifest.code.grid))
+        self._decoder = Decoder(dataset, self.columns, self.levels, pin_memory, crop, seed)
         self._chosen = hashlib.sha256(repr((where, weights)).encode()).hexdigest()[:8] if where or weights else None
-        self._selector = Selector(dataset, where, weights)
-        self._cached: _Epoch | None = None
+        selector = Selector(dataset, where, weights)
         self._block_bytes = _mean_block_bytes(dataset, self.levels)
         self._held = max(2, prefetch_bytes // self._block_bytes)
         self._buffers = Buffers(prefetch_bytes // 4)
-        within = Shuffle.within(self._selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4))
-        self.shuffle: Shuffle | None = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
+        within = Shuffle.within(selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4))
+        kind = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
+        self._planner = Planner(selector, seed, kind, self.rank, self.world)
+
+    def codes_only(self) -> TokenLoader:
+        """A loader of its own over the same epochs, which gives codes and nothing else. For sequences.
+
+        Raises SpecError for ``damage="replace"``: what stands in for a sample has another length.
+        """
+        if self._damage == "replace":
+            raise SpecError("sequences cannot do with damage='replace'; convert or repair the damaged shards")
+        loader = copy.copy(self)
+        loader.columns, loader.remainder = (CODES,), "short"
+        loader._decoder = Decoder(self.dataset, loader.columns, self.levels)
+        return loader
+
+    def epoch_plan(self, epoch: int) -> Epoch:
+        """Which samples an epoch has, and their order."""
+        return self._planner.epoch(epoch)
 
     # -- length and state ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Batches of an epoch, the same on all ranks (with `spill`: of the current one, from its first position)."""
-        size, length = self.global_batch_size, self._length(self.epoch)
+        size, length = self.global_batch_size, self.epoch_length(self.epoch)
         if self.remainder == "drop":
             return length // size
         if self.remainder == "spill":
             length -= self._spilled(self.epoch)
         return max(0, -(-length // size))
+
+    @property
+    def shuffle(self) -> Shuffle | None:
+        """How far rows are mixed; None: as stored."""
+        return self._planner.shuffle
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch."""
@@ -182,36 +175,72 @@ class TokenLoader:
         position, epoch = state.get("position"), state.get("epoch")
         if not (isinstance(epoch, int) and epoch >= 0):
             raise SpecError(f"loader state: {epoch!r} is not the number of an epoch")
-        if not (isinstance(position, int) and 0 <= position <= self._length(epoch)):
+        if not (isinstance(position, int) and 0 <= position <= self.epoch_length(epoch)):
             raise SpecError(f"loader state: position {position!r} does not lie in epoch {epoch}")
-        self.shuffle = None if shuffle is None else Shuffle(*map(int, shuffle))
-        self.epoch, self.position, self._cached = epoch, position, None
+        self._planner.reshuffle(None if shuffle is None else Shuffle(*map(int, shuffle)))
+        self.epoch, self.position = epoch, position
 
     # -- iteration ----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch. With its last batch the loader stands at the start of the next one."""
+        return self.every(0, 1)
+
+    def every(self, first: int, step: int) -> Iterator[Batch]:
+        """Of the batches that are left of the epoch, number ``first`` and every ``step``-th from there.
+
+        What one of ``step`` worker processes hands out, where a `DataLoader` takes from them in turn.
+        """
+        epoch = self.epoch
+        empty = True
+        for batch in self._run(itertools.islice(self._steps(), first, None, step)):
+            empty = False
+            yield batch
+        if empty or step > 1:
+            self.set_epoch(epoch + 1)
+
+    def quotas(self, quotas: Iterable[tuple[int, int]]) -> Iterator[Batch]:
+        """A batch for each (rows of all ranks, rank that gets the first odd row), through epochs without an end.
+
+        A batch that the rest of an epoch does not fill is filled from the next one. For mixtures.
+        """
+        left = iter(quotas)
+        while True:
+            yield from self._run(self._quota_steps(left))
+
+    def _run(self, steps: Iterator[Step]) -> Iterator[Batch]:
+        decoded = self.decoded(self._chunks(steps))
+        try:
+            for step, batch in decoded:
+                self.epoch, self.position = self._after(step)
+                yield batch
+        finally:
+            cast(Any, decoded).close()
+
+    def decoded(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Step, Batch]]:
+        """Reads and decodes chunks ahead of the consumer: the batch of each part of each chunk."""
         reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies(), self._buffers.take)
         pipeline = Pipeline(
             lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
         )
-        results = pipeline.run(self._chunks())
-        empty = True
+        results = pipeline.run(chunks)
         try:
             for batches in results:
-                for step, batch in batches:
-                    empty = False
-                    self.epoch, self.position = self._after(step)
-                    yield batch
+                yield from batches
         finally:
             cast(Any, results).close()
-        if empty:
-            self.epoch, self.position = self.epoch + 1, 0
 
-    def _after(self, step: _Step) -> tuple[int, int]:
+    def sample_numbers(self) -> Iterator[Longs]:
+        """Numbers in the dataset of the samples of each batch that is left of the epoch. Reads nothing."""
+        starts = self.dataset.group_starts
+        for chunk in self._chunks(self._steps()):
+            ends = np.cumsum([part.rows for part in chunk.label])
+            yield from np.split((starts[chunk.block] + chunk.row)[: ends[-1]], ends[:-1])
+
+    def _after(self, step: Step) -> tuple[int, int]:
         """Epoch and position once a step was handed out."""
         end = step.first + step.size
-        if end + (self.global_batch_size if self.remainder == "drop" else 1) <= self._length(step.epoch):
+        if end + (self.global_batch_size if self.remainder == "drop" else 1) <= self.epoch_length(step.epoch):
             return step.epoch, end
         return step.epoch + 1, step.extra if self.remainder == "spill" else 0
 
@@ -230,85 +259,44 @@ class TokenLoader:
     def _read_columns(self) -> tuple[str, ...]:
         return tuple(name for name in self.columns if name != CODES)
 
-    def _steps(self) -> Iterator[_Step]:
+    def _steps(self) -> Iterator[Step]:
         """The global batches from the current position to the end of the epoch."""
-        size, length, epoch = self.global_batch_size, self._length(self.epoch), self.epoch
+        size, length, epoch = self.global_batch_size, self.epoch_length(self.epoch), self.epoch
         first = self.position
         while first + size <= length:
-            yield _Step(epoch, first, size)
+            yield Step(epoch, first, size)
             first += size
         left = length - first
         if left > 0 and self.remainder != "drop":
-            yield _Step(epoch, first, left, 0 if self.remainder == "short" else size - left)
+            yield Step(epoch, first, left, 0 if self.remainder == "short" else size - left)
 
-    def _open(self, epoch: int) -> _Epoch:
-        """Selection and order of an epoch."""
-        if self._cached is None or self._cached.number != epoch:
-            selection = self._selector.epoch(self.seed, epoch)
-            self._cached = _Epoch(epoch, selection, EpochOrder(selection.rows, self.seed, epoch, self.shuffle))
-        return self._cached
+    def _quota_steps(self, quotas: Iterator[tuple[int, int]]) -> Iterator[Step]:
+        """Global batches of these sizes, to the end of the epoch."""
+        epoch, first, length = self.epoch, self.position, self.epoch_length(self.epoch)
+        while first < length:
+            size, shift = next(quotas)
+            inside = min(size, length - first)
+            yield Step(epoch, first, inside, size - inside, shift)
+            first += inside
 
-    def _length(self, epoch: int) -> int:
-        return self._open(epoch).order.length
+    def epoch_length(self, epoch: int) -> int:
+        """Samples of an epoch, of all ranks."""
+        return self._planner.length(epoch)
 
     def _spilled(self, epoch: int) -> int:
         """Samples of an epoch that went into the last batch of the one before it."""
-        return -(epoch * self._length(epoch)) % self.global_batch_size if epoch else 0
+        return -(epoch * self.epoch_length(epoch)) % self.global_batch_size if epoch else 0
 
-    def _chunks(self) -> Iterator[Chunk]:
-        """Plans the epoch: few batches at first, so that the first one comes soon, then as many as pay."""
-        now, most, count = self._open(self.epoch), self._batches_a_chunk(), 1
-        windows: dict[int, Window] = {}
-        waiting: list[_Step] = []
-        for step in self._steps():
-            if step.size == self.global_batch_size:
-                waiting.append(step)
-                if len(waiting) < count:
-                    continue
-                yield self._chunk(now, waiting, windows)
-                waiting, count = [], min(most, 2 * count)
-                continue
-            if waiting:
-                yield self._chunk(now, waiting, windows)
-                waiting = []
-            yield self._last_chunk(now, step)
-        if waiting:
-            yield self._chunk(now, waiting, windows)
-
-    def _batches_a_chunk(self) -> int:
-        ids = (
-            self.dataset.manifest.totals.ids
-            * self.levels
-            // max(1, len(self.dataset) * len(self.dataset.manifest.code.levels))
-        )
+    def _chunks(self, steps: Iterator[Step]) -> Iterator[Chunk]:
+        levels = len(self.dataset.manifest.code.levels)
+        ids = self.dataset.manifest.totals.ids * self.levels // max(1, len(self.dataset) * levels)
         batch = max(1, 2 * ids * self.global_batch_size // self.world)
-        return max(1, min(MAX_BATCHES, CHUNK_BYTES // batch))
-
-    def _chunk(self, now: _Epoch, steps: Sequence[_Step], windows: dict[int, Window]) -> Chunk:
-        part = (steps[0].first, steps[0].size, len(steps), self.rank, self.world)
-        begins, ends = _windows_change(now.order, now.order.windows(*part), windows)
-        block, row = now.order.rows(*part)
-        row = now.selection.locate(block, row)
-        return Chunk(block, row, begins, ends, [_Part(step, self._rank_size(step)) for step in steps])
-
-    def _last_chunk(self, now: _Epoch, step: _Step) -> Chunk:
-        """A batch that reaches the end of the epoch, and beyond."""
-        length = now.order.length
-        positions = batch_positions(step.first, step.size + step.extra, now.order.lanes, self.rank, self.world)
-        inside = positions < length
-        later = now if self.remainder == "pad" else self._open(step.epoch + 1)
-        part = _Part(step, len(positions), inside)
-        if not len(positions):  # fewer samples than ranks: a batch of none, cut from one row so that it has all columns
-            positions, inside = np.array([step.first]), np.array([True])
-        block, row = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
-        block[inside], row[inside] = now.locate(positions[inside])
-        block[~inside], row[~inside] = later.locate((positions[~inside] - length) % length)
-        needed = np.unique(block).tolist()
-        return Chunk(block, row, needed, needed, [part])
+        most = max(1, min(MAX_BATCHES, CHUNK_BYTES // batch))
+        return self._planner.chunks(steps, most, self.remainder == "pad")
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
-    def _decode(self, chunk: Chunk, found: dict[int, Block | None]) -> list[tuple[_Step, Batch]]:
+    def _decode(self, chunk: Chunk, found: dict[int, Block | None]) -> list[tuple[Step, Batch]]:
         blocks = {number: block for number, block in found.items() if block is not None}
         numbers = sorted(blocks)
         sound = np.isin(chunk.block, numbers)
@@ -317,59 +305,21 @@ class TokenLoader:
         place = np.where(sound, np.arange(len(sound)), sound.argmax())  # rows that stand in for those that are lost
         block, row = chunk.block[place], chunk.row[place]
         rows = Gathered([blocks[number] for number in numbers], np.searchsorted(numbers, block), row)
-        parts: list[_Part] = chunk.label
+        parts: list[Part] = chunk.label
         ends = np.cumsum([part.rows for part in parts]).tolist()
         spans = list(zip([0, *ends], ends, strict=False))
-        batches: list[Batch] = [{} for _ in parts]
-        for name in self.columns:
-            if name == CODES:
-                self._decode_codes(rows, len(chunk.row), spans, batches)
-                continue
-            fixed = is_fixed_width(self.dataset.schema.field(name).type)
-            values = torch.from_numpy(rows.column(name)) if fixed else rows.objects(name)
-            for (start, end), batch in zip(spans, batches, strict=True):
-                batch[name] = values[start:end]
+        epochs = [np.full(part.rows, part.step.epoch) for part in parts]
+        if self.remainder == "spill":
+            epochs = [
+                now if part.inside is None else now + ~part.inside for now, part in zip(epochs, parts, strict=True)
+            ]
+        epoch = np.concatenate(epochs) if ends[-1] else np.zeros(len(row), np.int64)
+        batches = self._decoder.batches(rows, spans, self.dataset.group_starts[block] + row, epoch)
         if self.remainder == "pad" or self._damage == "replace":
             for part, batch, (start, end) in zip(parts, batches, spans, strict=True):
                 valid = sound[start:end] if part.inside is None else sound[start:end] & part.inside
                 batch["valid"] = torch.from_numpy(valid)
         return [(part.step, batch) for part, batch in zip(parts, batches, strict=True)]
-
-    def _decode_codes(self, rows: Gathered, count: int, spans: list[tuple[int, int]], batches: list[Batch]) -> None:
-        fixed = self.dataset.fixed_grid
-        grids = rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (count, len(fixed)))
-        sizes = sample_sizes(grids) if fixed is None else np.full(count, int(np.prod(fixed)), np.int64)
-        columns = self.dataset.manifest.code.columns[: self.levels]
-        dtype = id_dtype(max(level.alphabet for level in self.dataset.manifest.code.levels))
-        total = int(sizes.sum())
-        out = torch.empty((len(columns), total), dtype=getattr(torch, dtype.__name__), pin_memory=self._pin)
-        stored: list[Ids] = [
-            ids if ids.dtype == id_dtype(spec.alphabet) else np.empty(total, id_dtype(spec.alphabet))
-            for ids, spec in zip(out.numpy(), columns, strict=True)
-        ]
-        rows.codes(grids, [spec.alphabet for spec in columns], stored)
-        for level, ids in enumerate(stored):
-            remap = self.dataset.manifest.code.levels[level].remap
-            if remap is not None:
-                out.numpy()[level] = np.array(remap, dtype)[ids]
-            elif ids.dtype != dtype:
-                out.numpy()[level] = ids
-        if fixed is not None:
-            shaped = out.view(len(columns), count, *fixed)
-            shaped = shaped[0] if len(columns) == 1 else shaped.transpose(0, 1).contiguous()
-            for (start, end), batch in zip(spans, batches, strict=True):
-                batch[CODES] = shaped[start:end]
-            return
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        for (start, end), batch in zip(spans, batches, strict=True):
-            first, last = int(offsets[start]), int(offsets[end])
-            batch[CODES] = out[0, first:last] if len(columns) == 1 else out[:, first:last]
-            batch["grid"] = torch.from_numpy(np.ascontiguousarray(grids[start:end]))
-            batch["offsets"] = torch.from_numpy(offsets[start : end + 1] - first)
-
-    def _rank_size(self, step: _Step) -> int:
-        size = step.size + step.extra
-        return size * (self.rank + 1) // self.world - size * self.rank // self.world
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
@@ -400,24 +350,7 @@ class TokenLoader:
             raise SpecError("threads must be at least 0, and fetch_threads at least 1")
 
 
-def _windows_change(
-    order: EpochOrder, windows: Iterator[Window], last: dict[int, Window]
-) -> tuple[list[int], list[int]]:
-    """Blocks that come and blocks that go with these windows; ``last``: the last window of each lane, brought on."""
-    begins: list[int] = []
-    ends: list[int] = []
-    for window in windows:
-        before = last.get(window.lane)
-        if before != window:
-            begins += order.window_blocks(window).tolist()
-            ends += order.window_blocks(before).tolist() if before is not None else []
-            last[window.lane] = window
-    return begins, ends
-
-
 def _cpus() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

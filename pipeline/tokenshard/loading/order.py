@@ -77,10 +77,12 @@ class EpochOrder:
     def __len__(self) -> int:
         return self.length
 
-    def windows(self, first: int, size: int, count: int = 1, rank: int = 0, world: int = 1) -> Iterator[Window]:
+    def windows(
+        self, first: int, size: int, count: int = 1, rank: int = 0, world: int = 1, shift: int = 0
+    ) -> Iterator[Window]:
         """The windows that hold what :meth:`rows` gives, by lane (some may hold only what other ranks get)."""
         last = first + size * count
-        for lane in self._lanes_of(first, size, count, rank, world):
+        for lane in self._lanes_of(first, size, count, (rank, world, shift)):
             start, stop = (max(0, at - lane + self.lanes - 1) // self.lanes for at in (first, last))
             if start < stop:
                 cuts = self._windows[lane]
@@ -88,13 +90,14 @@ class EpochOrder:
                 for number in range(low, high + 1):
                     yield Window(lane, number, int(cuts[number]), int(cuts[number + 1]))
 
-    def _lanes_of(self, first: int, size: int, count: int, rank: int, world: int) -> Iterable[int]:
+    def _lanes_of(self, first: int, size: int, count: int, part: tuple[int, int, int]) -> Iterable[int]:
         """Lanes that a rank reads for some batches."""
         if first % self.lanes or size % self.lanes:
-            batches = [batch_positions(first + n * size, size, self.lanes, rank, world) for n in range(count)]
+            batches = [batch_positions(first + n * size, size, self.lanes, *part) for n in range(count)]
             return np.unique(np.concatenate(batches) % self.lanes).tolist()  # type: ignore[no-any-return]
         each = size // self.lanes
-        return range(size * rank // world // each, -(-(size * (rank + 1) // world) // each))
+        start, stop = share(size, *part)
+        return range(start // each, -(-stop // each))
 
     def window_blocks(self, window: Window) -> Longs:
         """Numbers of the blocks that hold rows of a window."""
@@ -109,16 +112,18 @@ class EpochOrder:
             sequence[places] = self._permuted(lane, positions[places] // self.lanes)
         return self._blocks_of(sequence)
 
-    def rows(self, first: int, size: int, count: int, rank: int = 0, world: int = 1) -> tuple[Longs, Longs]:
+    def rows(
+        self, first: int, size: int, count: int, rank: int = 0, world: int = 1, shift: int = 0
+    ) -> tuple[Longs, Longs]:
         """What a rank gets of ``count`` global batches of ``size`` positions from ``first`` on: see :meth:`locate`.
 
         The batches follow each other; within one, rows are in the order of :func:`batch_positions`.
         """
         if first % self.lanes or size % self.lanes:
-            batches = [batch_positions(first + n * size, size, self.lanes, rank, world) for n in range(count)]
+            batches = [batch_positions(first + n * size, size, self.lanes, rank, world, shift) for n in range(count)]
             return self.locate(np.concatenate(batches))
         each = size // self.lanes  # rows of a lane in a batch: the same run of every lane
-        start, stop = size * rank // world, size * (rank + 1) // world
+        start, stop = share(size, rank, world, shift)
         lanes = range(start // each, -(-stop // each))
         sequence = np.empty((count, len(lanes), each), np.int64)
         row = first // self.lanes
@@ -194,7 +199,19 @@ class EpochOrder:
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, number, stream]))
 
 
-def batch_positions(first: int, size: int, lanes: int, rank: int = 0, world: int = 1) -> Longs:
+def share(size: int, rank: int, world: int, shift: int = 0) -> tuple[int, int]:
+    """Rows [start, stop) of a batch of ``size`` that a rank gets: runs of equal length, but for one row.
+
+    Ranks from ``shift`` on (and round) get the odd rows. Of several batches that share a step, each begins where the
+    one before it left off, and all ranks get equally much in all.
+    """
+    each, odd = divmod(size, world)
+    longer = [(number - shift) % world < odd for number in range(rank + 1)]
+    start = rank * each + sum(longer[:rank])
+    return start, start + each + longer[rank]
+
+
+def batch_positions(first: int, size: int, lanes: int, rank: int = 0, world: int = 1, shift: int = 0) -> Longs:
     """Positions that a rank gets of the global batch ``[first, first + size)``.
 
     The batch is ordered by lane and cut into ``world`` runs, so that a rank reads about ``1 / world`` of the lanes.
@@ -202,7 +219,22 @@ def batch_positions(first: int, size: int, lanes: int, rank: int = 0, world: int
     positions = np.arange(first, first + size, dtype=np.int64)
     if lanes > 1:
         positions = positions[np.argsort(positions % lanes, kind="stable")]
-    return positions[size * rank // world : size * (rank + 1) // world]
+    return positions[slice(*share(size, rank, world, shift))]
+
+
+def windows_change(
+    order: EpochOrder, windows: Iterator[Window], last: dict[int, Window]
+) -> tuple[list[int], list[int]]:
+    """Blocks that come and blocks that go with these windows; ``last``: the last window of each lane, brought on."""
+    begins: list[int] = []
+    ends: list[int] = []
+    for window in windows:
+        before = last.get(window.lane)
+        if before != window:
+            begins += order.window_blocks(window).tolist()
+            ends += order.window_blocks(before).tolist() if before is not None else []
+            last[window.lane] = window
+    return begins, ends
 
 
 def _by_lane(positions: Longs, lanes: int) -> Iterator[tuple[int, Longs]]:

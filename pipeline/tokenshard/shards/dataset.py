@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype
 from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
+from tokenshard.shards.cache import Cache, CachedStore
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.once import OnceCache
 from tokenshard.shards.reader import RowGroup, ShardReader, arrange
@@ -65,11 +66,26 @@ class Dataset:
         self._codec: Callable[[CodecSpec], Codec] = lru_cache(256)(self._load_codec)
         self._group: Callable[[int], RowGroup] = lru_cache(CACHED_GROUPS)(self.read_group)
         self._shard_keys: Callable[[int], pa.ChunkedArray] = lru_cache(CACHED_GROUPS)(self._read_shard_keys)
-        self._group_rows: Callable[[int], dict[str, pa.Array]] = lru_cache(CACHED_GROUPS)(self._read_group_rows)
-        self._group_table: Callable[[int], pa.Table] = lru_cache(CACHED_GROUPS)(self._read_group_table)
+        self._group_columns: Callable[[int], list[tuple[str, pa.Array]]] = lru_cache(CACHED_GROUPS)(self._read_columns)
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[Store, Manifest]]:
-        return Dataset, (self.store, self.manifest)
+        return type(self), (self.store, self.manifest)
+
+    def cached(self, cache: Cache) -> Self:
+        """The same dataset with what is read from it kept in a local folder; itself where it is local.
+
+        Raises SpecError for a cache that does not hold a single row group.
+        """
+        if self.store.is_local:
+            return self
+        groups = (group for shard in self.manifest.shards for group in shard.row_groups)
+        largest = max((sum(chunk.length for chunk in (group.sizes, *group.codes)) for group in groups), default=0)
+        if cache.limit < 2 * largest:
+            raise SpecError(
+                f"{os.fspath(cache.folder)}: a cache of {cache.limit} bytes is too small for {self.store.root}, "
+                f"whose largest row group has {largest}; give it at least {2 * largest}"
+            )
+        return type(self)(CachedStore(self.store, cache, self.fingerprint), self.manifest)
 
     def __repr__(self) -> str:
         return f"<tokenshard.Dataset {self.store.root} version {self.manifest.version}: {len(self)} samples>"
@@ -85,6 +101,20 @@ class Dataset:
     @property
     def num_row_groups(self) -> int:
         return len(self._starts) - 1
+
+    @property
+    def group_starts(self) -> NDArray[np.int64]:
+        """Number of the first sample of each row group, and of samples; int64 [num_row_groups + 1]."""
+        return self._starts
+
+    def group_codes(self, group: int) -> Codes:
+        """Codes of a row group, by its number in the whole dataset; what :meth:`codes` gives of its samples."""
+        return self._arranged(self.read_group(group), None)
+
+    def group_table(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """The named columns of a row group; those its shard lacks are empty."""
+        empty = pa.schema([self.schema.field(name) for name in columns]).empty_table()
+        return pa.concat_tables([empty, self._columns(group, columns)], promote_options="default")
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -109,19 +139,25 @@ class Dataset:
         A slice or a list of numbers gives the same dict with a list (of codes: what :meth:`codes` gives) a column.
         """
         if isinstance(item, int | np.integer):
-            return self._sample(int(item))
+            (number,) = self._numbers([int(item)]).tolist()
+            group = int(np.searchsorted(self._starts, number, "right")) - 1
+            row = number - int(self._starts[group])
+            codes = self._arranged(self._group(group), np.array([row]))[0]
+            return {**{name: column[row].as_py() for name, column in self._group_columns(group)}, "codes": codes}
         ids = range(len(self))[item] if isinstance(item, slice) else item
-        return {**self._rows(ids).to_pydict(), "codes": self.codes(ids)}
+        return {**self.rows(ids).to_pydict(), "codes": self.codes(ids)}
 
-    def _sample(self, item: int) -> dict[str, Any]:
-        number = item + len(self) if item < 0 else item
-        if not 0 <= number < len(self):
-            raise self._no_such(item)
-        group = int(np.searchsorted(self._starts, number, "right")) - 1
-        row = number - int(self._starts[group])
-        columns = self._group_rows(group)
-        sample = {name: columns[name][row].as_py() if name in columns else None for name in self.schema.names}
-        return {**sample, "codes": self._arranged(self._group(group), np.array([row]))[0]}
+    def rows(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> pa.Table:
+        """All columns but the codes of the samples with these numbers, in that order."""
+        numbers = self._numbers(ids)
+        parts, order = [self.schema.empty_table()], []
+        for group, places, rows in self._by_group(numbers):
+            parts.append(pa.table(dict(self._group_columns(group)), schema=self.schema).take(pa.array(rows)))
+            order.append(places)
+        if not order:
+            return parts[0]
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return pa.concat_tables(parts).take(pa.array(back))
 
     def codes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> Codes:
         """Codes of the samples with these numbers, in that order: [n, *grid], or [n, levels, *grid] for several levels.
@@ -144,7 +180,7 @@ class Dataset:
     def iter_codes(self) -> Iterator[Codes]:
         """Codes of the whole dataset in order, one row group at a time."""
         for group in range(self.num_row_groups):
-            yield self._arranged(self.read_group(group), None)
+            yield self.group_codes(group)
 
     def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The named columns (None: all) but the codes of the whole dataset in order, one row group at a time.
@@ -155,9 +191,8 @@ class Dataset:
         for name in names:
             if name not in self.schema.names:
                 raise SpecError(f"{self.store.root}: no column {name!r}; there are {', '.join(self.schema.names)}")
-        empty = pa.schema([self.schema.field(name) for name in names]).empty_table()
-        for group in range(self.num_row_groups):  # rows of older shards get the columns of later ones
-            yield pa.concat_tables([empty, self._columns(group, names)], promote_options="default")
+        for group in range(self.num_row_groups):
+            yield self.group_table(group, names)
 
     def index(self, key: str) -> int:
         """Number of the sample with this key. Raises KeyError."""
@@ -227,12 +262,10 @@ class Dataset:
         shard, local = self._place(group)
         return self._reader(shard).read_columns(local, names)
 
-    def _read_group_table(self, group: int) -> pa.Table:
-        return self._columns(group, self._names)
-
-    def _read_group_rows(self, group: int) -> dict[str, pa.Array]:
-        table = self._group_table(group).combine_chunks()
-        return {name: pa.concat_arrays(table[name].chunks) for name in table.column_names}
+    def _read_columns(self, group: int) -> list[tuple[str, pa.Array]]:
+        """All columns but the codes of a row group, each in one piece; those its shard lacks are empty."""
+        table = self.group_table(group, self.schema.names)
+        return [(name, table[name].combine_chunks()) for name in table.column_names]
 
     def _read_shard_keys(self, shard: int) -> pa.ChunkedArray:
         groups = range(int(self._first_group[shard]), int(self._first_group[shard + 1]))
@@ -241,12 +274,9 @@ class Dataset:
     def _numbers(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         numbers = np.asarray(ids, np.int64)
         if numbers.ndim != 1 or ((numbers < -len(self)) | (numbers >= len(self))).any():
-            raise self._no_such(ids)
+            known = f"sample numbers go from 0 to {len(self) - 1}" if len(self) else "the dataset is empty"
+            raise IndexError(f"{self.store.root}: {known}")
         return np.where(numbers < 0, numbers + len(self), numbers)
-
-    def _no_such(self, ids: object) -> IndexError:
-        known = f"sample numbers go from 0 to {len(self) - 1}" if len(self) else "the dataset is empty"
-        return IndexError(f"{self.store.root}: no sample {ids}; {known}")
 
     def _by_group(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """(row group, places in ``numbers``, rows inside the row group), ascending."""
@@ -257,17 +287,6 @@ class Dataset:
         found, first = np.unique(groups[order], return_index=True)
         for group, places in zip(found.tolist(), np.split(order, first[1:]), strict=True):
             yield group, places, numbers[places] - self._starts[group]
-
-    def _rows(self, ids: Sequence[int]) -> pa.Table:
-        numbers = self._numbers(ids)
-        parts, order = [self.schema.empty_table()], []  # gives rows of older shards the columns of later ones
-        for group, places, rows in self._by_group(numbers):
-            parts.append(self._group_table(group).take(pa.array(rows)))
-            order.append(places)
-        if not order:
-            return parts[0]
-        back = np.argsort(np.concatenate(order), kind="stable")
-        return pa.concat_tables(parts, promote_options="default").take(pa.array(back))
 
     def _arranged(self, group: RowGroup, rows: NDArray[np.int64] | None) -> Codes:
         levels = [self._tokenizer_ids(level, ids) for level, ids in enumerate(group.decode(rows))]

@@ -75,9 +75,14 @@ class RowGroup:
             return self._decode(rows)
         members = (np.unique(rows // group)[:, None] * group + np.arange(group)).ravel()
         members = members[members < self.rows]
-        ends = np.cumsum(sample_sizes(self.grids[members]))
-        places = np.searchsorted(members, rows)
+        ends, places = np.cumsum(sample_sizes(self.grids)[members]), np.searchsorted(members, rows)
         return tuple(cast(Ids, _gather(ids, ends, places)) for ids in self._decode(members))
+
+    @cached_property
+    def _ends(self) -> tuple[NDArray[np.int64], ...]:
+        """Where each row ends in the stream of each level."""
+        sizes = (sample_sizes(self.grids) if lengths is None else lengths for lengths in self.lengths)
+        return tuple(np.cumsum(lengths, dtype=np.int64) for lengths in sizes)
 
     def _decode(self, rows: NDArray[np.int64] | None) -> tuple[Ids, ...]:
         """Like :meth:`decode`, for rows in whole groups."""
@@ -86,20 +91,13 @@ class RowGroup:
             levels.append(self._level(level, rows, levels[-1] if level else None))
         return tuple(levels)
 
-    @cached_property
-    def _ends(self) -> tuple[NDArray[np.int64], ...]:
-        """Where the stream (or the ids) of each row end, a level."""
-        sizes = [sample_sizes(self.grids) if lengths is None else lengths for lengths in self.lengths]
-        return tuple(np.cumsum(lengths, dtype=np.int64) for lengths in sizes)
-
     def _level(self, level: int, rows: NDArray[np.int64] | None, before: Ids | None) -> Ids:
         data, lengths, codec = self.streams[level], self.lengths[level], self.codecs[level]
+        if lengths is None:
+            return cast(Ids, data if rows is None else _gather(data, self._ends[level], rows))
         grids = self.grids
         if rows is not None:
-            data, grids = _gather(data, self._ends[level], rows), grids[rows]
-            lengths = None if lengths is None else lengths[rows]
-        if lengths is None:
-            return cast(Ids, data)
+            data, lengths, grids = _gather(data, self._ends[level], rows), lengths[rows], grids[rows]
         with damage_reported(f"{self.where}, column {self.specs[level].column}"):
             return codec.decode(data, lengths, grids, earlier=before if codec.needs_earlier else None)
 
@@ -156,14 +154,14 @@ class ShardReader:
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
-            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file())
+            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file(), True)
             grids, num_tokens = self._grids(table), _int32(table, NUM_TOKENS)
             check_sizes(num_tokens, grids, self.entry.ids)
             streams: list[NDArray[Any]] = []
             lengths: list[Lengths | None] = []
             for spec, chunk in zip(specs, wanted[1:], strict=True):
                 if is_list(self.schema, spec):
-                    column = self._parse(group, [spec.column], parts.file())[spec.column]
+                    column = self._parse(group, [spec.column], parts.file(), True)[spec.column]
                     streams.append(_listed_ids(column, num_tokens, spec))
                     lengths.append(None)
                 else:
@@ -186,7 +184,7 @@ class ShardReader:
         with damage_reported(self.where(group)):
             read = wanted or [NUM_TOKENS]  # a table without columns still needs its number of rows
             with self.store.open(self.entry.path, self.entry.bytes) as file:
-                return self._parse(group, read, file, pre_buffer=True).select(wanted)
+                return self._parse(group, read, file).select(wanted)
 
     @cached_property
     def chunks(self) -> list[dict[str, Span]]:
@@ -204,8 +202,8 @@ class ShardReader:
             return _int32(table, NUM_TOKENS)[:, None]
         return np.tile(np.array(columns.grid, np.int32), (table.num_rows, 1))
 
-    def _parse(self, group: int, names: Sequence[str], file: Any, pre_buffer: bool = False) -> pa.Table:
-        options = {"page_checksum_verification": True, "pre_buffer": pre_buffer}
+    def _parse(self, group: int, names: Sequence[str], file: Any, in_memory: bool = False) -> pa.Table:
+        options = {"page_checksum_verification": True, "pre_buffer": not in_memory}
         with pq.ParquetFile(file, metadata=self.metadata, **options) as parquet:
             table = parquet.read_row_group(group, columns=list(names), use_threads=False)
         require(table.num_rows == self.entry.row_groups[group].rows, "columns are shorter than the row group")
@@ -286,6 +284,9 @@ def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: Co
 
 
 def _gather(data: NDArray[Any], ends: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """The pieces of ``data`` (piece i ends before element ``ends[i]``) named by ``rows``, back to back."""
-    pieces = [data[ends[row - 1] if row else 0 : ends[row]] for row in rows.tolist()]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if pieces else data[:0]
+    """The pieces of ``data`` (piece i ends at ``ends[i]``, where the next begins) named by ``rows``, back to back."""
+    starts = [int(ends[row - 1]) if row else 0 for row in rows.tolist()]
+    pieces = [data[start : ends[row]] for start, row in zip(starts, rows.tolist(), strict=True)]
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else data[:0]

@@ -1,0 +1,1 @@
+"""Parts of the loader benchmark (`benchmarks/loader.py`)."""
