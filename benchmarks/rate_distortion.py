@@ -127,18 +127,26 @@ def measure(
 
 
 def gains(points: list[Point]) -> Iterator[str]:
-    """How far `default` is above each other method at its own rate: straight lines over the logarithm of the rate."""
+    """How far `default` is above each other method at its own rate, which lies between two of the points measured."""
     for one in (point for point in points if point.method == "default"):
         for method in dict.fromkeys(point.method for point in points if point.method != "default"):
-            line = sorted((math.log(p.bits_per_pixel), p.psnr, p.ssim) for p in points if p.method == method)
-            rates, psnrs, ssims = zip(*line, strict=True)
-            rate = math.log(one.bits_per_pixel)
-            if rates[0] <= rate <= rates[-1]:
-                above = one.psnr - np.interp(rate, rates, psnrs), one.ssim - np.interp(rate, rates, ssims)
-                found = f"{above[0]:+.2f} dB, SSIM {above[1]:+.4f}"
-            else:
-                found = "outside of the rates measured"
+            mine = [point for point in points if point.method == method]
+            found = "outside of the rates measured"
+            if min(p.bits_per_pixel for p in mine) <= one.bits_per_pixel <= max(p.bits_per_pixel for p in mine):
+                psnr_above = one.psnr - at_rate(one.bits_per_pixel, [(p.bits_per_pixel, p.psnr) for p in mine])
+                ssim_above = one.ssim - at_rate(one.bits_per_pixel, [(p.bits_per_pixel, p.ssim) for p in mine])
+                found = f"{psnr_above:+.2f} dB, SSIM {ssim_above:+.4f}"
             yield f"{one.setting} to {method} at {one.bits_per_pixel:.4f} bpp: {found}"
+
+
+def at_rate(rate: float, points: list[tuple[float, float]]) -> float:
+    """Quality at a rate, on straight lines over the logarithm of the rate between the points that none is better than
+    at a lower rate."""
+    front: list[tuple[float, float]] = []
+    for place, quality in sorted(points):
+        if not front or quality > front[-1][1]:
+            front.append((math.log(place), quality))
+    return float(np.interp(math.log(rate), *zip(*front, strict=True)))
 
 
 def draw(points: list[Point], file: Path) -> None:
