@@ -84,9 +84,7 @@ def test_parquet_with_flat_lists_takes_the_grid_and_the_columns_it_is_told(
     assert (found[3]["key"], found[3]["class"]) == ("k3", 0)
 
 
-def test_a_folder_that_datasets_saved_to_disk(
-    ids: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_datasets_saved_to_disk(ids: NDArray[np.uint16], tmp_path: Path) -> None:
     datasets = library("datasets")
     features = datasets.Features(
         {"codes": datasets.Array2D((6, 6), "uint16"), "label": datasets.ClassLabel(names=NAMES)}
@@ -97,6 +95,7 @@ def test_a_folder_that_datasets_saved_to_disk(
     np.testing.assert_array_equal(found.codes(range(COUNT)), ids)
     assert found.table(["label"])["label"].to_pylist() == LABELS
     assert next(c.names for c in found.manifest.columns if c.name == "label") == tuple(NAMES)
+    assert found.manifest.splits == {"train": COUNT}
 
 
 # -- WebDataset --------------------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_what_came_back_exports_to_the_same_bytes(format: str, made: Mapping[str
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("format", ["parquet", "webdataset", "npz", "megatron", "seit"])
+@pytest.mark.parametrize("format", ["webdataset", "npz", "seit"])
 def test_an_export_on_s3_is_imported_from_there(
     format: str, made: Mapping[str, Dataset], tmp_path: Path, s3_url: str
 ) -> None:

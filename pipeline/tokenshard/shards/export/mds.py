@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from tokenshard.errors import SpecError
 from tokenshard.shards.export.base import (
-    SHARD_BYTES,
     Batch,
     Contents,
     Output,
@@ -27,6 +26,8 @@ from tokenshard.shards.export.base import (
 )
 from tokenshard.shards.export.json_values import check_json_columns, json_rows
 
+SHARD_BYTES = 64 << 20
+"""Theirs by default; the writer holds one in memory."""
 MAX_SHARD_BYTES = 1 << 31
 """Offsets in a shard have 32 bits."""
 
