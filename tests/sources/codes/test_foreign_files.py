@@ -19,9 +19,10 @@ import webdataset as wds
 from numpy.typing import NDArray
 
 from foreign import library, mosaic_streaming
-from sources.codes.importing import imported
+from sources.codes.importing import imported, read_source
 from tokenshard.errors import SpecError
 from tokenshard.shards.export.registry import export
+from tokenshard.sources.base import Reject, Sample
 
 COUNT, ALPHABET = 40, 391
 LABELS = [n % 3 for n in range(COUNT)]
@@ -112,6 +113,26 @@ def test_tars_that_webdataset_wrote(extension: str, ids: NDArray[np.uint16], tmp
     assert found[7]["key"] == "x/007"
     assert found.table(["label"])["label"].to_pylist() == LABELS
     assert found.table(["json"])["json"].to_pylist() == [None, *(json.dumps({"n": n}) for n in range(1, COUNT))]
+
+
+def test_tars_with_text_labels_in_a_member_of_another_name(ids: NDArray[np.uint16], tmp_path: Path) -> None:
+    with wds.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number, (codes, label) in enumerate(zip(ids, LABELS, strict=True)):
+            writer.write({"__key__": f"{number:03d}", "codes.npy": codes, "x.npy": codes[0], "txt": NAMES[label]})
+    found = imported(tmp_path, "webdataset", tmp_path / "tokens", column="codes.npy", labels="txt")
+    np.testing.assert_array_equal(found.codes(range(COUNT)), ids)
+    assert found.table(["txt"])["txt"].to_pylist() == LABELS
+    assert next(c.names for c in found.manifest.columns if c.name == "txt") == tuple(NAMES)
+
+
+def test_a_label_that_is_no_number_among_numbers_is_a_reject(ids: NDArray[np.uint16], tmp_path: Path) -> None:
+    with wds.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number, label in enumerate(["3", "4", "cat", "5"]):
+            writer.write({"__key__": f"{number:03d}", "npy": ids[number], "cls": label.encode()})
+    _, samples = read_source(tmp_path / "a.tar", "webdataset")
+    assert [sample.columns["label"] for sample in samples if isinstance(sample, Sample)] == [3, 4, 5]
+    assert isinstance(samples[2], Reject)
+    assert "the label 'cat' is no whole number, as others are" in samples[2].message
 
 
 # -- NumPy -------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ class SeitSource(CodeFiles):
 
     format = "seit"
     flat = True
+    _stream: _Stream | None = None
+    """the one that was read last"""
 
     def fields(self) -> list[pa.Field]:
         fields = {
@@ -100,8 +102,6 @@ class SeitSource(CodeFiles):
             if self._stream is None or self._stream.name != name or self._stream.position > start:
                 self._stream = _Stream(self, name)
             yield partial(seit_ids, self._stream.read(start, row.bytes or 0))
-
-    _stream: _Stream | None = None
 
     def shaped(self, codes: NDArray[Any], row: Input) -> NDArray[Any]:
         if self.spec.grid is None and self.described is None:

@@ -60,7 +60,7 @@ class WebDatasetSource(CodeFiles):
 
     def fields(self) -> list[pa.Field]:
         return described_fields(self.described) or [
-            pa.field("label", self._label_type()),
+            pa.field(self._label_column, self._label_type()),
             pa.field("json", pa.string()),
         ]
 
@@ -96,19 +96,21 @@ class WebDatasetSource(CodeFiles):
         try:
             return Record(self._with_columns(row, sample), sample.codes)
         except (ValueError, RecursionError) as error:
-            return Record(replace(row, error=f"ValueError: json: {error}"))
+            return Record(replace(row, error=f"ValueError: {error}"))
 
     def _with_columns(self, row: Input, sample: _Sample) -> Input:
         label, text = sample.texts.get(self._label_member), sample.texts.get("json")
         if self.described is None:
             values: dict[str, Any] = {"json": None if text is None else text.decode()}
             if label is not None:
-                number = _integer(label)
-                values["label"] = number if self._numbered else label.decode().strip()
+                text_label = label.decode().strip()
+                if self._numbered and _integer(label) is None:
+                    raise ValueError(f"the label {text_label[:40]!r} is no whole number, as others are")
+                values[self._label_column] = _integer(label) if self._numbered else text_label
             return replace(row, meta=values)
         document = json.loads(text or b"{}")
         if not isinstance(document, dict):
-            raise ValueError("not an object")
+            raise ValueError("the json member is not an object")
         named = next((column.name for column in self.described.columns if column.role == "label"), None)
         if named is not None and label is not None:
             number = _integer(label)
@@ -142,6 +144,10 @@ class WebDatasetSource(CodeFiles):
             raise self.damaged(name, f"damaged archive ({cleaned(str(error))})") from error
 
     # -- members ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _label_column(self) -> str:
+        return "label" if self.spec.labels in {"auto", "none"} else self.spec.labels
 
     @property
     def _label_member(self) -> str:
