@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,17 @@ Made = tuple[torch.Tensor, torch.Tensor, list[Any]]
 COLUMNS = ("codes", "label", "key")
 
 
-class Peer:
+class Peer(ABC):
     """One loader. ``write`` fills an empty folder from the .npy files; ``epoch`` gives the batches of an epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, raw: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, raw: Path) -> None: ...
 
-    def epoch(self, number: int) -> Iterator[Made]:
-        raise NotImplementedError
+    @abstractmethod
+    def epoch(self, number: int) -> Iterator[Made]: ...
 
     def resumes(self) -> bool | None:
         """Whether a state taken in mid-epoch gives exactly the rest of it; None where there is none."""

@@ -6,6 +6,7 @@ also inside ``torch.autocast``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -23,32 +24,32 @@ class Quantized(NamedTuple):
     """float32 scalar to be added to the loss of the reconstruction; 0 where the method has none"""
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Base of all quantizers. ``name`` is the registered one; ``levels`` are the alphabet sizes."""
 
     name: ClassVar[str]
     dim: int
     levels: tuple[int, ...]
 
+    @abstractmethod
     def forward(self, z: Tensor) -> Quantized:
         """Quantize latents [B, dim, *grid]. In training mode codebooks may move."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, z: Tensor) -> Tensor:
         """Ids [B, levels, *grid] of latents; equal latents give equal ids on any device and in any batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, ids: Tensor) -> Tensor:
         """float32 [B, dim, *grid] that ids [B, levels, *grid] stand for. Ids must be in range."""
-        raise NotImplementedError
 
+    @abstractmethod
     def options(self) -> dict[str, Any]:
         """The arguments that make this quantizer again, JSON-able."""
-        raise NotImplementedError
 
+    @abstractmethod
     def exported(self) -> Quantizer:
         """An equal quantizer that holds nothing but what encoding and decoding need, without gradients."""
-        raise NotImplementedError
 
 
 def to_rows(z: Tensor) -> Tensor:

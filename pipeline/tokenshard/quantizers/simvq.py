@@ -6,6 +6,7 @@ step moves all of them and none stays behind. Exported as the product.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ class CodebookByGradient(Quantizer):
 
     commitment: float
 
+    @abstractmethod
     def codes(self) -> Tensor:
         """The effective codebook, float32 [levels[0], dim]."""
-        raise NotImplementedError
 
     def forward(self, z: Tensor) -> Quantized:
         with no_autocast(z):
