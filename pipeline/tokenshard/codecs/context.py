@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, id_dtype, sample_sizes
 from tokenshard.codecs.blocks import check_ids, check_lengths, ids_buffer, read_only
 from tokenshard.codecs.fit import Earlier, fit_contexts
+from tokenshard.codecs.kernel_arrays import kernel_arrays
 from tokenshard.codecs.model import ContextModel
 from tokenshard.codecs.neighbours import neighbour_strides
 from tokenshard.codecs.tree import fit_order0
@@ -46,7 +47,7 @@ class ContextCodec:
         self.alphabet = model.alphabet
         # Own ids and those beside them have one dtype, so that there are only two versions of each loop to compile.
         self._ids = np.dtype(id_dtype(max(model.alphabet, model.earlier_alphabet or 0)))
-        arrays = model.kernel_arrays()
+        arrays = kernel_arrays(model)
         self._arrays = arrays._replace(leaves=arrays.leaves.astype(self._ids, copy=False))
         children = np.concatenate([step.children for step in model.steps])
         self._parents = np.zeros(len(children) + self.alphabet, np.uint32)

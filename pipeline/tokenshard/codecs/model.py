@@ -11,7 +11,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import zstandard
@@ -36,7 +36,6 @@ MAX_TABLES = 32_000
 MAX_RUNTIME_BYTES = 4 << 20
 """Tables and maps in memory, all but the leaf order: more is refused."""
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 _PREFIX = struct.Struct("<8sII")
 _DIGEST_BYTES = 32
 
@@ -124,34 +123,13 @@ class Step:
         return (self.children, self.tables, self.map_of, *maps, self.pairs, self.frequencies)
 
     @property
+    def table_lengths(self) -> NDArray[np.int64]:
+        """Frequencies of each table: the children of its node."""
+        return np.repeat(self.children.astype(np.int64), self.tables)
+
+    @property
     def has_contexts(self) -> bool:
         return self.pairs.shape[1:] != (1, 1) or bool((self.tables != 1).any())
-
-
-class KernelArrays(NamedTuple):
-    """A model as the compiled loops index it. Nodes are numbered depth by depth, left to right; leaves follow.
-
-    Own ids are known to the loops by the number of their leaf, so that no step of the decoder waits for ``leaves``.
-    """
-
-    nodes: NDArray[np.uint32]
-    """[nodes, 4], flat: number of the first child, column of the class map in ``classes``, first entry in ``pairs``
-    (or the table, where nodes have one each), first entry in ``refined``."""
-    steps: NDArray[np.uint64]
-    """[depth, 3]: 1 where a table has 32 entries; log2 of the row length of a pair map; clusters a first neighbour."""
-    classes: NDArray[np.uint8]
-    """One row an id as first neighbour, then one an id as second: its class or cluster in the maps of all steps."""
-    class_rows: tuple[np.uint64, np.uint64]
-    """Length of a row of ``classes``, and first entry of the rows of second neighbours."""
-    refined: NDArray[np.uint8]
-    """Classes of the clusters of a node: of first neighbours, then of second ones."""
-    pairs: NDArray[np.uint16]
-    """Table of each node and class pair; empty where every node has one table. Tables are named by their place in
-    ``ends`` divided by 16."""
-    ends: NDArray[np.uint16]
-    """Cumulative frequencies of each table, filled up to 16 or 32 entries with 4096; 32 times 4096 come first."""
-    leaves: Ids
-    """Ids in leaf order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,39 +171,6 @@ class ContextModel:
             pilot=self.pilot,
         )
 
-    def kernel_arrays(self) -> KernelArrays:
-        contexts = any(step.has_contexts for step in self.steps)
-        children = np.concatenate([step.children for step in self.steps])
-        nodes = np.zeros((len(children), 4), np.uint32)
-        nodes[:, 0] = 1 + np.cumsum(children, dtype=np.int64) - children
-        steps = np.zeros((len(self.steps), 3), np.uint64)
-        refined = [np.zeros(0, np.uint8)]
-        ends, pairs = [np.full(MAX_CHILDREN, TOTAL, np.uint16)], [np.zeros(0, np.uint16)]
-        node = column = pair_at = refined_at = 0
-        table_at = MAX_CHILDREN // 16
-        for number, step in enumerate(self.steps):
-            steps[number] = step.row // 32, (step.pairs.shape[2] - 1).bit_length(), step.first_refined.shape[1]
-            ends.append(_ends(step))
-            here = slice(node, node + len(step.children))
-            nodes[here, 1] = column + step.map_of
-            refined.append(np.concatenate([step.first_refined, step.second_refined], axis=1).reshape(-1))
-            nodes[here, 3] = refined_at + np.arange(len(step.pairs)) * (refined[-1].size // len(step.pairs))
-            refined_at += refined[-1].size
-            if contexts:
-                pairs.append(_padded_pairs(step, table_at))
-                nodes[here, 2] = pair_at + np.arange(len(step.pairs)) * (pairs[-1].size // len(step.pairs))
-            else:
-                nodes[here, 2] = table_at + np.arange(len(step.pairs)) * (step.row // 16)
-            node, column = here.stop, column + max(len(step.first_map), 1)
-            pair_at, table_at = pair_at + pairs[-1].size, table_at + ends[-1].size // 16
-        columns = zip(*((step.first_map, step.second_map) for step in self.steps), strict=True)
-        first, second = (np.concatenate([_or_zeros(part) for part in parts]) for parts in columns)
-        rows = first.T, second.T
-        classes = np.concatenate([row.reshape(-1) for row in rows if contexts] or [np.zeros(0, np.uint8)])
-        class_rows = (np.uint64(len(first)), np.uint64(first.size))
-        packed = np.concatenate(refined), np.concatenate(pairs), _at_cache_line(np.concatenate(ends))
-        return KernelArrays(nodes.reshape(-1), steps, _at_cache_line(classes), class_rows, *packed, self.leaves)
-
     def measured(self, bits_per_id: float) -> ContextModel:
         """The same model with the bits an id of its pilot costs."""
         return replace(self, pilot=self.pilot.model_copy(update={"bits_per_id": bits_per_id}))
@@ -250,41 +195,6 @@ class ContextModel:
         model = cls(header.alphabet, header.neighbours, steps, next(arrays), header.pilot, header.earlier_alphabet)
         _require(model.header == header, "the header and the arrays differ")
         return model
-
-
-def _table_lengths(step: Step) -> NDArray[np.int64]:
-    return np.repeat(step.children.astype(np.int64), step.tables)
-
-
-def _ends(step: Step) -> NDArray[np.uint16]:
-    """Cumulative frequencies of a step's tables, flat."""
-    lengths = _table_lengths(step)
-    running = np.cumsum(step.frequencies, dtype=np.int64) - np.repeat(np.arange(len(lengths)) * TOTAL, lengths)
-    ends = np.full((len(lengths), step.row), TOTAL, np.uint16)
-    ends[np.arange(step.row) < lengths[:, None]] = running
-    return ends.reshape(-1)
-
-
-def _padded_pairs(step: Step, table_at: int) -> NDArray[np.uint16]:
-    """Places of tables divided by 16, flat; rows are filled up to a power of two."""
-    before = np.cumsum(step.tables, dtype=np.int64) - step.tables
-    nodes, first, second = step.pairs.shape
-    padded = np.zeros((nodes, first, 1 << (second - 1).bit_length()), np.uint16)
-    padded[:, :, :second] = table_at + (step.pairs + before[:, None, None]) * (step.row // 16)
-    return padded.reshape(-1)
-
-
-def _or_zeros(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return classes if len(classes) else np.zeros((1, classes.shape[1]), np.uint8)
-
-
-def _at_cache_line(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
-    """A copy that begins at a multiple of 64 bytes, so that a table or a row of 64 bytes lies in one cache line."""
-    room = np.empty(array.nbytes + 64, np.uint8)
-    begin = -room.ctypes.data % 64
-    copy = room[begin : begin + array.nbytes].view(array.dtype)
-    copy[:] = array
-    return copy
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -405,7 +315,7 @@ def _check_step(step: Step, number: int, header: ModelHeader, below: int) -> Non
         _require(bool((side < (own.shape[1] or limit)).all()), f"{where}: a class or cluster that does not exist")
         _require(bool((own < limit).all()), f"{where}: a class that does not exist")
     _require(bool((step.pairs < step.tables[:, None, None]).all()), f"{where}: a table that does not exist")
-    lengths = _table_lengths(step)
+    lengths = step.table_lengths
     _require(int(lengths.sum()) == len(step.frequencies), f"{where}: frequencies and tables differ in number")
     _require(bool((step.frequencies >= 1).all()), f"{where}: a symbol of frequency 0")
     sums = np.add.reduceat(step.frequencies.astype(np.int64), np.cumsum(lengths) - lengths)

@@ -1,4 +1,4 @@
-"""Compiled loops of the `context` codec: rANS over the arrays of a :class:`~tokenshard.codecs.model.KernelArrays`.
+"""Compiled loops of the `context` codec: rANS over the arrays of `kernel_arrays`.
 
 One 32-bit state a stream; up to eight streams advance in lockstep, whatever their grids, because the dependent steps
 of a single one, and its waits for tables, leave most of a core idle. Everything is unsigned 64-bit: numba then drops
