@@ -45,18 +45,33 @@ class PackCodec:
         self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
     ) -> Ids:
         first_bytes = check_lengths(data, lengths, grids)
+        data = np.ascontiguousarray(data)
+        places = np.uint64(data.ctypes.data) + first_bytes.astype(np.uint64)
+        return self.decode_in_place(places, len(data) - first_bytes, lengths, grids, out)
+
+    def decode_in_place(
+        self,
+        places: NDArray[np.uint64],
+        rooms: NDArray[np.int64],
+        lengths: Lengths,
+        grids: Grids,
+        out: Ids | None = None,
+    ) -> Ids:
         sizes = sample_sizes(grids)
         wrong = np.flatnonzero(lengths != self._lengths(sizes))
         if len(wrong):
             raise FormatError(f"packed sample {wrong[0]} has {lengths[wrong[0]]} bytes, its grid needs another length")
         ids = ids_buffer(out, int(sizes.sum()), self.alphabet)
-        if len(data) == 0:
+        if self.bits == 0 or len(ids) == 0:
             ids.fill(0)
             return ids
         from tokenshard.codecs import pack_kernels
 
-        pack_kernels.unpack(read_only(data), sizes, first_bytes, (0,) * self.bits, ids)
-        self._check_decoded(ids, data, first_bytes + lengths, sizes)
+        clean = pack_kernels.unpack(places, rooms, sizes, (0,) * self.bits, ids)
+        if self.alphabet != 1 << self.bits and ids.max() >= self.alphabet:
+            raise FormatError(f"packed id {ids.max()} is outside the alphabet of {self.alphabet}; the shard is damaged")
+        if not clean:
+            raise FormatError("packed samples end in padding bits that are not zero; the shard is damaged")
         return ids
 
     def model_bytes(self) -> None:
@@ -64,11 +79,3 @@ class PackCodec:
 
     def _lengths(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         return (sizes * self.bits + 7) // 8
-
-    def _check_decoded(self, ids: Ids, data: Bytes, stops: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-        if self.alphabet != 1 << self.bits and ids.max() >= self.alphabet:
-            raise FormatError(f"packed id {ids.max()} is outside the alphabet of {self.alphabet}; the shard is damaged")
-        used = sizes * self.bits % 8
-        padded = np.flatnonzero(used)
-        if (data[stops[padded] - 1] >> used[padded]).any():
-            raise FormatError("packed samples end in padding bits that are not zero; the shard is damaged")

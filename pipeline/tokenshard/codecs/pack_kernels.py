@@ -23,17 +23,22 @@ SLACK = 8
 _0, _1, _3, _4, _7, _8, _16, _32 = (np.uint64(i) for i in (0, 1, 3, 4, 7, 8, 16, 32))
 
 
-@_intrinsic
-def _load64(typingctx: Any, data: Any, at: Any) -> Any:
-    """The eight bytes from ``data[at]`` on as a little-endian integer (any alignment)."""
-    signature = types.uint64(data, types.uint64)
+def _loader(bits: int) -> Callable[..., Any]:
+    """An intrinsic: the little-endian integer of so many bits at an address (any alignment)."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        place = _place(builder, array.data, args[1])
-        return builder.load(place, align=1, typ=ir.IntType(64))
+    @_intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            place = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            return builder.zext(builder.load(place, align=1), ir.IntType(64))
 
-    return signature, codegen
+        return types.uint64(types.uint64), codegen
+
+    return load
+
+
+_load8 = _loader(8)
+_load64 = _loader(64)
 
 
 @_intrinsic
@@ -70,21 +75,20 @@ def pack(ids: Any, sizes: Any, first_bytes: Any, bits: Any, out: Any) -> None:
 
 
 @_intrinsic
-def _unpack_eight(typingctx: Any, data: Any, at: Any, out: Any, to: Any, width: Any) -> Any:
-    """Eight ids from the bytes from ``data[at]`` on to ``out[to]`` and the seven after it.
+def _unpack_eight(typingctx: Any, address: Any, out: Any, to: Any, width: Any) -> Any:
+    """Eight ids from the bytes from an address on to ``out[to]`` and the seven after it.
 
     ``width`` is a tuple of as many entries as an id has bits: eight ids begin and end at whole bytes, so that for each
     width all places and shifts are constants, and a handful of vector instructions do the work.
     """
-    signature = types.void(data, types.uint64, out, types.uint64, width)
+    signature = types.void(types.uint64, out, types.uint64, width)
     bits = len(width)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target = (context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2))
+        target = context.make_array(signature.args[1])(context, builder, args[1])
         byte, i32 = ir.IntType(8), ir.IntType(32)
         read = ir.VectorType(byte, _bytes_read(bits))
-        place = builder.bitcast(_place(builder, source.data, args[1]), read.as_pointer())
-        loaded = builder.load(place, align=1)
+        loaded = builder.load(builder.inttoptr(args[0], read.as_pointer()), align=1)
         firsts = [bits * i // 8 for i in range(8)]
         picked = [min(first + i, read.count - 1) for first in firsts for i in range(4)]
         picks = ir.Constant(ir.VectorType(i32, 32), picked)
@@ -92,10 +96,10 @@ def _unpack_eight(typingctx: Any, data: Any, at: Any, out: Any, to: Any, width: 
         fields = builder.bitcast(builder.shuffle_vector(loaded, ir.Constant(read, ir.Undefined), picks), words)
         fields = builder.lshr(fields, ir.Constant(words, [bits * i % 8 for i in range(8)]))
         fields = builder.and_(fields, ir.Constant(words, [(1 << bits) - 1] * 8))
-        ids = ir.VectorType(ir.IntType(signature.args[2].dtype.bitwidth), 8)
+        ids = ir.VectorType(ir.IntType(signature.args[1].dtype.bitwidth), 8)
         if ids != words:
             fields = builder.trunc(fields, ids)
-        builder.store(fields, builder.bitcast(_place(builder, target.data, args[3]), ids.as_pointer()), align=2)
+        builder.store(fields, builder.bitcast(_place(builder, target.data, args[2]), ids.as_pointer()), align=2)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -107,28 +111,36 @@ def _bytes_read(bits: int) -> int:
 
 
 @_kernel
-def unpack(data: Any, sizes: Any, first_bytes: Any, width: Any, out: Any) -> None:
-    """Inverse of :func:`pack` for ids of ``len(width)`` bits; reads only inside ``data``."""
+def unpack(places: Any, rooms: Any, sizes: Any, width: Any, out: Any) -> bool:
+    """Inverse of :func:`pack` for ids of ``len(width)`` bits; False where a padding bit is not zero.
+
+    ``places`` uint64 [samples]: address of each stream; ``rooms`` int64 [samples]: bytes that may be read there, at
+    least those of the stream.
+    """
     at = _0
+    clean = True
     bits = np.uint64(len(width))
     mask = (_1 << bits) - _1
-    total = np.uint64(data.shape[0])
     reach = _16 if bits <= _16 else _32
-    for sample in range(sizes.shape[0]):
-        first = np.uint64(first_bytes[sample])
+    for sample in range(np.uint64(sizes.shape[0])):
+        first, room = places[sample], np.uint64(rooms[sample])
         size = np.uint64(sizes[sample])
-        eights = _0  # groups of eight whose reads lie inside the data
-        if first + reach <= total:
-            eights = min(size >> _3, (total - reach - first) // bits + _1)
+        eights = _0  # groups of eight whose reads lie inside the room
+        if reach <= room:
+            eights = min(size >> _3, (room - reach) // bits + _1)
         for eight in range(eights):
-            _unpack_eight(data, first + eight * bits, out, at + _8 * eight, width)
+            _unpack_eight(first + eight * bits, out, at + _8 * eight, width)
         for i in range(_8 * eights, size):
-            byte = first + (i * bits >> _3)
+            byte = i * bits >> _3
             value = _0
-            if byte + _8 <= total:
-                value = _load64(data, byte)
+            if byte + _8 <= room:
+                value = _load64(first + byte)
             else:
-                for j in range(min(_4, total - byte)):
-                    value |= np.uint64(data[byte + j]) << (_8 * j)
+                for j in range(min(_4, room - byte)):
+                    value |= _load8(first + byte + j) << (_8 * j)
             out[at + i] = (value >> (i * bits & _7)) & mask
+        used = size * bits & _7
+        if used > _0:
+            clean &= _load8(first + (size * bits >> _3)) >> used == _0
         at += size
+    return clean

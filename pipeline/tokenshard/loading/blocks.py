@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype, sample_sizes
+from tokenshard.codecs.base import Codec, Grids, Ids, InPlaceCodec, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset
@@ -174,20 +174,22 @@ class Gathered:
         from tokenshard.loading import gather_kernels as kernels
 
         levels = [item.levels[level] for item in self._blocks]
-        bounds = np.stack(
-            [self._rows, _addresses([x.offsets for x in levels]), _sizes([x.data for x in levels])], axis=1
-        )
+        offsets, data = ([item.offsets for item in levels], [item.data for item in levels])
+        blocks = np.stack([self._rows, _addresses(offsets), _addresses(data), _sizes(data)], axis=1)
         block, row = self._block[rows], self._row[rows]
-        lengths = np.empty(len(rows), np.int32)
-        total = kernels.spans(bounds, block, row, lengths)
+        places, rooms, lengths = (np.empty(len(rows), kind) for kind in (np.uint64, np.int64, np.int32))
+        total = kernels.spans(blocks, block, row, places, rooms, lengths)
         if total == kernels.DAMAGED:
             raise FormatError("rows outside their row group")
-        data = np.empty(total, np.uint8)
-        kernels.gather(_addresses([x.data for x in levels]), bounds, block, row, lengths, data)
+        if isinstance(codec, InPlaceCodec):
+            codec.decode_in_place(places, rooms, lengths, grids, out)
+            return
+        gathered = np.empty(total, np.uint8)
+        kernels.gather(places, lengths, gathered)
         if codec is None:
-            out[:] = data.view(id_dtype(alphabet))
+            out[:] = gathered.view(id_dtype(alphabet))
         else:
-            codec.decode(data, lengths, grids, out, earlier if codec.needs_earlier else None)
+            codec.decode(gathered, lengths, grids, out, earlier if codec.needs_earlier else None)
 
     def _take(self, arrays: Sequence[Fixed]) -> Fixed:
         from tokenshard.loading import gather_kernels as kernels

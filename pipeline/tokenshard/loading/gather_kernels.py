@@ -51,32 +51,36 @@ def _copy_bytes(typingctx: Any, address: Any, out: Any, at: Any, length: Any) ->
 
 
 @_kernel
-def spans(bounds: Any, block: Any, row: Any, lengths: Any) -> int:
-    """``lengths[i]``: bytes of row ``row[i]`` of block ``block[i]``; their sum.
+def spans(blocks: Any, block: Any, row: Any, places: Any, rooms: Any, lengths: Any) -> int:
+    """Where row ``row[i]`` of block ``block[i]`` lies: its address, the bytes from there to the end of the block's
+    data, and its own bytes; returns the sum of these.
 
-    ``bounds`` uint64 [blocks, 3]: rows of the block, address of its int32 [rows + 1] offsets, bytes of its data.
+    ``blocks`` uint64 [blocks, 4]: rows of the block, address of its int32 [rows + 1] offsets, address of its data and
+    bytes of them.
     """
     total = 0
     for i in range(block.shape[0]):
         at = row[i]
-        if block[i] < 0 or block[i] >= bounds.shape[0] or at < 0 or at >= np.int64(bounds[block[i], 0]):
+        if block[i] < 0 or block[i] >= blocks.shape[0] or at < 0 or at >= np.int64(blocks[block[i], 0]):
             return DAMAGED
-        start = _load32(bounds[block[i], 1], at)
-        stop = _load32(bounds[block[i], 1], at + 1)
-        if start < 0 or stop < start or stop > np.int64(bounds[block[i], 2]):
+        start = _load32(blocks[block[i], 1], at)
+        stop = _load32(blocks[block[i], 1], at + 1)
+        size = np.int64(blocks[block[i], 3])
+        if start < 0 or stop < start or stop > size:
             return DAMAGED
+        places[i] = blocks[block[i], 2] + np.uint64(start)
+        rooms[i] = size - start
         lengths[i] = stop - start
         total += lengths[i]
     return total
 
 
 @_kernel
-def gather(data: Any, bounds: Any, block: Any, row: Any, lengths: Any, out: Any) -> None:
-    """The bytes of the rows that :func:`spans` measured, back to back. ``data`` uint64 [blocks]: addresses."""
+def gather(places: Any, lengths: Any, out: Any) -> None:
+    """The bytes of the rows that :func:`spans` found, back to back."""
     at = 0
-    for i in range(block.shape[0]):
-        start = np.uint64(_load32(bounds[block[i], 1], row[i]))
-        _copy_bytes(data[block[i]] + start, out, at, np.int64(lengths[i]))
+    for i in range(places.shape[0]):
+        _copy_bytes(places[i], out, at, np.int64(lengths[i]))
         at += lengths[i]
 
 
