@@ -7,7 +7,8 @@ groups short samples, so that one sample decodes alone.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +73,10 @@ class Codec(Protocol):
         ...
 
 
-@runtime_checkable
-class InPlaceCodec(Codec, Protocol):
-    """A codec that decodes streams wherever they lie, so that those of several blocks need no copy."""
+class DecodesInPlace(ABC):
+    """What a codec adds that decodes streams wherever they lie, so that those of several blocks need no copy."""
 
+    @abstractmethod
     def decode_in_place(
         self,
         places: NDArray[np.uint64],
@@ -88,7 +89,6 @@ class InPlaceCodec(Codec, Protocol):
 
         ``rooms`` [samples]: bytes that may be read there, at least ``lengths``; the caller answers for them.
         """
-        ...
 
 
 def id_dtype(alphabet: int) -> type[np.uint16] | type[np.int32]:

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, sample_sizes
+from tokenshard.codecs.base import Bytes, DecodesInPlace, Grids, Ids, Lengths, sample_sizes
 from tokenshard.codecs.blocks import check_ids, check_lengths, ids_buffer, read_only
 from tokenshard.errors import FormatError
 
 
 @dataclass(frozen=True)
-class PackCodec:
+class PackCodec(DecodesInPlace):
     """``ceil(log2 alphabet)`` bits an id, lowest bit first; each sample starts at a byte, padded with zero bits."""
 
     alphabet: int

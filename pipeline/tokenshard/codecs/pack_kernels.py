@@ -12,6 +12,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tokenshard.codecs.intrinsics import load8, load64, prefetch
+
 _place: Callable[..., Any] = cgutils.gep_inbounds
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
@@ -20,6 +22,13 @@ _kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
 SLACK = 8
 """Bytes a buffer passed to :func:`pack` must have beyond the last stream."""
 
+AHEAD = 16
+"""Samples between the one that is unpacked and the one that is fetched into the cache."""
+
+LINE = 64
+"""Bytes of a line of the cache."""
+
+_AHEAD, _LINE = np.uint64(AHEAD), np.uint64(LINE)
 _0, _1, _3, _4, _7, _8, _16, _32 = (np.uint64(i) for i in (0, 1, 3, 4, 7, 8, 16, 32))
 
 
@@ -35,10 +44,6 @@ def _loader(bits: int) -> Callable[..., Any]:
         return types.uint64(types.uint64), codegen
 
     return load
-
-
-_load8 = _loader(8)
-_load64 = _loader(64)
 
 
 @_intrinsic
@@ -122,7 +127,12 @@ def unpack(places: Any, rooms: Any, sizes: Any, width: Any, out: Any) -> bool:
     bits = np.uint64(len(width))
     mask = (_1 << bits) - _1
     reach = _16 if bits <= _16 else _32
-    for sample in range(np.uint64(sizes.shape[0])):
+    samples = np.uint64(sizes.shape[0])
+    for sample in range(samples):
+        coming = sample + _AHEAD
+        if coming < samples:  # streams of a shuffled batch lie anywhere, which the processor cannot foresee
+            for byte in range(_0, sizes[coming] * bits >> _3, _LINE):
+                prefetch(places[coming] + byte)
         first, room = places[sample], np.uint64(rooms[sample])
         size = np.uint64(sizes[sample])
         eights = _0  # groups of eight whose reads lie inside the room
@@ -134,13 +144,13 @@ def unpack(places: Any, rooms: Any, sizes: Any, width: Any, out: Any) -> bool:
             byte = i * bits >> _3
             value = _0
             if byte + _8 <= room:
-                value = _load64(first + byte)
+                value = load64(first + byte)
             else:
                 for j in range(min(_4, room - byte)):
-                    value |= _load8(first + byte + j) << (_8 * j)
+                    value |= load8(first + byte + j) << (_8 * j)
             out[at + i] = (value >> (i * bits & _7)) & mask
         used = size * bits & _7
         if used > _0:
-            clean &= _load8(first + (size * bits >> _3)) >> used == _0
+            clean &= load8(first + (size * bits >> _3)) >> used == _0
         at += size
     return clean

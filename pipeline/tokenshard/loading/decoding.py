@@ -32,18 +32,18 @@ class Decoder:
     crop: Crop | None = None
     seed: int = 0
 
-    def batches(self, rows: Gathered, spans: Spans, sample: Longs, epoch: Longs) -> list[Batch]:
-        """One dict a span, of the gathered rows: samples of the dataset with these numbers, in these epochs.
+    def batches(self, rows: Gathered, spans: Spans, samples: tuple[Longs, Longs] | None = None) -> list[Batch]:
+        """One dict a span, of the gathered rows. ``samples``: their numbers in the dataset and epochs, for crops.
 
         Raises FormatError on damage.
         """
         batches: list[Batch] = [{} for _ in spans]
         for name in self.columns:
             if name == CODES:
-                if self.crop is not None:
-                    self._crops(self.crop, rows, spans, batches, sample, epoch)
+                if self.crop is not None and samples is not None:
+                    self._crops(self.crop, rows, spans, batches, *samples)
                 else:
-                    self._codes(rows, len(sample), spans, batches)
+                    self._codes(rows, spans, batches)
                 continue
             fixed = is_fixed_width(self.dataset.schema.field(name).type)
             values = torch.from_numpy(rows.column(name)) if fixed else rows.objects(name)
@@ -51,8 +51,8 @@ class Decoder:
                 batch[name] = values[start:end]
         return batches
 
-    def _codes(self, rows: Gathered, count: int, spans: Spans, batches: list[Batch]) -> None:
-        fixed, grids = self.dataset.fixed_grid, self._grids(rows, count)
+    def _codes(self, rows: Gathered, spans: Spans, batches: list[Batch]) -> None:
+        fixed, grids, count = self.dataset.fixed_grid, self._grids(rows), len(rows)
         sizes = sample_sizes(grids) if fixed is None else np.full(count, int(np.prod(fixed)), np.int64)
         out = self._ids(rows, grids, int(sizes.sum()))
         if fixed is not None:
@@ -71,7 +71,7 @@ class Decoder:
     def _crops(
         self, crop: Crop, rows: Gathered, spans: Spans, batches: list[Batch], sample: Longs, epoch: Longs
     ) -> None:
-        grids = self._grids(rows, len(sample))
+        grids = self._grids(rows)
         corners = crop.corners(grids, self.seed, epoch, sample)
         ids = self._ids(rows, grids, int(sample_sizes(grids).sum())).numpy()
         cut = [torch.from_numpy(crop.cut(level, grids, corners)) for level in ids]
@@ -80,9 +80,9 @@ class Decoder:
         for (start, end), batch in zip(spans, batches, strict=True):
             batch[CODES] = out[start:end]
 
-    def _grids(self, rows: Gathered, count: int) -> Grids:
+    def _grids(self, rows: Gathered) -> Grids:
         fixed = self.dataset.fixed_grid
-        return rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (count, len(fixed)))
+        return rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (len(rows), len(fixed)))
 
     def _ids(self, rows: Gathered, grids: Grids, total: int) -> torch.Tensor:
         """The tokenizer's ids of all rows, [levels, total]."""

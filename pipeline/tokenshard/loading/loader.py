@@ -297,29 +297,38 @@ class TokenLoader:
     # -- decoding -----------------------------------------------------------------------------------------------------
 
     def _decode(self, chunk: Chunk, found: dict[int, Block | None]) -> list[tuple[Step, Batch]]:
-        blocks = {number: block for number, block in found.items() if block is not None}
-        numbers = sorted(blocks)
-        sound = np.isin(chunk.block, numbers)
-        if not sound.any() and len(sound):
-            raise FormatError(f"all row groups of a batch are damaged: {'; '.join(self.damaged.values())}")
-        place = np.where(sound, np.arange(len(sound)), sound.argmax())  # rows that stand in for those that are lost
-        block, row = chunk.block[place], chunk.row[place]
-        rows = Gathered([blocks[number] for number in numbers], np.searchsorted(numbers, block), row)
+        blocks = [block for block in found.values() if block is not None]
+        place = np.empty(max(found, default=-1) + 1, np.int64)  # of each block in the list; -1 for those that are lost
+        place[list(found)] = np.cumsum([block is not None for block in found.values()]) - 1
+        block, row, sound = chunk.block, chunk.row, np.ones(len(chunk.row), np.bool_)
+        if len(blocks) < len(found):
+            place[[number for number, block in found.items() if block is None]] = -1
+            sound = place[block] >= 0
+            if not sound.any():
+                raise FormatError(f"all row groups of a batch are damaged: {'; '.join(self.damaged.values())}")
+            stand_in = np.where(sound, np.arange(len(sound)), sound.argmax())
+            block, row = block[stand_in], row[stand_in]
         parts: list[Part] = chunk.label
         ends = np.cumsum([part.rows for part in parts]).tolist()
         spans = list(zip([0, *ends], ends, strict=False))
-        epochs = [np.full(part.rows, part.step.epoch) for part in parts]
-        if self.remainder == "spill":
-            epochs = [
-                now if part.inside is None else now + ~part.inside for now, part in zip(epochs, parts, strict=True)
-            ]
-        epoch = np.concatenate(epochs) if ends[-1] else np.zeros(len(row), np.int64)
-        batches = self._decoder.batches(rows, spans, self.dataset.group_starts[block] + row, epoch)
+        rows = Gathered(blocks, place[block], row)
+        crops = self._decoder.crop is not None
+        batches = self._decoder.batches(rows, spans, self._samples(parts, block, row) if crops else None)
         if self.remainder == "pad" or self._damage == "replace":
             for part, batch, (start, end) in zip(parts, batches, spans, strict=True):
                 valid = sound[start:end] if part.inside is None else sound[start:end] & part.inside
                 batch["valid"] = torch.from_numpy(valid)
         return [(part.step, batch) for part, batch in zip(parts, batches, strict=True)]
+
+    def _samples(self, parts: Sequence[Part], block: Longs, row: Longs) -> tuple[Longs, Longs]:
+        """Numbers of the samples of a chunk in the dataset, and the epoch that each is of."""
+        epochs = [np.full(part.rows, part.step.epoch) for part in parts]
+        if self.remainder == "spill":
+            epochs = [
+                now if part.inside is None else now + ~part.inside for now, part in zip(epochs, parts, strict=True)
+            ]
+        epoch = np.concatenate(epochs) if sum(part.rows for part in parts) else np.zeros(len(row), np.int64)
+        return self.dataset.group_starts[block] + row, epoch
 
     # -- checks -------------------------------------------------------------------------------------------------------
 

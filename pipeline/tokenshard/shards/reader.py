@@ -264,10 +264,10 @@ def arrange(levels: Sequence[Ids], grids: Grids, fixed: tuple[int, ...] | None) 
 def _int32(table: pa.Table, name: str) -> NDArray[np.int32]:
     column = table[name]
     require(column.type == pa.int32() and column.null_count == 0, f"column {name!r} is not int32 without nulls")
-    return cast("NDArray[np.int32]", _values(column.combine_chunks()))
+    return cast("NDArray[np.int32]", values(column.combine_chunks()))
 
 
-def _values(array: pa.Array) -> NDArray[Any]:
+def values(array: pa.Array) -> NDArray[Any]:
     """Integers without nulls, not copied. (Arrow's own ``to_numpy`` imports pandas: half a second.)"""
     return cast("NDArray[Any]", np.from_dlpack(array))
 
@@ -276,9 +276,9 @@ def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: Co
     array = column.combine_chunks()
     require(array.null_count == 0, f"nulls in column {spec.column!r}")
     require(pa.types.is_unsigned_integer(array.type.value_type), f"column {spec.column!r} is no list of unsigned ids")
-    lengths = np.diff(_values(array.offsets))
+    lengths = np.diff(values(array.offsets))
     require(bool((lengths == num_tokens).all()), f"list lengths of {spec.column!r} differ from num_tokens")
-    ids = _values(array.flatten())
+    ids = values(array.flatten())
     require(not len(ids) or int(ids.max()) < spec.alphabet, f"ids of {spec.column!r} outside the alphabet")
     return cast(Ids, ids.astype(id_dtype(spec.alphabet), copy=False))
 
