@@ -15,7 +15,7 @@ from tokenshard.codecs.base import Codec, DecodesInPlace, Grids, Ids, id_dtype, 
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.reader import Allocate, RowGroup, empty, values
+from tokenshard.shards.reader import RowGroup, values
 
 Fixed = NDArray[np.generic]
 
@@ -65,11 +65,10 @@ class BlockReader:
     levels: int
     columns: tuple[str, ...]
     verify: bool = True
-    allocate: Allocate = empty
 
     def read(self, number: int) -> Block:
         """Row group ``number`` of the dataset. Raises FormatError on damage, StoreError when it cannot be read."""
-        group = self.dataset.read_group(number, self.levels, self.columns, self.verify, self.allocate)
+        group = self.dataset.read_group(number, self.levels, self.columns, self.verify)
         fixed = self.dataset.fixed_grid
         with damage_reported(group.where):
             if fixed is not None:

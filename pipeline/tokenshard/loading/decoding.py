@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from tokenshard.codecs.base import Grids, Ids, id_dtype, sample_sizes
@@ -88,7 +89,7 @@ class Decoder:
         """The tokenizer's ids of all rows, [levels, total]."""
         columns = self.dataset.manifest.code.columns[: self.levels]
         dtype = id_dtype(max(level.alphabet for level in self.dataset.manifest.code.levels))
-        out = torch.empty((len(columns), total), dtype=getattr(torch, dtype.__name__), pin_memory=self.pin)
+        out = self._empty(len(columns) * total, dtype).view(len(columns), total)
         stored: list[Ids] = [
             ids if ids.dtype == id_dtype(spec.alphabet) else np.empty(total, id_dtype(spec.alphabet))
             for ids, spec in zip(out.numpy(), columns, strict=True)
@@ -101,3 +102,10 @@ class Decoder:
             elif ids.dtype != dtype:
                 out.numpy()[level] = ids
         return out
+
+    def _empty(self, size: int, dtype: type[np.uint16] | type[np.int32]) -> torch.Tensor:
+        if self.pin:
+            return torch.empty(size, dtype=getattr(torch, dtype.__name__), pin_memory=True)
+        # Arrow keeps what is freed for a while; fresh pages from the system would cost more than filling them.
+        memory = pa.allocate_buffer(size * np.dtype(dtype).itemsize)
+        return torch.from_numpy(np.frombuffer(memory, dtype))

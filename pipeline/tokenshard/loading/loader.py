@@ -14,7 +14,6 @@ import torch
 
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.loading.blocks import Block, BlockReader, Gathered
-from tokenshard.loading.buffers import Buffers
 from tokenshard.loading.crop import Crop
 from tokenshard.loading.decoding import CODES, Batch, Decoder
 from tokenshard.loading.order import Longs, Shuffle
@@ -106,7 +105,6 @@ class TokenLoader:
         selector = Selector(dataset, where, weights)
         self._block_bytes = _mean_block_bytes(dataset, self.levels)
         self._held = max(2, prefetch_bytes // self._block_bytes)
-        self._buffers = Buffers(prefetch_bytes // 4)
         within = Shuffle.within(selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4))
         kind = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
         self._planner = Planner(selector, seed, kind, self.rank, self.world)
@@ -219,7 +217,7 @@ class TokenLoader:
 
     def decoded(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Step, Batch]]:
         """Reads and decodes chunks ahead of the consumer: the batch of each part of each chunk."""
-        reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies(), self._buffers.take)
+        reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies())
         pipeline = Pipeline(
             lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -30,14 +30,8 @@ from tokenshard.spec.manifest import ChunkEntry, ShardEntry
 from tokenshard.store import Store
 
 CodecLoader = Callable[[CodecSpec], Codec]
-Allocate = Callable[[int], NDArray[np.uint8]]
 GAP = 1 << 15
 """Bytes between two wanted columns that are fetched with them rather than with a request of their own."""
-
-
-def empty(size: int) -> NDArray[np.uint8]:
-    """Memory from the system."""
-    return np.empty(size, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -132,13 +126,12 @@ class ShardReader:
         levels: int | None = None,
         columns: Sequence[str] = (),
         verify: bool = True,
-        allocate: Allocate = empty,
     ) -> RowGroup:
         """Codes of a row group, and the named other columns where the shard has them, with one range read.
 
         ``levels``: only the first so many (None: all; 0: sizes only); what lies between the wanted columns is not
-        fetched where that saves :data:`GAP` bytes. ``verify``: compare with the checksums of the manifest. ``allocate``
-        gives the memory that is read into.
+        fetched where that saves :data:`GAP` bytes. ``verify``: compare with the checksums of the manifest.
+
         Raises FormatError naming shard and row group when checksums, sizes or limits do not hold.
         """
         where = self.where(group)
@@ -150,7 +143,7 @@ class ShardReader:
             require(len(specs) == len(wanted) - 1, "fewer code columns than the manifest lists")
             spans = [(chunk.offset, chunk.offset + chunk.length) for chunk in wanted]
             spans += [self.chunks[group][name] for name in others]
-            parts = _Parts(partial(self._fetch, allocate=allocate), self.entry.bytes, spans)
+            parts = _Parts(self._fetch, self.entry.bytes, spans)
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
@@ -209,9 +202,10 @@ class ShardReader:
         require(table.num_rows == self.entry.row_groups[group].rows, "columns are shorter than the row group")
         return table
 
-    def _fetch(self, offset: int, length: int, allocate: Allocate = empty) -> memoryview:
+    def _fetch(self, offset: int, length: int) -> memoryview:
         require(offset >= 0 and offset + length <= self.entry.bytes, "byte range outside the file")
-        data = allocate(length).data
+        # Arrow keeps what is freed for a while; fresh pages from the system would cost more than filling them.
+        data = memoryview(pa.allocate_buffer(length))
         read = self.store.read_into(self.entry.path, offset, data)
         require(read == length, f"the file ends before byte {offset + length}")
         return data
