@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -27,6 +28,11 @@ class Runs:
     data: NDArray[np.uint8]
     offsets: NDArray[np.int32]
     """[rows + 1], into data"""
+
+    @cached_property
+    def places(self) -> tuple[int, int, int]:
+        """Addresses of the offsets and of the data, and bytes of these, as the compiled gathers take them."""
+        return _address(self.offsets), _address(self.data), self.data.nbytes
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Gathered:
 
     def __init__(self, blocks: Sequence[Block], block: NDArray[np.int64], row: NDArray[np.int64]) -> None:
         self._blocks, self._block, self._row = blocks, block, row
-        self._rows = np.array([item.rows for item in blocks], np.uint64)
+        self._rows = [item.rows for item in blocks]
 
     def __len__(self) -> int:
         return len(self._row)
@@ -175,7 +181,7 @@ class Gathered:
         """Any other column, as Python values."""
         if all(name in item.texts for item in self._blocks):
             return self._texts([item.texts[name] for item in self._blocks])
-        starts = np.cumsum([0, *(item.rows for item in self._blocks)])
+        starts = np.cumsum([0, *self._rows])
         joined = pa.chunked_array([item.objects[name] for item in self._blocks])
         found: list[object] = joined.take(pa.array(starts[self._block] + self._row)).to_pylist()
         return found
@@ -224,8 +230,7 @@ class Gathered:
         """Where the runs of the rows lie (``mine``: of some of them). Raises FormatError for those outside a block."""
         from tokenshard.loading import gather_kernels as kernels
 
-        offsets, data = ([item.offsets for item in runs], [item.data for item in runs])
-        blocks = np.stack([self._rows, _addresses(offsets), _addresses(data), _sizes(data)], axis=1)
+        blocks = np.array([(rows, *item.places) for rows, item in zip(self._rows, runs, strict=True)], np.uint64)
         block, row = self._block[mine], self._row[mine]
         places, rooms, lengths = (np.empty(len(row), kind) for kind in (np.uint64, np.int64, np.int32))
         total = kernels.spans(blocks, block, row, places, rooms, lengths)
@@ -240,14 +245,12 @@ class Gathered:
         out = np.empty((len(self._row), *shape), arrays[0].dtype)
         width = int(np.prod(shape, dtype=np.int64)) * out.itemsize
         flat = out.reshape(-1).view(np.uint8)
-        if not kernels.take(_addresses(arrays), self._rows, width, self._block, self._row, flat):
+        blocks = np.array(list(zip(self._rows, map(_address, arrays), strict=True)), np.uint64)
+        if not kernels.take(blocks, width, self._block, self._row, flat):
             raise FormatError("rows outside their row group")
         return out
 
 
-def _addresses(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
-    return np.array([array.ctypes.data for array in arrays], np.uint64)
-
-
-def _sizes(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
-    return np.array([array.nbytes for array in arrays], np.uint64)
+def _address(array: NDArray[np.generic]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

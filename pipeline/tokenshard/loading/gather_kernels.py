@@ -59,16 +59,16 @@ def gather(places: Any, lengths: Any, out: Any) -> None:
 
 
 @_kernel
-def take(data: Any, rows: Any, width: int, block: Any, row: Any, out: Any) -> bool:
+def take(blocks: Any, width: int, block: Any, row: Any, out: Any) -> bool:
     """Elements of ``width`` bytes of fixed-width columns; False where a row lies outside its block.
 
-    ``data`` and ``rows`` uint64 [blocks]: address of each block's column, and its rows. ``out`` uint8.
+    ``blocks`` uint64 [blocks, 2]: rows of the block, address of its column. ``out`` uint8.
     """
     for i in range(block.shape[0]):
         at = row[i]
-        if block[i] < 0 or block[i] >= data.shape[0] or at < 0 or at >= np.int64(rows[block[i]]):
+        if block[i] < 0 or block[i] >= blocks.shape[0] or at < 0 or at >= np.int64(blocks[block[i], 0]):
             return False
-        copy_bytes(data[block[i]] + np.uint64(at * width), out, np.int64(i * width), np.int64(width))
+        copy_bytes(blocks[block[i], 1] + np.uint64(at * width), out, np.int64(i * width), np.int64(width))
     return True
 
 
