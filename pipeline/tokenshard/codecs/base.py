@@ -91,6 +91,23 @@ class DecodesInPlace(ABC):
         """
 
 
+class OpenBlock(Protocol):
+    """A block that was checked and laid out once, so that single samples decode at once."""
+
+    def sample(self, row: int, earlier: Ids | None = None) -> Ids:
+        """The ids of one sample. Raises FormatError on a damaged stream."""
+        ...
+
+
+class RandomAccess(ABC):
+    """What a codec adds whose samples have streams of their own."""
+
+    @abstractmethod
+    def open_block(self, data: Bytes, lengths: Lengths, grids: Grids) -> OpenBlock:
+        """What is passed to :meth:`Codec.decode`, for decoding single samples. Raises FormatError on lengths that do
+        not fit."""
+
+
 def id_dtype(alphabet: int) -> type[np.uint16] | type[np.int32]:
     """Dtype of ids on the API: uint16 when the alphabet has at most 65,536 entries, else int32."""
     return np.uint16 if alphabet <= 1 << 16 else np.int32

@@ -1,4 +1,4 @@
-"""What compiled loops do with addresses, and numba has no words for. Nothing here is checked: callers know the bounds."""
+"""What compiled loops do with addresses, and numba has no words for. Nothing is checked: callers know the bounds."""
 
 from __future__ import annotations
 

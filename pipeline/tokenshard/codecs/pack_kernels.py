@@ -122,8 +122,8 @@ def unpack(places: Any, rooms: Any, sizes: Any, width: Any, out: Any) -> bool:
     ``places`` uint64 [samples]: address of each stream; ``rooms`` int64 [samples]: bytes that may be read there, at
     least those of the stream.
     """
-    at = _0
-    clean = True
+    stray: Any = _0  # padding bits of all samples
+    at: Any = _0
     bits = np.uint64(len(width))
     mask = (_1 << bits) - _1
     reach = _16 if bits <= _16 else _32
@@ -131,8 +131,8 @@ def unpack(places: Any, rooms: Any, sizes: Any, width: Any, out: Any) -> bool:
     for sample in range(samples):
         coming = sample + _AHEAD
         if coming < samples:  # streams of a shuffled batch lie anywhere, which the processor cannot foresee
-            for byte in range(_0, sizes[coming] * bits >> _3, _LINE):
-                prefetch(places[coming] + byte)
+            for line in range(_0, np.uint64(sizes[coming]) * bits >> _3, _LINE):
+                prefetch(places[coming] + line)
         first, room = places[sample], np.uint64(rooms[sample])
         size = np.uint64(sizes[sample])
         eights = _0  # groups of eight whose reads lie inside the room
@@ -151,6 +151,6 @@ def unpack(places: Any, rooms: Any, sizes: Any, width: Any, out: Any) -> bool:
             out[at + i] = (value >> (i * bits & _7)) & mask
         used = size * bits & _7
         if used > _0:
-            clean &= load8(first + (size * bits >> _3)) >> used == _0
+            stray |= load8(first + (size * bits >> _3)) >> used
         at += size
-    return clean
+    return bool(stray == _0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Codec, DecodesInPlace, Grids, Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.shards.bounds import damage_reported, require
+from tokenshard.shards.bounds import damage_reported
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.reader import RowGroup, values
 
@@ -75,10 +75,7 @@ class BlockReader:
     def read(self, number: int) -> Block:
         """Row group ``number`` of the dataset. Raises FormatError on damage, StoreError when it cannot be read."""
         group = self.dataset.read_group(number, self.levels, self.columns, self.verify)
-        fixed = self.dataset.fixed_grid
         with damage_reported(group.where):
-            if fixed is not None:
-                require(bool((group.grids == fixed).all()), "token grid differs from the manifest")
             block = Block(group.where, _levels(group), np.ascontiguousarray(group.grids), {}, {}, {})
             for name in self.columns:
                 array = self._column(group, name)
@@ -219,10 +216,10 @@ class Gathered:
 
     @staticmethod
     def _decode(codec: Codec | None, spans: _Spans, grids: Grids, earlier: Ids | None, out: Ids) -> None:
-        if isinstance(codec, DecodesInPlace):
-            codec.decode_in_place(spans.places, spans.rooms, spans.lengths, grids, out)
-        elif codec is None:
+        if codec is None:
             out[:] = spans.gathered().view(out.dtype)
+        elif isinstance(codec, DecodesInPlace):
+            codec.decode_in_place(spans.places, spans.rooms, spans.lengths, grids, out)
         else:
             codec.decode(spans.gathered(), spans.lengths, grids, out, earlier if codec.needs_earlier else None)
 
@@ -232,7 +229,8 @@ class Gathered:
 
         blocks = np.array([(rows, *item.places) for rows, item in zip(self._rows, runs, strict=True)], np.uint64)
         block, row = self._block[mine], self._row[mine]
-        places, rooms, lengths = (np.empty(len(row), kind) for kind in (np.uint64, np.int64, np.int32))
+        places, rooms = np.empty(len(row), np.uint64), np.empty(len(row), np.int64)
+        lengths = np.empty(len(row), np.int32)
         total = kernels.spans(blocks, block, row, places, rooms, lengths)
         if total == kernels.DAMAGED:
             raise FormatError("rows outside their row group")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, id_dtype, sample_sizes
+from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, OpenBlock, RandomAccess, id_dtype, sample_sizes
 from tokenshard.errors import FormatError
 from tokenshard.ranged import RangedFile
 from tokenshard.shards.bounds import MAX_FOOTER_BYTES, check_sizes, damage_reported, require
@@ -71,6 +71,29 @@ class RowGroup:
         members = members[members < self.rows]
         ends, places = np.cumsum(sample_sizes(self.grids)[members]), np.searchsorted(members, rows)
         return tuple(cast(Ids, _gather(ids, ends, places)) for ids in self._decode(members))
+
+    def decode_row(self, row: int) -> tuple[Ids, ...]:
+        """What :meth:`decode` gives for one row, sooner: what can be checked and laid out once, is."""
+        if self._opened is None:
+            return self.decode(np.array([row]))
+        levels: list[Ids] = []
+        try:
+            for block in self._opened:
+                levels.append(block.sample(row, levels[-1] if levels else None))
+        except Exception:
+            with damage_reported(f"{self.where}, column {self.specs[len(levels)].column}"):
+                raise
+        return tuple(levels)
+
+    @cached_property
+    def _opened(self) -> tuple[OpenBlock, ...] | None:
+        blocks: list[OpenBlock] = []
+        for spec, codec, data, lengths in zip(self.specs, self.codecs, self.streams, self.lengths, strict=True):
+            if lengths is None or not isinstance(codec, RandomAccess):
+                return None
+            with damage_reported(f"{self.where}, column {spec.column}"):
+                blocks.append(codec.open_block(data, lengths, self.grids))
+        return tuple(blocks)
 
     @cached_property
     def _ends(self) -> tuple[NDArray[np.int64], ...]:
@@ -205,7 +228,7 @@ class ShardReader:
     def _fetch(self, offset: int, length: int) -> memoryview:
         require(offset >= 0 and offset + length <= self.entry.bytes, "byte range outside the file")
         # Arrow keeps what is freed for a while; fresh pages from the system would cost more than filling them.
-        data = memoryview(pa.allocate_buffer(length))
+        data = memoryview(pa.allocate_buffer(length)).cast("B")
         read = self.store.read_into(self.entry.path, offset, data)
         require(read == length, f"the file ends before byte {offset + length}")
         return data
