@@ -70,11 +70,10 @@ class BlockReader:
     dataset: Dataset
     levels: int
     columns: tuple[str, ...]
-    verify: bool = True
 
-    def read(self, number: int) -> Block:
+    def read(self, number: int, verify: bool = True) -> Block:
         """Row group ``number`` of the dataset. Raises FormatError on damage, StoreError when it cannot be read."""
-        group = self.dataset.read_group(number, self.levels, self.columns, self.verify)
+        group = self.dataset.read_group(number, self.levels, self.columns, verify)
         with damage_reported(group.where):
             block = Block(group.where, _levels(group), np.ascontiguousarray(group.grids), {}, {}, {})
             for name in self.columns:

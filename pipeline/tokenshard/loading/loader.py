@@ -77,9 +77,10 @@ class TokenLoader:
         times. ``levels``: only the first so many. ``crop``: of each token grid a part of this size, at a random
         place or as :class:`Crop` says, so that `codes` is [B, *crop] whatever the grids are. ``rank`` and ``world``: by
         default those of torch.distributed or Ray Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks
-        in memory may take; the default shuffle is the best mix within it. ``verify``: the checksums of the manifest are
-        compared `always`, in the `first` epoch or `never`. ``damage``: a damaged row group raises, or its samples are
-        replaced by others of the batch, with `valid` False, and :attr:`damaged` says where it lies.
+        in memory may take; the default shuffle is the best mix within it, and a dataset that fits is read once and then
+        kept. ``verify``: the checksums of the manifest are compared `always` when a row group is read, the `first` time
+        or `never`. ``damage``: a damaged row group raises, or its samples are replaced by others of the batch, with
+        `valid` False, and :attr:`damaged` says where it lies.
 
         Raises SpecError for options that do not fit the dataset or each other.
         """
@@ -105,7 +106,11 @@ class TokenLoader:
         selector = Selector(dataset, where, weights)
         self._block_bytes = _mean_block_bytes(dataset, self.levels)
         self._held = max(2, prefetch_bytes // self._block_bytes)
-        within = Shuffle.within(selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4))
+        blocks, fitting = selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4)
+        self._kept: dict[int, Block] | None = {} if blocks <= fitting else None
+        """blocks that were read, of a dataset that fits in memory"""
+        self._verified: set[int] = set()
+        within = Shuffle.within(blocks, fitting)
         kind = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
         self._planner = Planner(selector, seed, kind, self.rank, self.world)
 
@@ -119,6 +124,7 @@ class TokenLoader:
         loader = copy.copy(self)
         loader.columns, loader.remainder = (CODES,), "short"
         loader._decoder = Decoder(self.dataset, loader.columns, self.levels)
+        loader._kept = None if self._kept is None else {}
         return loader
 
     def epoch_plan(self, epoch: int) -> Epoch:
@@ -217,7 +223,7 @@ class TokenLoader:
 
     def decoded(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Step, Batch]]:
         """Reads and decodes chunks ahead of the consumer: the batch of each part of each chunk."""
-        reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies())
+        reader = BlockReader(self.dataset, self.levels, self._read_columns())
         pipeline = Pipeline(
             lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
         )
@@ -243,16 +249,21 @@ class TokenLoader:
         return step.epoch + 1, step.extra if self.remainder == "spill" else 0
 
     def _fetch(self, reader: BlockReader, number: int) -> Block | None:
+        block = self._kept.get(number) if self._kept is not None else None
+        if block is not None:
+            return block
         try:
-            return reader.read(number)
+            verify = self._verify == "always" or (self._verify == "first" and number not in self._verified)
+            block = reader.read(number, verify)
         except FormatError as error:
             if self._damage == "raise":
                 raise
             self.damaged[number] = str(error)
             return None
-
-    def _verifies(self) -> bool:
-        return self._verify == "always" or (self._verify == "first" and self.epoch == 0)
+        self._verified.add(number)
+        if self._kept is not None:
+            self._kept[number] = block
+        return block
 
     def _read_columns(self) -> tuple[str, ...]:
         return tuple(name for name in self.columns if name != CODES)

@@ -34,7 +34,7 @@ from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store
 
 OPEN_SHARDS = 64
-CACHED_GROUPS = 8
+CACHED_GROUPS = 32
 """Footers, and encoded row groups of about 2 MiB, kept in memory."""
 TABLE_THREADS = 8
 Codes = NDArray[Any] | list[NDArray[Any]]
