@@ -97,6 +97,23 @@ def test_damage_of_a_stream_does_not_touch_the_samples_beside_it() -> None:
         codec.decode(data, lengths, GRIDS)
 
 
+def test_a_damaged_sample_is_found_when_it_is_decoded_alone() -> None:
+    ids = skewed_ids(SAMPLES * 64, ALPHABET, 1, seed=1)
+    for contexts in (True, False):
+        codec = context_codec(contexts, ids)
+        data, lengths = codec.encode(ids, GRIDS)
+        data[(np.cumsum(lengths) - lengths)[::7] + 5] ^= 0x40
+        _, damaged = codec.try_decode(data, lengths, GRIDS)
+        assert damaged[:8].tolist() == [True, *[False] * 6, True]
+        block = codec.open_block(data, lengths, GRIDS)
+        for sample in range(70):
+            if damaged[sample]:
+                with pytest.raises(FormatError, match="stream of a sample is damaged"):
+                    block.sample(sample)
+            else:
+                np.testing.assert_array_equal(block.sample(sample), ids[64 * sample : 64 * (sample + 1)])
+
+
 def test_packed_ids_above_the_alphabet_lost_bytes_and_padding_bits_are_found() -> None:
     codec, grids = PackCodec(5), np.array([[3], [2]], np.int32)
     data, lengths = codec.encode(np.array([4, 0, 4, 1, 2], np.uint16), grids)
@@ -216,7 +233,7 @@ def test_a_newer_model_version_is_refused_by_name() -> None:
 
 
 BOUNDS_CHECKED = """
-import sys
+import ctypes, mmap, sys
 import numpy as np
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.pack import PackCodec
@@ -225,9 +242,23 @@ for name in ("plain", "contexts", "earlier"):
     codec = ContextCodec.from_model(saved[name + "_model"].tobytes())
     earlier = saved["earlier"] if codec.needs_earlier else None
     codec.try_decode(saved[name + "_data"], saved[name + "_lengths"], saved["grids"], earlier=earlier)
-packed = PackCodec(1 << 13)
-ids = packed.decode(*packed.encode(saved["ids"], saved["grids"]), saved["grids"])
-assert (ids == saved["ids"]).all()
+
+def guarded(data):  # a copy that ends where a page begins that may not be read
+    pages = -(-len(data) // mmap.PAGESIZE)
+    whole = np.frombuffer(mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE), np.uint8)
+    end = pages * mmap.PAGESIZE
+    assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + end), mmap.PAGESIZE, 0)
+    whole[end - len(data) : end] = data
+    return whole[end - len(data) : end]
+
+for bits in (3, 13, 16, 17):
+    packed, ids = PackCodec(1 << bits), saved["ids"].astype("i8") * 37 % (1 << bits)
+    ids = ids.astype("i4" if bits > 16 else "u2")
+    for samples in (1, 100):
+        grids = saved["grids"][:samples] + (bits % 2)  # 64 ids, and 81: the last few of a sample are read one by one
+        some = ids[: int(grids.prod(axis=1).sum())]
+        data, lengths = packed.encode(some, grids)
+        assert (packed.decode(guarded(data), lengths, grids) == some).all()
 print("inside")
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import numpy as np
 import pytest
@@ -37,6 +38,39 @@ def test_every_codec_returns_the_ids_it_was_given(block: Block) -> None:
         decoded = codec.decode(data, lengths, grids)
         assert decoded.dtype == id_dtype(alphabet)
         np.testing.assert_array_equal(decoded, ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(blocks(), st.integers(0, 2**32 - 1))
+def test_an_open_block_gives_each_sample_alone(block: Block, seed: int) -> None:
+    ids, grids, alphabet = block
+    alphabet = min(alphabet, 600)
+    ids = (ids % alphabet).astype(id_dtype(alphabet))
+    earlier = skewed_ids(len(ids), 70, 0, seed)
+    ends = np.cumsum(sample_sizes(grids))[:-1]
+    beside = ContextCodec(random_model(alphabet, seed, earlier_alphabet=70))
+    for codec in (PackCodec(alphabet), ContextCodec(random_model(alphabet, seed)), beside):
+        given = earlier if codec.needs_earlier else None
+        opened = codec.open_block(*codec.encode(ids, grids, given), grids)
+        for row, (expected, before) in enumerate(zip(np.split(ids, ends), np.split(earlier, ends), strict=True)):
+            if row < len(grids):  # np.split gives one piece of no samples
+                sample = opened.sample(row, before)
+                assert sample.dtype == id_dtype(alphabet)
+                np.testing.assert_array_equal(sample, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(blocks(), st.randoms(use_true_random=False))
+def test_packed_samples_decode_in_place_in_any_order(block: Block, random: Random) -> None:
+    ids, grids, alphabet = block
+    codec = PackCodec(alphabet)
+    data, lengths = codec.encode(ids, grids)
+    order = np.array(random.choices(range(len(grids)), k=20) if len(grids) else [], np.int64)
+    first_bytes = np.cumsum(lengths) - lengths
+    places = np.uint64(data.ctypes.data) + first_bytes[order].astype(np.uint64)
+    decoded = codec.decode_in_place(places, len(data) - first_bytes[order], lengths[order], grids[order])
+    pieces = np.split(ids, np.cumsum(sample_sizes(grids))[:-1])
+    np.testing.assert_array_equal(decoded, np.concatenate([ids[:0], *(pieces[row] for row in order)]))
 
 
 @settings(max_examples=40, deadline=None)

@@ -233,6 +233,41 @@ def test_a_damaged_row_group_is_named_or_replaced(datasets: Make, tmp_path: Path
     assert ["row group 3" in message for message in loader.damaged.values()] == [True]
 
 
+def test_a_dataset_that_fits_in_memory_is_read_once(datasets: Make, tmp_path: Path) -> None:
+    whole, written = datasets(*COUNTS)
+    shutil.copytree(whole.store.root, tmp_path / "set")
+    loader = TokenLoader(open_dataset(tmp_path / "set"), 64, True, 3, ["codes", "key", "caption"], threads=2)
+    first = {row["key"]: row for row in everything(loader)}
+    shutil.rmtree(tmp_path / "set" / "data")
+    second = everything(loader)
+    assert [row["key"] for row in second] != list(first)
+    assert len(second) == sum(len(rows.samples()) for rows in written)
+    for row in second:
+        np.testing.assert_array_equal(row["codes"], first[row["key"]]["codes"])
+        assert row["caption"] == first[row["key"]]["caption"]
+
+
+@pytest.mark.parametrize(("verify", "found"), [("always", [1, 1]), ("first", [1, 0]), ("never", [0, 0])])
+def test_checksums_are_compared_as_often_as_asked(
+    datasets: Make, tmp_path: Path, verify: Any, found: list[int]
+) -> None:
+    """Damage in the first epoch, or after it, that no decoder can see."""
+    whole, _ = datasets(*COUNTS)
+    hurt = whole.manifest.shards[2]
+    for epoch, seen in enumerate(found):
+        folder = tmp_path / str(epoch)
+        shutil.copytree(whole.store.root, folder)
+        loader = TokenLoader(open_dataset(folder), 64, verify=verify, damage="replace", prefetch_bytes=1)
+        for _ in range(epoch):
+            assert len(everything(loader)) == len(whole)
+        path = folder / hurt.path
+        data = bytearray(path.read_bytes())
+        data[hurt.row_groups[3].codes[0].offset + 5] ^= 1
+        path.write_bytes(data)
+        assert len(everything(loader)) == len(whole)
+        assert len(loader.damaged) == seen
+
+
 def test_breaking_off_leaves_no_thread_behind(datasets: Make) -> None:
     dataset, _ = datasets(*COUNTS)
     before = threading.active_count()

@@ -7,6 +7,7 @@ groups short samples, so that one sample decodes alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import numpy as np
@@ -72,6 +73,41 @@ class Codec(Protocol):
         ...
 
 
+class DecodesInPlace(ABC):
+    """What a codec adds that decodes streams wherever they lie, so that those of several blocks need no copy."""
+
+    @abstractmethod
+    def decode_in_place(
+        self,
+        places: NDArray[np.uint64],
+        rooms: NDArray[np.int64],
+        lengths: Lengths,
+        grids: Grids,
+        out: Ids | None = None,
+    ) -> Ids:
+        """Like :meth:`Codec.decode`, of streams that begin at the addresses ``places`` [samples].
+
+        ``rooms`` [samples]: bytes that may be read there, at least ``lengths``; the caller answers for them.
+        """
+
+
+class OpenBlock(Protocol):
+    """A block that was checked and laid out once, so that single samples decode at once."""
+
+    def sample(self, row: int, earlier: Ids | None = None) -> Ids:
+        """The ids of one sample. Raises FormatError on a damaged stream."""
+        ...
+
+
+class RandomAccess(ABC):
+    """What a codec adds whose samples have streams of their own."""
+
+    @abstractmethod
+    def open_block(self, data: Bytes, lengths: Lengths, grids: Grids) -> OpenBlock:
+        """What is passed to :meth:`Codec.decode`, for decoding single samples. Raises FormatError on lengths that do
+        not fit."""
+
+
 def id_dtype(alphabet: int) -> type[np.uint16] | type[np.int32]:
     """Dtype of ids on the API: uint16 when the alphabet has at most 65,536 entries, else int32."""
     return np.uint16 if alphabet <= 1 << 16 else np.int32
@@ -79,9 +115,11 @@ def id_dtype(alphabet: int) -> type[np.uint16] | type[np.int32]:
 
 def sample_sizes(grids: Grids) -> NDArray[np.int64]:
     """Ids of each sample (int64 [samples]). Raises FormatError for grids of a negative side or 2^31 ids or more."""
-    if grids.size and (grids.min() < 0 or np.prod(grids, axis=1, dtype=np.float64).max() >= 1 << 31):
+    sizes = np.ones(len(grids))
+    for axis in range(grids.shape[1]):  # float64 cannot wrap around, and is exact up to the limit
+        sizes *= grids[:, axis]
+    if len(grids) and (grids.min() < 0 or sizes.max() >= 1 << 31):
         raise FormatError(
             "a sample's grid has a negative side or 2^31 ids or more; the lengths of the shard are damaged"
         )
-    sizes: NDArray[np.int64] = np.prod(grids, axis=1, dtype=np.int64)
-    return sizes
+    return sizes.astype(np.int64)

@@ -6,12 +6,13 @@ alone; throughput comes from decoding eight samples in lockstep. Streams and mod
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, id_dtype, sample_sizes
+from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, RandomAccess, id_dtype, sample_sizes
 from tokenshard.codecs.blocks import check_ids, check_lengths, ids_buffer, read_only
 from tokenshard.codecs.fit import Earlier, fit_contexts
 from tokenshard.codecs.kernel_arrays import kernel_arrays
@@ -25,6 +26,10 @@ _SYMBOL_BITS = 12
 """The most a symbol can cost: a frequency of 1 in 4096."""
 
 
+Places = NDArray[np.uint64]
+_ZERO = np.zeros(1, np.int64)
+
+
 class _Layout(NamedTuple):
     """Where the samples of a block lie, as the compiled loops take it."""
 
@@ -35,7 +40,7 @@ class _Layout(NamedTuple):
     order: NDArray[np.int64]
 
 
-class ContextCodec:
+class ContextCodec(RandomAccess):
     """Codec over a :class:`ContextModel`; an alphabet of one id needs no bytes at all."""
 
     name: ClassVar[Literal["context"]] = "context"
@@ -48,7 +53,7 @@ class ContextCodec:
         # Own ids and those beside them have one dtype, so that there are only two versions of each loop to compile.
         self._ids = np.dtype(id_dtype(max(model.alphabet, model.earlier_alphabet or 0)))
         arrays = kernel_arrays(model)
-        self._arrays = arrays._replace(leaves=arrays.leaves.astype(self._ids, copy=False))
+        self._arrays = tuple(arrays._replace(leaves=arrays.leaves.astype(self._ids, copy=False)))
         children = np.concatenate([step.children for step in model.steps])
         self._parents = np.zeros(len(children) + self.alphabet, np.uint32)
         self._parents[1:] = np.repeat(np.arange(len(children), dtype=np.uint32), children)
@@ -107,9 +112,7 @@ class ContextCodec:
         own = ids.astype(self._ids, copy=False)
         beside, tree = read_only(self._beside(own, earlier)), (self._leaf_nodes, self._parents)
         state = np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64)
-        rans_kernels.encode(
-            read_only(own), beside, tuple(layout), tuple(self._arrays), tree, scratch, stops, num_words, state
-        )
+        rans_kernels.encode(read_only(own), beside, tuple(layout), self._arrays, tree, scratch, stops, num_words, state)
         words = np.empty(int(num_words.sum()), np.uint16)
         rans_kernels.gather(scratch, stops, num_words, words)
         return words.astype("<u2", copy=False).view(np.uint8), (2 * num_words).astype(np.int32)
@@ -133,10 +136,8 @@ class ContextCodec:
         The ids of a damaged stream are meaningless but inside the alphabet. Lengths that do not fit the data still
         raise :class:`FormatError`.
         """
-        first_bytes = check_lengths(data, lengths, grids)
+        first_bytes = _first_bytes(data, lengths, grids)
         sizes = sample_sizes(grids)
-        if len(lengths) and (lengths & 1).any():
-            raise FormatError("a stream of an odd number of bytes; the shard is damaged")
         ids = ids_buffer(out, int(sizes.sum()), self.alphabet)
         if self.alphabet == 1 or len(data) == 0:
             ids.fill(0)
@@ -144,12 +145,8 @@ class ContextCodec:
         from tokenshard.codecs import rans_kernels
 
         own = ids.astype(self._ids, copy=False)
-        try:
-            beside = self._beside(own, earlier)
-        except InputError as error:
-            raise FormatError(f"{error}; the shard or its model is damaged") from None
-        words = np.zeros(len(data) // 2 + rans_kernels.BLOCK * len(self.model.steps) + 1, np.uint16)
-        words[: len(data) // 2] = np.ascontiguousarray(data).view("<u2")
+        beside = self._decoded_beside(own, earlier)
+        words = self.padded(np.ascontiguousarray(data).view("<u2"))
         damaged = np.where(sizes > 0, lengths < 4, lengths > 0)
         state = np.flatnonzero((sizes > 0) & ~damaged)
         damaged[state] = words[first_bytes[state] // 2 + 1] == 0  # a state below 2^16
@@ -157,12 +154,55 @@ class ContextCodec:
         for sample in np.flatnonzero(damaged & (sizes > 0)):
             own[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
         rans_kernels.decode(
-            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), tuple(self._arrays), own,
+            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), self._arrays, own,
             beside, damaged, np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64),
         )  # fmt: skip
         if own is not ids:
             ids[:] = own
         return ids, damaged
+
+    def open_block(self, data: Bytes, lengths: Lengths, grids: Grids) -> _OpenBlock:
+        first_bytes = _first_bytes(data, lengths, grids)
+        words = np.ascontiguousarray(data).view("<u2")
+        places = neighbour_strides(grids, self.model.neighbours)
+        return _OpenBlock(self, words, first_bytes // 2, lengths.astype(np.int64) // 2, sample_sizes(grids), *places)
+
+    def decode_sample(
+        self, words: NDArray[np.uint16], size: int, strides: Places, periods: Places, earlier: Ids | None
+    ) -> Ids:
+        """One sample of ``size`` ids from its stream; ``strides`` and ``periods`` [1, 2] of :func:`neighbour_strides`.
+
+        Raises FormatError on damage.
+        """
+        from tokenshard.codecs import rans_kernels
+
+        own = np.zeros(size, self._ids)
+        if size == 0 or self.alphabet == 1:
+            damaged = len(words) > 0
+        elif not (damaged := len(words) < 2 or words[1] == 0):
+            found, sizes, state = np.zeros(1, np.bool_), np.array([size]), np.empty(rans_kernels.STATE, np.uint64)
+            layout = (_ZERO, sizes, strides, periods, _ZERO)
+            beside = self._decoded_beside(own, earlier)
+            stream = self.padded(words), _ZERO, np.array([len(words)])
+            rans_kernels.decode(*stream, layout, self._arrays, own, beside, found, state)
+            damaged = bool(found[0])
+        if damaged:
+            raise FormatError("the stream of a sample is damaged; restore the shard or convert it again")
+        return own.astype(id_dtype(self.alphabet), copy=False)
+
+    def padded(self, words: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """The words of some streams, and after them as many as the compiled loops may read of damaged ones."""
+        from tokenshard.codecs import rans_kernels
+
+        out = np.zeros(len(words) + rans_kernels.BLOCK * len(self.model.steps) + 1, np.uint16)
+        out[: len(words)] = words
+        return out
+
+    def _decoded_beside(self, own: Ids, earlier: Ids | None) -> Ids:
+        try:
+            return self._beside(own, earlier)
+        except InputError as error:
+            raise FormatError(f"{error}; the shard or its model is damaged") from None
 
     def _beside(self, own: Ids, earlier: Ids | None) -> Ids:
         """Where the second neighbours are: ids of the level before (checked), or of the same level."""
@@ -181,3 +221,26 @@ class ContextCodec:
         order = order[np.argsort(sizes[order], kind="stable")]
         strides, periods = neighbour_strides(grids, self.model.neighbours)
         return _Layout(np.cumsum(sizes) - sizes, sizes, strides, periods, order)
+
+
+@dataclass(frozen=True)
+class _OpenBlock:
+    codec: ContextCodec
+    words: NDArray[np.uint16]
+    first_words: NDArray[np.int64]
+    num_words: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    strides: Places
+    periods: Places
+
+    def sample(self, row: int, earlier: Ids | None = None) -> Ids:
+        first, mine = self.first_words[row], slice(row, row + 1)
+        words = self.words[first : first + self.num_words[row]]
+        return self.codec.decode_sample(words, int(self.sizes[row]), self.strides[mine], self.periods[mine], earlier)
+
+
+def _first_bytes(data: Bytes, lengths: Lengths, grids: Grids) -> NDArray[np.int64]:
+    first_bytes = check_lengths(data, lengths, grids)
+    if len(lengths) and (lengths & 1).any():
+        raise FormatError("a stream of an odd number of bytes; the shard is damaged")
+    return first_bytes

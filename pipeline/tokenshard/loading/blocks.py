@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -11,13 +12,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype, sample_sizes
+from tokenshard.codecs.base import Codec, DecodesInPlace, Grids, Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.shards.bounds import damage_reported, require
+from tokenshard.shards.bounds import damage_reported
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.reader import Allocate, RowGroup, empty
+from tokenshard.shards.reader import RowGroup, values
 
 Fixed = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A run of bytes a row."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int32]
+    """[rows + 1], into data"""
+
+    @cached_property
+    def places(self) -> tuple[int, int, int]:
+        """Addresses of the offsets and of the data, and bytes of these, as the compiled gathers take them."""
+        return _address(self.offsets), _address(self.data), self.data.nbytes
 
 
 @dataclass(frozen=True)
@@ -25,9 +40,7 @@ class Level:
     """One level of the codes of a block: a stream a row, or (``codec`` None) the ids of a row as they are."""
 
     codec: Codec | None
-    data: NDArray[np.uint8]
-    offsets: NDArray[np.int32]
-    """[rows + 1], into data"""
+    runs: Runs
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,8 @@ class Block:
     """fixed-width columns, [rows]"""
     objects: dict[str, pa.Array]
     """all other columns, [rows]"""
+    texts: dict[str, Runs]
+    """those of them that are strings without nulls, for compiled gathers"""
 
     @property
     def rows(self) -> int:
@@ -55,25 +70,21 @@ class BlockReader:
     dataset: Dataset
     levels: int
     columns: tuple[str, ...]
-    verify: bool = True
-    allocate: Allocate = empty
 
-    def read(self, number: int) -> Block:
+    def read(self, number: int, verify: bool = True) -> Block:
         """Row group ``number`` of the dataset. Raises FormatError on damage, StoreError when it cannot be read."""
-        group = self.dataset.read_group(number, self.levels, self.columns, self.verify, self.allocate)
-        fixed = self.dataset.fixed_grid
+        group = self.dataset.read_group(number, self.levels, self.columns, verify)
         with damage_reported(group.where):
-            if fixed is not None:
-                require(bool((group.grids == fixed).all()), "token grid differs from the manifest")
-            columns: dict[str, Fixed] = {}
-            objects: dict[str, pa.Array] = {}
+            block = Block(group.where, _levels(group), np.ascontiguousarray(group.grids), {}, {}, {})
             for name in self.columns:
                 array = self._column(group, name)
                 if is_fixed_width(array.type):
-                    columns[name] = _numpy(array)
-                else:
-                    objects[name] = array
-        return Block(group.where, _levels(group), np.ascontiguousarray(group.grids), columns, objects)
+                    block.columns[name] = _numpy(array)
+                    continue
+                block.objects[name] = array
+                if pa.types.is_string(array.type) and not array.null_count:
+                    block.texts[name] = _text(array)
+        return block
 
     def _column(self, group: RowGroup, name: str) -> pa.Array:
         field = self.dataset.schema.field(name)
@@ -94,17 +105,24 @@ def is_fixed_width(kind: pa.DataType) -> bool:
 
 def _numpy(array: pa.Array) -> Fixed:
     if pa.types.is_boolean(array.type):
-        return np.ascontiguousarray(pc.cast(array, pa.uint8()).to_numpy()).view(np.bool_)
-    return np.ascontiguousarray(array.to_numpy())
+        return np.ascontiguousarray(values(pc.cast(array, pa.uint8()))).view(np.bool_)
+    return np.ascontiguousarray(values(array))
+
+
+def _text(array: pa.StringArray) -> Runs:
+    _, offsets, data = array.buffers()
+    start = array.offset
+    ends = np.frombuffer(offsets, np.int32)[start : start + len(array) + 1] if offsets else np.zeros(1, np.int32)
+    return Runs(np.frombuffer(data or b"", np.uint8), ends)
 
 
 def _levels(group: RowGroup) -> tuple[Level, ...]:
     streamed = all(length is not None for length in group.lengths) and all(codec.group == 1 for codec in group.codecs)
     if streamed:
         pairs = zip(group.codecs, group.streams, group.lengths, strict=True)
-        return tuple(Level(codec, _bytes(data), _offsets(lengths)) for codec, data, lengths in pairs)
+        return tuple(Level(codec, Runs(_bytes(data), _offsets(lengths))) for codec, data, lengths in pairs)
     sizes = sample_sizes(group.grids)  # rows that share streams, or are stored as they are: decoded once, here
-    return tuple(Level(None, _bytes(ids), _offsets(sizes * ids.itemsize)) for ids in group.decode())
+    return tuple(Level(None, Runs(_bytes(ids), _offsets(sizes * ids.itemsize))) for ids in group.decode())
 
 
 def _bytes(data: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -119,12 +137,33 @@ def _offsets(lengths: NDArray[np.integer] | None) -> NDArray[np.int32]:
     return np.concatenate([np.zeros(1, np.int32), ends.astype(np.int32)])
 
 
+@dataclass(frozen=True)
+class _Spans:
+    """Where the runs of some rows lie in memory, as :func:`gather_kernels.spans` finds them."""
+
+    places: NDArray[np.uint64]
+    rooms: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    total: int
+
+    def gathered(self) -> NDArray[np.uint8]:
+        """The runs back to back."""
+        from tokenshard.loading import gather_kernels as kernels
+
+        out = np.empty(self.total, np.uint8)
+        kernels.gather(self.places, self.lengths, out)
+        return out
+
+
 class Gathered:
     """Rows of several blocks, gathered and decoded in one go. ``block[i]`` numbers ``blocks``; int64 both."""
 
     def __init__(self, blocks: Sequence[Block], block: NDArray[np.int64], row: NDArray[np.int64]) -> None:
         self._blocks, self._block, self._row = blocks, block, row
-        self._rows = np.array([item.rows for item in blocks], np.uint64)
+        self._rows = [item.rows for item in blocks]
+
+    def __len__(self) -> int:
+        return len(self._row)
 
     def grids(self) -> Grids:
         """int32 [rows, rank]"""
@@ -136,10 +175,20 @@ class Gathered:
 
     def objects(self, name: str) -> list[object]:
         """Any other column, as Python values."""
-        starts = np.cumsum([0, *(item.rows for item in self._blocks)])
+        if all(name in item.texts for item in self._blocks):
+            return self._texts([item.texts[name] for item in self._blocks])
+        starts = np.cumsum([0, *self._rows])
         joined = pa.chunked_array([item.objects[name] for item in self._blocks])
-        values: list[object] = joined.take(pa.array(starts[self._block] + self._row)).to_pylist()
-        return values
+        found: list[object] = joined.take(pa.array(starts[self._block] + self._row)).to_pylist()
+        return found
+
+    def _texts(self, runs: Sequence[Runs]) -> list[object]:
+        spans = self._spans(runs)
+        offsets = np.zeros(len(self._row) + 1, np.int64)
+        np.cumsum(spans.lengths, out=offsets[1:])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(spans.gathered())]
+        strings: list[object] = pa.Array.from_buffers(pa.large_string(), len(self._row), buffers).to_pylist()
+        return strings
 
     def codes(self, grids: Grids, alphabets: Sequence[int], out: Sequence[Ids]) -> None:
         """Write the ids of each level to ``out`` (flat, rows back to back). Raises FormatError on damage."""
@@ -147,8 +196,11 @@ class Gathered:
             earlier = out[level - 1] if level else None
             codecs = [item.levels[level].codec for item in self._blocks]
             first = codecs[0]
+            codecs = [item.levels[level].codec for item in self._blocks]
+            runs = [item.levels[level].runs for item in self._blocks]
+            first = codecs[0]
             if all(codec is first for codec in codecs):
-                self._decode(level, first, np.arange(len(self._row)), grids, alphabet, earlier, out[level])
+                self._decode(first, self._spans(runs), grids, earlier, out[level])
                 continue
             sizes = sample_sizes(grids)
             kinds = {id(codec): codec for codec in codecs}
@@ -158,36 +210,30 @@ class Gathered:
                 spread = np.repeat(mine, sizes)
                 part = np.empty(int(sizes[mine].sum()), id_dtype(alphabet))
                 beside = None if earlier is None else earlier[spread]
-                self._decode(level, codec, np.flatnonzero(mine), grids[mine], alphabet, beside, part)
+                self._decode(codec, self._spans(runs, mine), grids[mine], beside, part)
                 out[level][spread] = part
 
-    def _decode(
-        self,
-        level: int,
-        codec: Codec | None,
-        rows: NDArray[np.int64],
-        grids: Grids,
-        alphabet: int,
-        earlier: Ids | None,
-        out: Ids,
-    ) -> None:
+    @staticmethod
+    def _decode(codec: Codec | None, spans: _Spans, grids: Grids, earlier: Ids | None, out: Ids) -> None:
+        if codec is None:
+            out[:] = spans.gathered().view(out.dtype)
+        elif isinstance(codec, DecodesInPlace):
+            codec.decode_in_place(spans.places, spans.rooms, spans.lengths, grids, out)
+        else:
+            codec.decode(spans.gathered(), spans.lengths, grids, out, earlier if codec.needs_earlier else None)
+
+    def _spans(self, runs: Sequence[Runs], mine: NDArray[np.bool_] | slice = slice(None)) -> _Spans:
+        """Where the runs of the rows lie (``mine``: of some of them). Raises FormatError for those outside a block."""
         from tokenshard.loading import gather_kernels as kernels
 
-        levels = [item.levels[level] for item in self._blocks]
-        bounds = np.stack(
-            [self._rows, _addresses([x.offsets for x in levels]), _sizes([x.data for x in levels])], axis=1
-        )
-        block, row = self._block[rows], self._row[rows]
-        lengths = np.empty(len(rows), np.int32)
-        total = kernels.spans(bounds, block, row, lengths)
+        blocks = np.array([(rows, *item.places) for rows, item in zip(self._rows, runs, strict=True)], np.uint64)
+        block, row = self._block[mine], self._row[mine]
+        places, rooms = np.empty(len(row), np.uint64), np.empty(len(row), np.int64)
+        lengths = np.empty(len(row), np.int32)
+        total = kernels.spans(blocks, block, row, places, rooms, lengths)
         if total == kernels.DAMAGED:
             raise FormatError("rows outside their row group")
-        data = np.empty(total, np.uint8)
-        kernels.gather(_addresses([x.data for x in levels]), bounds, block, row, lengths, data)
-        if codec is None:
-            out[:] = data.view(id_dtype(alphabet))
-        else:
-            codec.decode(data, lengths, grids, out, earlier if codec.needs_earlier else None)
+        return _Spans(places, rooms, lengths, total)
 
     def _take(self, arrays: Sequence[Fixed]) -> Fixed:
         from tokenshard.loading import gather_kernels as kernels
@@ -196,14 +242,12 @@ class Gathered:
         out = np.empty((len(self._row), *shape), arrays[0].dtype)
         width = int(np.prod(shape, dtype=np.int64)) * out.itemsize
         flat = out.reshape(-1).view(np.uint8)
-        if not kernels.take(_addresses(arrays), self._rows, width, self._block, self._row, flat):
+        blocks = np.array(list(zip(self._rows, map(_address, arrays), strict=True)), np.uint64)
+        if not kernels.take(blocks, width, self._block, self._row, flat):
             raise FormatError("rows outside their row group")
         return out
 
 
-def _addresses(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
-    return np.array([array.ctypes.data for array in arrays], np.uint64)
-
-
-def _sizes(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
-    return np.array([array.nbytes for array in arrays], np.uint64)
+def _address(array: NDArray[np.generic]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from tokenshard.codecs.base import Grids, Ids, id_dtype, sample_sizes
@@ -32,18 +33,18 @@ class Decoder:
     crop: Crop | None = None
     seed: int = 0
 
-    def batches(self, rows: Gathered, spans: Spans, sample: Longs, epoch: Longs) -> list[Batch]:
-        """One dict a span, of the gathered rows: samples of the dataset with these numbers, in these epochs.
+    def batches(self, rows: Gathered, spans: Spans, samples: tuple[Longs, Longs] | None = None) -> list[Batch]:
+        """One dict a span, of the gathered rows. ``samples``: their numbers in the dataset and epochs, for crops.
 
         Raises FormatError on damage.
         """
         batches: list[Batch] = [{} for _ in spans]
         for name in self.columns:
             if name == CODES:
-                if self.crop is not None:
-                    self._crops(self.crop, rows, spans, batches, sample, epoch)
+                if self.crop is not None and samples is not None:
+                    self._crops(self.crop, rows, spans, batches, *samples)
                 else:
-                    self._codes(rows, len(sample), spans, batches)
+                    self._codes(rows, spans, batches)
                 continue
             fixed = is_fixed_width(self.dataset.schema.field(name).type)
             values = torch.from_numpy(rows.column(name)) if fixed else rows.objects(name)
@@ -51,8 +52,8 @@ class Decoder:
                 batch[name] = values[start:end]
         return batches
 
-    def _codes(self, rows: Gathered, count: int, spans: Spans, batches: list[Batch]) -> None:
-        fixed, grids = self.dataset.fixed_grid, self._grids(rows, count)
+    def _codes(self, rows: Gathered, spans: Spans, batches: list[Batch]) -> None:
+        fixed, grids, count = self.dataset.fixed_grid, self._grids(rows), len(rows)
         sizes = sample_sizes(grids) if fixed is None else np.full(count, int(np.prod(fixed)), np.int64)
         out = self._ids(rows, grids, int(sizes.sum()))
         if fixed is not None:
@@ -71,7 +72,7 @@ class Decoder:
     def _crops(
         self, crop: Crop, rows: Gathered, spans: Spans, batches: list[Batch], sample: Longs, epoch: Longs
     ) -> None:
-        grids = self._grids(rows, len(sample))
+        grids = self._grids(rows)
         corners = crop.corners(grids, self.seed, epoch, sample)
         ids = self._ids(rows, grids, int(sample_sizes(grids).sum())).numpy()
         cut = [torch.from_numpy(crop.cut(level, grids, corners)) for level in ids]
@@ -80,15 +81,15 @@ class Decoder:
         for (start, end), batch in zip(spans, batches, strict=True):
             batch[CODES] = out[start:end]
 
-    def _grids(self, rows: Gathered, count: int) -> Grids:
+    def _grids(self, rows: Gathered) -> Grids:
         fixed = self.dataset.fixed_grid
-        return rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (count, len(fixed)))
+        return rows.grids() if fixed is None else np.broadcast_to(np.array(fixed, np.int32), (len(rows), len(fixed)))
 
     def _ids(self, rows: Gathered, grids: Grids, total: int) -> torch.Tensor:
         """The tokenizer's ids of all rows, [levels, total]."""
         columns = self.dataset.manifest.code.columns[: self.levels]
         dtype = id_dtype(max(level.alphabet for level in self.dataset.manifest.code.levels))
-        out = torch.empty((len(columns), total), dtype=getattr(torch, dtype.__name__), pin_memory=self.pin)
+        out = self._empty(len(columns) * total, dtype).view(len(columns), total)
         stored: list[Ids] = [
             ids if ids.dtype == id_dtype(spec.alphabet) else np.empty(total, id_dtype(spec.alphabet))
             for ids, spec in zip(out.numpy(), columns, strict=True)
@@ -101,3 +102,10 @@ class Decoder:
             elif ids.dtype != dtype:
                 out.numpy()[level] = ids
         return out
+
+    def _empty(self, size: int, dtype: type[np.uint16] | type[np.int32]) -> torch.Tensor:
+        if self.pin:
+            return torch.empty(size, dtype=getattr(torch, dtype.__name__), pin_memory=True)
+        # Arrow keeps what is freed for a while; fresh pages from the system would cost more than filling them.
+        memory = pa.allocate_buffer(size * np.dtype(dtype).itemsize)
+        return torch.from_numpy(np.frombuffer(memory, dtype))

@@ -9,88 +9,66 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
+
+from tokenshard.codecs.intrinsics import copy_bytes, load32, prefetch
+from tokenshard.codecs.pack_kernels import AHEAD, LINE
 
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
-_intrinsic: _Compiled = intrinsic
 _kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
-_place: Callable[..., Any] = cgutils.gep_inbounds
-_copy: Callable[..., Any] = cgutils.raw_memcpy
 
+_4 = np.uint64(4)
 DAMAGED = -1
 """What :func:`spans` returns where a row lies outside its block."""
 
 
-@_intrinsic
-def _load32(typingctx: Any, address: Any, index: Any) -> Any:
-    """The int32 with this index in an array at an address."""
-    signature = types.int32(types.uint64, types.int64)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
-        return builder.load(builder.gep(array, [args[1]]))
-
-    return signature, codegen
-
-
-@_intrinsic
-def _copy_bytes(typingctx: Any, address: Any, out: Any, at: Any, length: Any) -> Any:
-    """Copy ``length`` bytes from an address to ``out[at]`` and on."""
-    signature = types.void(types.uint64, out, types.int64, types.int64)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[1])(context, builder, args[1])
-        source = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        _copy(builder, _place(builder, array.data, args[2]), source, args[3], 1)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
 @_kernel
-def spans(bounds: Any, block: Any, row: Any, lengths: Any) -> int:
-    """``lengths[i]``: bytes of row ``row[i]`` of block ``block[i]``; their sum.
+def spans(blocks: Any, block: Any, row: Any, places: Any, rooms: Any, lengths: Any) -> int:
+    """Where row ``row[i]`` of block ``block[i]`` lies: its address, the bytes from there to the end of the block's
+    data, and its own bytes; returns the sum of these.
 
-    ``bounds`` uint64 [blocks, 3]: rows of the block, address of its int32 [rows + 1] offsets, bytes of its data.
+    ``blocks`` uint64 [blocks, 4]: rows of the block, address of its int32 [rows + 1] offsets, address of its data and
+    bytes of them.
     """
     total = 0
     for i in range(block.shape[0]):
         at = row[i]
-        if block[i] < 0 or block[i] >= bounds.shape[0] or at < 0 or at >= np.int64(bounds[block[i], 0]):
+        if block[i] < 0 or block[i] >= blocks.shape[0] or at < 0 or at >= np.int64(blocks[block[i], 0]):
             return DAMAGED
-        start = _load32(bounds[block[i], 1], at)
-        stop = _load32(bounds[block[i], 1], at + 1)
-        if start < 0 or stop < start or stop > np.int64(bounds[block[i], 2]):
+        offset = blocks[block[i], 1] + np.uint64(4 * at)
+        start, stop, size = load32(offset), load32(offset + _4), blocks[block[i], 3]
+        if stop < start or stop > size:
             return DAMAGED
-        lengths[i] = stop - start
+        places[i] = blocks[block[i], 2] + start
+        rooms[i] = np.int64(size - start)
+        lengths[i] = np.int64(stop - start)
         total += lengths[i]
     return total
 
 
 @_kernel
-def gather(data: Any, bounds: Any, block: Any, row: Any, lengths: Any, out: Any) -> None:
-    """The bytes of the rows that :func:`spans` measured, back to back. ``data`` uint64 [blocks]: addresses."""
+def gather(places: Any, lengths: Any, out: Any) -> None:
+    """The bytes of the rows that :func:`spans` found, back to back."""
     at = 0
-    for i in range(block.shape[0]):
-        start = np.uint64(_load32(bounds[block[i], 1], row[i]))
-        _copy_bytes(data[block[i]] + start, out, at, np.int64(lengths[i]))
+    for i in range(places.shape[0]):
+        if i + AHEAD < places.shape[0]:
+            for byte in range(0, lengths[i + AHEAD], LINE):
+                prefetch(places[i + AHEAD] + np.uint64(byte))
+        copy_bytes(places[i], out, at, np.int64(lengths[i]))
         at += lengths[i]
 
 
 @_kernel
-def take(data: Any, rows: Any, width: int, block: Any, row: Any, out: Any) -> bool:
+def take(blocks: Any, width: int, block: Any, row: Any, out: Any) -> bool:
     """Elements of ``width`` bytes of fixed-width columns; False where a row lies outside its block.
 
-    ``data`` and ``rows`` uint64 [blocks]: address of each block's column, and its rows. ``out`` uint8.
+    ``blocks`` uint64 [blocks, 2]: rows of the block, address of its column. ``out`` uint8.
     """
     for i in range(block.shape[0]):
         at = row[i]
-        if block[i] < 0 or block[i] >= data.shape[0] or at < 0 or at >= np.int64(rows[block[i]]):
+        if block[i] < 0 or block[i] >= blocks.shape[0] or at < 0 or at >= np.int64(blocks[block[i], 0]):
             return False
-        _copy_bytes(data[block[i]] + np.uint64(at * width), out, np.int64(i * width), np.int64(width))
+        copy_bytes(blocks[block[i], 1] + np.uint64(at * width), out, np.int64(i * width), np.int64(width))
     return True
 
 

@@ -14,7 +14,6 @@ import torch
 
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.loading.blocks import Block, BlockReader, Gathered
-from tokenshard.loading.buffers import Buffers
 from tokenshard.loading.crop import Crop
 from tokenshard.loading.decoding import CODES, Batch, Decoder
 from tokenshard.loading.order import Longs, Shuffle
@@ -78,9 +77,10 @@ class TokenLoader:
         times. ``levels``: only the first so many. ``crop``: of each token grid a part of this size, at a random
         place or as :class:`Crop` says, so that `codes` is [B, *crop] whatever the grids are. ``rank`` and ``world``: by
         default those of torch.distributed or Ray Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks
-        in memory may take; the default shuffle is the best mix within it. ``verify``: the checksums of the manifest are
-        compared `always`, in the `first` epoch or `never`. ``damage``: a damaged row group raises, or its samples are
-        replaced by others of the batch, with `valid` False, and :attr:`damaged` says where it lies.
+        in memory may take; the default shuffle is the best mix within it, and a dataset that fits is read once and then
+        kept. ``verify``: the checksums of the manifest are compared `always` when a row group is read, the `first` time
+        or `never`. ``damage``: a damaged row group raises, or its samples are replaced by others of the batch, with
+        `valid` False, and :attr:`damaged` says where it lies.
 
         Raises SpecError for options that do not fit the dataset or each other.
         """
@@ -106,8 +106,11 @@ class TokenLoader:
         selector = Selector(dataset, where, weights)
         self._block_bytes = _mean_block_bytes(dataset, self.levels)
         self._held = max(2, prefetch_bytes // self._block_bytes)
-        self._buffers = Buffers(prefetch_bytes // 4)
-        within = Shuffle.within(selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4))
+        blocks, fitting = selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4)
+        self._kept: dict[int, Block] | None = {} if blocks <= fitting else None
+        """blocks that were read, of a dataset that fits in memory"""
+        self._verified: set[int] = set()
+        within = Shuffle.within(blocks, fitting)
         kind = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
         self._planner = Planner(selector, seed, kind, self.rank, self.world)
 
@@ -121,6 +124,7 @@ class TokenLoader:
         loader = copy.copy(self)
         loader.columns, loader.remainder = (CODES,), "short"
         loader._decoder = Decoder(self.dataset, loader.columns, self.levels)
+        loader._kept = None if self._kept is None else {}
         return loader
 
     def epoch_plan(self, epoch: int) -> Epoch:
@@ -219,7 +223,7 @@ class TokenLoader:
 
     def decoded(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Step, Batch]]:
         """Reads and decodes chunks ahead of the consumer: the batch of each part of each chunk."""
-        reader = BlockReader(self.dataset, self.levels, self._read_columns(), self._verifies(), self._buffers.take)
+        reader = BlockReader(self.dataset, self.levels, self._read_columns())
         pipeline = Pipeline(
             lambda number: self._fetch(reader, number), self._decode, self._threads, self._fetch_threads, self._held
         )
@@ -245,16 +249,21 @@ class TokenLoader:
         return step.epoch + 1, step.extra if self.remainder == "spill" else 0
 
     def _fetch(self, reader: BlockReader, number: int) -> Block | None:
+        block = self._kept.get(number) if self._kept is not None else None
+        if block is not None:
+            return block
         try:
-            return reader.read(number)
+            verify = self._verify == "always" or (self._verify == "first" and number not in self._verified)
+            block = reader.read(number, verify)
         except FormatError as error:
             if self._damage == "raise":
                 raise
             self.damaged[number] = str(error)
             return None
-
-    def _verifies(self) -> bool:
-        return self._verify == "always" or (self._verify == "first" and self.epoch == 0)
+        self._verified.add(number)
+        if self._kept is not None:
+            self._kept[number] = block
+        return block
 
     def _read_columns(self) -> tuple[str, ...]:
         return tuple(name for name in self.columns if name != CODES)
@@ -297,29 +306,38 @@ class TokenLoader:
     # -- decoding -----------------------------------------------------------------------------------------------------
 
     def _decode(self, chunk: Chunk, found: dict[int, Block | None]) -> list[tuple[Step, Batch]]:
-        blocks = {number: block for number, block in found.items() if block is not None}
-        numbers = sorted(blocks)
-        sound = np.isin(chunk.block, numbers)
-        if not sound.any() and len(sound):
-            raise FormatError(f"all row groups of a batch are damaged: {'; '.join(self.damaged.values())}")
-        place = np.where(sound, np.arange(len(sound)), sound.argmax())  # rows that stand in for those that are lost
-        block, row = chunk.block[place], chunk.row[place]
-        rows = Gathered([blocks[number] for number in numbers], np.searchsorted(numbers, block), row)
+        blocks = [block for block in found.values() if block is not None]
+        place = np.empty(max(found, default=-1) + 1, np.int64)  # of each block in the list; -1 for those that are lost
+        place[list(found)] = np.cumsum([block is not None for block in found.values()]) - 1
+        block, row, sound = chunk.block, chunk.row, np.ones(len(chunk.row), np.bool_)
+        if len(blocks) < len(found):
+            place[[number for number, block in found.items() if block is None]] = -1
+            sound = place[block] >= 0
+            if not sound.any():
+                raise FormatError(f"all row groups of a batch are damaged: {'; '.join(self.damaged.values())}")
+            stand_in = np.where(sound, np.arange(len(sound)), sound.argmax())
+            block, row = block[stand_in], row[stand_in]
         parts: list[Part] = chunk.label
         ends = np.cumsum([part.rows for part in parts]).tolist()
         spans = list(zip([0, *ends], ends, strict=False))
-        epochs = [np.full(part.rows, part.step.epoch) for part in parts]
-        if self.remainder == "spill":
-            epochs = [
-                now if part.inside is None else now + ~part.inside for now, part in zip(epochs, parts, strict=True)
-            ]
-        epoch = np.concatenate(epochs) if ends[-1] else np.zeros(len(row), np.int64)
-        batches = self._decoder.batches(rows, spans, self.dataset.group_starts[block] + row, epoch)
+        rows = Gathered(blocks, place[block], row)
+        crops = self._decoder.crop is not None
+        batches = self._decoder.batches(rows, spans, self._samples(parts, block, row) if crops else None)
         if self.remainder == "pad" or self._damage == "replace":
             for part, batch, (start, end) in zip(parts, batches, spans, strict=True):
                 valid = sound[start:end] if part.inside is None else sound[start:end] & part.inside
                 batch["valid"] = torch.from_numpy(valid)
         return [(part.step, batch) for part, batch in zip(parts, batches, strict=True)]
+
+    def _samples(self, parts: Sequence[Part], block: Longs, row: Longs) -> tuple[Longs, Longs]:
+        """Numbers of the samples of a chunk in the dataset, and the epoch that each is of."""
+        epochs = [np.full(part.rows, part.step.epoch) for part in parts]
+        if self.remainder == "spill":
+            epochs = [
+                now if part.inside is None else now + ~part.inside for now, part in zip(epochs, parts, strict=True)
+            ]
+        epoch = np.concatenate(epochs) if sum(part.rows for part in parts) else np.zeros(len(row), np.int64)
+        return self.dataset.group_starts[block] + row, epoch
 
     # -- checks -------------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class Pipeline(Generic[B, T]):
                 planned.append(chunk)
             while planned and len(running) <= 2 * self._threads:
                 chunk = planned.popleft()
-                needed = {number: blocks[number] for number in np.unique(chunk.block).tolist()}
+                needed = {number: blocks[number] for number in _distinct(chunk.block)}
                 running.append((chunk, _submit(decoders, self._decoded, chunk, needed)))
             if not running:
                 return
@@ -104,6 +104,13 @@ class Pipeline(Generic[B, T]):
 
     def _decoded(self, chunk: Chunk, needed: dict[int, Future[B]]) -> T:
         return self._decode(chunk, {number: future.result() for number, future in needed.items()})
+
+
+def _distinct(numbers: NDArray[np.int64]) -> list[int]:
+    """Ascending. (Some times faster than ``np.unique``, and this runs once a chunk.)"""
+    ordered = np.sort(numbers)
+    found: list[int] = ordered[np.flatnonzero(np.diff(ordered, prepend=-1))].tolist()
+    return found
 
 
 def _submit(pool: Executor | None, call: Callable[..., R], *arguments: Any) -> Future[R]:

@@ -60,14 +60,15 @@ class Planner:
         self._epochs: dict[int, Epoch] = {}
 
     def epoch(self, number: int) -> Epoch:
-        """Selection and order of an epoch (the two last used are kept)."""
-        found = self._epochs.pop(number, None)
+        """Selection and order of an epoch (the two last made are kept)."""
+        found = self._epochs.get(number)
         if found is None:
             selection = self._selector.epoch(self._seed, number)
-            found = Epoch(selection, EpochOrder(selection.rows, self._seed, number, self.shuffle))
-        self._epochs[number] = found
-        for old in list(self._epochs)[:-2]:
-            del self._epochs[old]
+            found = self._epochs[number] = Epoch(
+                selection, EpochOrder(selection.rows, self._seed, number, self.shuffle)
+            )
+            for old in list(self._epochs)[:-2]:
+                del self._epochs[old]
         return found
 
     def length(self, epoch: int) -> int:

@@ -131,8 +131,9 @@ def _check_shard(shard: ShardEntry, levels: int, grid: tuple[int | None, ...]) -
 def check_sizes(num_tokens: np.ndarray[tuple[int], np.dtype[np.int32]], grids: Grids, ids: int) -> None:
     """Raises FormatError unless the grids of a row group agree with ``num_tokens`` and hold at most ``ids`` ids."""
     require(bool((grids >= 0).all()), "negative grid size")
-    # float64 products are exact far beyond the limit and cannot wrap around as integers would
-    products = np.prod(grids.astype(np.float64), axis=1)
+    products = np.ones(len(grids))  # float64 is exact far beyond the limit and cannot wrap around as integers would
+    for axis in range(grids.shape[1]):
+        products *= grids[:, axis]
     require(bool((products == num_tokens).all()), "num_tokens differs from the token grid")
     total = float(products.sum())
     require(total <= min(ids, MAX_GROUP_IDS), f"{total:.0f} ids a level, more than the manifest or the format allows")

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Codec, Grids, Ids, id_dtype
+from tokenshard.codecs.base import Codec, Ids, id_dtype
 from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
@@ -33,7 +34,7 @@ from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store
 
 OPEN_SHARDS = 64
-CACHED_GROUPS = 8
+CACHED_GROUPS = 32
 """Footers, and encoded row groups of about 2 MiB, kept in memory."""
 TABLE_THREADS = 8
 Codes = NDArray[Any] | list[NDArray[Any]]
@@ -57,6 +58,7 @@ class Dataset:
         self.store, self.manifest = store, manifest
         rows = [group.rows for shard in manifest.shards for group in shard.row_groups]
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
+        self._first_samples: list[int] = self._starts.tolist()
         counts = [len(shard.row_groups) for shard in manifest.shards]
         self._first_group = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         grid = manifest.code.grid
@@ -91,7 +93,7 @@ class Dataset:
         return f"<tokenshard.Dataset {self.store.root} version {self.manifest.version}: {len(self)} samples>"
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._first_samples[-1]
 
     @property
     def fingerprint(self) -> str:
@@ -139,11 +141,14 @@ class Dataset:
         A slice or a list of numbers gives the same dict with a list (of codes: what :meth:`codes` gives) a column.
         """
         if isinstance(item, int | np.integer):
-            (number,) = self._numbers([int(item)]).tolist()
-            group = int(np.searchsorted(self._starts, number, "right")) - 1
-            row = number - int(self._starts[group])
-            codes = self._arranged(self._group(group), np.array([row]))[0]
-            return {**{name: column[row].as_py() for name, column in self._group_columns(group)}, "codes": codes}
+            number = int(item)
+            if not 0 <= number < len(self):
+                number = int(self._numbers([number])[0])
+            group = bisect_right(self._first_samples, number) - 1
+            row = number - self._first_samples[group]
+            sample = {name: column[row].as_py() for name, column in self._group_columns(group)}
+            sample["codes"] = self._sample_codes(self._group(group), row)
+            return sample
         ids = range(len(self))[item] if isinstance(item, slice) else item
         return {**self.rows(ids).to_pydict(), "codes": self.codes(ids)}
 
@@ -256,7 +261,11 @@ class Dataset:
         The other arguments are those of :meth:`ShardReader.read_group`.
         """
         shard, local = self._place(group)
-        return self._reader(shard).read_group(local, *arguments, **options)
+        found = self._reader(shard).read_group(local, *arguments, **options)
+        if self.fixed_grid is not None:
+            with damage_reported(found.where):
+                require(bool((found.grids == self.fixed_grid).all()), "token grid differs from the manifest")
+        return found
 
     def _columns(self, group: int, names: Sequence[str]) -> pa.Table:
         shard, local = self._place(group)
@@ -289,16 +298,26 @@ class Dataset:
             yield group, places, numbers[places] - self._starts[group]
 
     def _arranged(self, group: RowGroup, rows: NDArray[np.int64] | None) -> Codes:
-        levels = [self._tokenizer_ids(level, ids) for level, ids in enumerate(group.decode(rows))]
-        grids: Grids = group.grids if rows is None else group.grids[rows]
-        if self.fixed_grid is not None:
-            with damage_reported(group.where):
-                require(bool((grids == self.fixed_grid).all()), "token grid differs from the manifest")
-        return arrange(levels, grids, self.fixed_grid)
+        levels = self._tokenizer_ids(group.decode(rows))
+        return arrange(levels, group.grids if rows is None else group.grids[rows], self.fixed_grid)
 
-    def _tokenizer_ids(self, level: int, ids: Ids) -> Ids:
-        remap = self.manifest.code.levels[level].remap
-        return ids if remap is None else cast(Ids, np.array(remap, self._dtype())[ids])
+    def _sample_codes(self, group: RowGroup, row: int) -> NDArray[Any]:
+        """[*grid], or [levels, *grid] for several levels."""
+        levels = self._tokenizer_ids(group.decode_row(row))
+        grid = group.grids[row].tolist() if self.fixed_grid is None else self.fixed_grid
+        if len(levels) == 1:
+            return levels[0].reshape(grid)
+        return np.stack([ids.reshape(grid) for ids in levels], dtype=np.result_type(*levels))
+
+    def _tokenizer_ids(self, levels: Sequence[Ids]) -> list[Ids]:
+        pairs = zip(self._remaps, levels, strict=True)
+        return [ids if remap is None else remap[ids] for remap, ids in pairs]
+
+    @cached_property
+    def _remaps(self) -> list[Ids | None]:
+        """For each level the tokenizer's ids by stored id, where they differ."""
+        remaps = (level.remap for level in self.manifest.code.levels)
+        return [None if remap is None else np.array(remap, self._dtype()) for remap in remaps]
 
     def _dtype(self) -> type[np.uint16] | type[np.int32]:
         return id_dtype(max(level.alphabet for level in self.manifest.code.levels))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, id_dtype, sample_sizes
+from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, OpenBlock, RandomAccess, id_dtype, sample_sizes
 from tokenshard.errors import FormatError
 from tokenshard.ranged import RangedFile
 from tokenshard.shards.bounds import MAX_FOOTER_BYTES, check_sizes, damage_reported, require
@@ -30,14 +30,8 @@ from tokenshard.spec.manifest import ChunkEntry, ShardEntry
 from tokenshard.store import Store
 
 CodecLoader = Callable[[CodecSpec], Codec]
-Allocate = Callable[[int], NDArray[np.uint8]]
 GAP = 1 << 15
 """Bytes between two wanted columns that are fetched with them rather than with a request of their own."""
-
-
-def empty(size: int) -> NDArray[np.uint8]:
-    """Memory from the system."""
-    return np.empty(size, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,29 @@ class RowGroup:
         members = members[members < self.rows]
         ends, places = np.cumsum(sample_sizes(self.grids)[members]), np.searchsorted(members, rows)
         return tuple(cast(Ids, _gather(ids, ends, places)) for ids in self._decode(members))
+
+    def decode_row(self, row: int) -> tuple[Ids, ...]:
+        """What :meth:`decode` gives for one row, sooner: what can be checked and laid out once, is."""
+        if self._opened is None:
+            return self.decode(np.array([row]))
+        levels: list[Ids] = []
+        try:
+            for block in self._opened:
+                levels.append(block.sample(row, levels[-1] if levels else None))
+        except Exception:
+            with damage_reported(f"{self.where}, column {self.specs[len(levels)].column}"):
+                raise
+        return tuple(levels)
+
+    @cached_property
+    def _opened(self) -> tuple[OpenBlock, ...] | None:
+        blocks: list[OpenBlock] = []
+        for spec, codec, data, lengths in zip(self.specs, self.codecs, self.streams, self.lengths, strict=True):
+            if lengths is None or not isinstance(codec, RandomAccess):
+                return None
+            with damage_reported(f"{self.where}, column {spec.column}"):
+                blocks.append(codec.open_block(data, lengths, self.grids))
+        return tuple(blocks)
 
     @cached_property
     def _ends(self) -> tuple[NDArray[np.int64], ...]:
@@ -132,13 +149,12 @@ class ShardReader:
         levels: int | None = None,
         columns: Sequence[str] = (),
         verify: bool = True,
-        allocate: Allocate = empty,
     ) -> RowGroup:
         """Codes of a row group, and the named other columns where the shard has them, with one range read.
 
         ``levels``: only the first so many (None: all; 0: sizes only); what lies between the wanted columns is not
-        fetched where that saves :data:`GAP` bytes. ``verify``: compare with the checksums of the manifest. ``allocate``
-        gives the memory that is read into.
+        fetched where that saves :data:`GAP` bytes. ``verify``: compare with the checksums of the manifest.
+
         Raises FormatError naming shard and row group when checksums, sizes or limits do not hold.
         """
         where = self.where(group)
@@ -150,7 +166,7 @@ class ShardReader:
             require(len(specs) == len(wanted) - 1, "fewer code columns than the manifest lists")
             spans = [(chunk.offset, chunk.offset + chunk.length) for chunk in wanted]
             spans += [self.chunks[group][name] for name in others]
-            parts = _Parts(partial(self._fetch, allocate=allocate), self.entry.bytes, spans)
+            parts = _Parts(self._fetch, self.entry.bytes, spans)
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
@@ -209,9 +225,10 @@ class ShardReader:
         require(table.num_rows == self.entry.row_groups[group].rows, "columns are shorter than the row group")
         return table
 
-    def _fetch(self, offset: int, length: int, allocate: Allocate = empty) -> memoryview:
+    def _fetch(self, offset: int, length: int) -> memoryview:
         require(offset >= 0 and offset + length <= self.entry.bytes, "byte range outside the file")
-        data = allocate(length).data
+        # Arrow keeps what is freed for a while; fresh pages from the system would cost more than filling them.
+        data = memoryview(pa.allocate_buffer(length)).cast("B")
         read = self.store.read_into(self.entry.path, offset, data)
         require(read == length, f"the file ends before byte {offset + length}")
         return data
@@ -264,10 +281,10 @@ def arrange(levels: Sequence[Ids], grids: Grids, fixed: tuple[int, ...] | None) 
 def _int32(table: pa.Table, name: str) -> NDArray[np.int32]:
     column = table[name]
     require(column.type == pa.int32() and column.null_count == 0, f"column {name!r} is not int32 without nulls")
-    return cast("NDArray[np.int32]", _values(column.combine_chunks()))
+    return cast("NDArray[np.int32]", values(column.combine_chunks()))
 
 
-def _values(array: pa.Array) -> NDArray[Any]:
+def values(array: pa.Array) -> NDArray[Any]:
     """Integers without nulls, not copied. (Arrow's own ``to_numpy`` imports pandas: half a second.)"""
     return cast("NDArray[Any]", np.from_dlpack(array))
 
@@ -276,9 +293,9 @@ def _listed_ids(column: pa.ChunkedArray, num_tokens: NDArray[np.int32], spec: Co
     array = column.combine_chunks()
     require(array.null_count == 0, f"nulls in column {spec.column!r}")
     require(pa.types.is_unsigned_integer(array.type.value_type), f"column {spec.column!r} is no list of unsigned ids")
-    lengths = np.diff(_values(array.offsets))
+    lengths = np.diff(values(array.offsets))
     require(bool((lengths == num_tokens).all()), f"list lengths of {spec.column!r} differ from num_tokens")
-    ids = _values(array.flatten())
+    ids = values(array.flatten())
     require(not len(ids) or int(ids.max()) < spec.alphabet, f"ids of {spec.column!r} outside the alphabet")
     return cast(Ids, ids.astype(id_dtype(spec.alphabet), copy=False))
 
