@@ -43,9 +43,7 @@ class Ffcv(Peer):
             "key": [NDArrayDecoder(), ToTensor()],
         }
         options = {"num_workers": 1, "os_cache": True, "seed": 0, "drop_last": False}
-        return Loader(
-            str(self.folder / "set.beton"), BATCH, order=OrderOption.RANDOM, pipelines=pipelines, **options
-        )
+        return Loader(str(self.folder / "set.beton"), BATCH, order=OrderOption.RANDOM, pipelines=pipelines, **options)
 
     def made(self, batch: Any) -> Made:
         codes, labels, keys = batch

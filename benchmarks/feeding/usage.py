@@ -19,8 +19,8 @@ class Usage:
     """What is used between entry and exit of :func:`used`.
 
     Own and reaped processes' times are the kernel's, to the microsecond. Descendants are looked at now and then, as
-    not all pass their times on when they end (Ray's do not); one that lives shorter than ``every`` and is not waited for
-    may be missed. Looking is not counted.
+    not all pass their times on when they end (Ray's do not); one that lives shorter than ``every`` and is not
+    waited for may be missed. Looking is not counted.
     """
 
     cpu = 0.0
@@ -29,7 +29,7 @@ class Usage:
     wall = 0.0
 
     peak = 0.0
-    """MB that this process grew by at most, and what its descendants had for themselves (USS) then or at another time"""
+    """MB that this process grew by at most, and the most that its descendants had for themselves (USS)"""
 
     def __init__(self, every: float) -> None:
         self._every, self._ended = every, threading.Event()
