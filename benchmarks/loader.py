@@ -17,9 +17,9 @@ after the first. FOLDER gets `loader.json` and `loader.png`.
 | ds[i] us | median of one sample by number, each read before |
 
 Loaders whose library is not installed (`pip install tokenshard[peers]`) are listed with the reason. MosaicML Streaming
-is not in the extra, as it asks for NumPy below 2.2 (`pip install --no-deps mosaicml-streaming`, and what it then
-misses). FFCV is built by hand, after `apt-get install pkg-config libturbojpeg0-dev libopencv-dev`, into a folder that
-is put on PYTHONPATH:
+is an extra of its own (`mds`) because it asks for NumPy below 2.2; `pip install --no-deps mosaicml-streaming` and what
+it then misses works with later ones. FFCV is built by hand, after `apt-get install pkg-config libturbojpeg0-dev
+libopencv-dev`, into a folder that is put on PYTHONPATH:
 
     pip install --target DIR --no-deps --no-build-isolation ffcv
     pip install --target DIR --no-deps terminaltables pytorch_pfn_extras fastargs assertpy opencv-python-headless
