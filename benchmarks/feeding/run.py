@@ -1,109 +1,145 @@
-"""One loader in a process of its own: ``python -m feeding.run PEER RAW FOLDER EPOCHS`` prints a JSON line.
+"""One loader in a process of its own: ``python -m feeding.run PEER RAW FOLDER EPOCHS SECONDS`` prints a JSON line.
 
-CPU time is that of the process and its ended children, over the epochs after the first; the NumPy gather runs before
-and after each epoch, so that the ratio holds whatever else the machine does.
+A loader is opened once and stays open: CPU time is that of whole epochs after its first. The NumPy gather runs before
+and after each of them, so that the ratio holds whatever else the machine does.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from feeding.peers import PEERS, Memmap, Peer
+import numpy as np
+import xxhash
+
+from feeding.maps import Memmap
+from feeding.peer import Peer
+from feeding.peers import PEERS
 from feeding.tokens import Tokens
+from feeding.usage import Usage, used
+
+SAMPLES = 1000
+"""Single samples that are read by number."""
 
 
-def cpu() -> float:
-    total = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        used = resource.getrusage(who)
-        total += used.ru_utime + used.ru_stime
-    return total
+def epoch(peer: Peer, every: float = 0.5) -> Usage:
+    with used(every) as usage:
+        for _ in peer.epoch():
+            pass
+    return usage
 
 
-def timed(peer: Peer, number: int) -> tuple[float, float]:
-    """CPU and wall seconds of an epoch."""
-    begun, started = cpu(), time.perf_counter()
-    for _ in peer.epoch(number):
+def gather(reference: Memmap) -> float:
+    """CPU seconds of an epoch of the reference, on this thread whatever others do."""
+    begun = time.thread_time()
+    for _ in reference.epoch():
         pass
-    return cpu() - begun, time.perf_counter() - started
-
-
-def peak_growth(peer: Peer) -> float:
-    """MiB that the process grows by at most during an epoch, the loader's imports included."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
-    for _ in peer.epoch(0):
-        pass
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+    return time.thread_time() - begun
 
 
 def checked(peer: Peer, tokens: Tokens) -> float:
-    """Seconds to the first batch of an epoch, all of which is compared with the source."""
+    """Milliseconds from opening to the first batch; the epoch is compared with the source: each sample once, mixed."""
     started, first = time.perf_counter(), 0.0
-    seen = 0
-    for codes, labels, keys in peer.epoch(0):
-        first = first or time.perf_counter() - started
+    seen: list[int] = []
+    hashes: list[int] = []
+    for codes, labels, keys in peer.epoch():
+        first = first or 1000 * (time.perf_counter() - started)
+        if keys is None or labels is None:
+            hashes += [xxhash.xxh3_64_intdigest(row.tobytes()) for row in codes.numpy()]
+            continue
         ids = [int((key.decode() if isinstance(key, bytes) else key)[-9:]) for key in keys]
         assert (codes.numpy() == tokens.codes[ids]).all()
         assert (labels.numpy() == tokens.labels[ids]).all()
-        seen += len(ids)
-    assert seen == len(tokens.codes), f"{seen} samples in an epoch of {len(tokens.codes)}"
+        seen += ids
+    if hashes:
+        stored = [xxhash.xxh3_64_intdigest(row.tobytes()) for row in tokens.codes]
+        assert sorted(hashes) == sorted(stored), "an epoch is not the set"
+        assert hashes != stored, "an epoch is not shuffled"
+        return first
+    assert sorted(seen) == list(range(len(tokens.codes))), f"{len(set(seen))} samples of {len(tokens.codes)}"
+    assert seen != sorted(seen), "an epoch is not shuffled"
     return first
 
 
-def main(name: str, raw: str, place: str, epochs: str) -> None:
-    folder = Path(place)
-    peer = PEERS[name](folder)
-    if epochs == "write":
-        folder.mkdir(parents=True)
-        begun = cpu()
-        peer.write(Path(raw))
-        print(json.dumps(cpu() - begun))
-        return
-    tokens = Tokens.load(Path(raw))
-    count = len(tokens.codes)
-    command = [sys.executable, "-m", "feeding.run", name, raw, place, "write"]  # apart, for its memory
-    written = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1]) / count
+def sample_us(read: Callable[[int], Any] | None, count: int) -> float | None:
+    """Median microseconds for one sample by number, when each was read once before."""
+    if read is None:
+        return None
+    spent, numbers = [], np.random.default_rng(0).integers(0, count, SAMPLES).tolist()
+    for number in numbers:
+        read(number)
+    for number in numbers:
+        started = time.perf_counter_ns()
+        read(number)
+        spent.append(time.perf_counter_ns() - started)
+    return round(statistics.median(spent) / 1000, 1)
+
+
+def write(peer: Peer, raw: Path) -> None:
+    """Prints the CPU seconds that writing takes."""
+    peer.folder.mkdir(parents=True)
+    with used() as usage:
+        peer.write(raw)
+    print(json.dumps(usage.cpu))
+
+
+def figures(name: str, raw: Path, folder: Path, epochs: int, seconds: float) -> dict[str, Any]:
+    """All that the benchmark says of a loader. The last epoch begins at most ``seconds`` after the first."""
+    command = [sys.executable, "-m", "feeding.run", name, str(raw), str(folder), "write"]  # apart, for its memory
+    written = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
     stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    growth = peak_growth(peer)  # compiles and fills caches, too
-    reference = Memmap(folder / "reference")
-    reference.write(Path(raw))
+    tokens = Tokens.load(raw)
+    count = len(tokens.codes)
+    cold = epoch(PEERS[name](folder), 0.1)  # imports, compiles and fills caches, too
+    peer = PEERS[name](folder)
     first = checked(peer, tokens)
-    ratios, costs, walls = [], [], []
-    for number in range(1, 1 + int(epochs)):
-        around = [timed(reference, number)[0]]
-        used, wall = timed(peer, number)
-        around.append(timed(reference, number)[0])
-        ratios.append(used / statistics.mean(around))
-        costs.append(used / count)
-        walls.append(count / wall)
-    figures = {
+    reference = Memmap(folder / "reference")
+    reference.write(raw)
+    gather(reference)
+    ratios, costs, rates, yardsticks = [], [], [], []
+    deadline = time.monotonic() + seconds
+    while len(ratios) < epochs and (not ratios or time.monotonic() < deadline):
+        before = gather(reference)
+        usage = epoch(peer)
+        yardsticks.append((before + gather(reference)) / 2)
+        ratios.append(usage.cpu / yardsticks[-1])
+        costs.append(1e6 * usage.cpu / count)
+        rates.append(count / usage.wall)
+    resumed = peer.resumes()
+    return {
         "peer": name,
+        "note": peer.note,
         "samples": count,
         "ids": int(tokens.codes[0].size),
         "times_memmap": round(statistics.median(ratios), 2),
-        "cpu_us": round(1e6 * statistics.median(costs), 3),
-        "samples_per_s": round(statistics.median(walls)),
+        "times_memmap_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "epochs": len(ratios),
+        "cpu_us": round(statistics.median(costs), 3),
+        "memmap_us": round(1e6 * statistics.median(yardsticks) / count, 3),
+        "samples_per_s": round(statistics.median(rates)),
         "bytes": round(stored / count, 1),
-        "first_batch_ms": round(1000 * first, 1),
-        "write_cpu_us": round(1e6 * written, 2),
-        "peak_growth_mib": round(growth, 1),
-        "resume": peer.resumes(),
-        "load": os.getloadavg()[0],
+        "first_batch_ms": round(first, 1),
+        "write_cpu_us": round(1e6 * written / count, 2),
+        "peak_growth_mb": round(cold.peak, 1),
+        "resume": resumed and resumed[0],
+        "state_bytes": resumed and resumed[1],
+        "sample_us": sample_us(peer.sample(), count),
+        "load": round(os.getloadavg()[0], 1),
     }
-    print(json.dumps(figures))
+
+
+def main(name: str, raw: str, folder: str, *numbers: str) -> None:
+    if numbers[0] == "write":
+        write(PEERS[name](Path(folder)), Path(raw))
+        return
+    print(json.dumps(figures(name, Path(raw), Path(folder), int(numbers[0]), float(numbers[1]))))
 
 
 if __name__ == "__main__":

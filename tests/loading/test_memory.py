@@ -1,0 +1,53 @@
+"""Memory of a loader over many epochs, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.conftest import token_rows, write_dataset
+
+PREFETCH = 8 << 20
+EPOCHS = """
+import json, sys
+from pathlib import Path
+import torch
+import tokenshard as ts
+
+def megabytes(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / 1e6
+
+sizes = {"imports": megabytes("VmRSS")}
+ts.open(sys.argv[1])[0]
+sizes["first sample"] = megabytes("VmRSS")
+columns = ["codes", "label", "key"]
+loader = ts.loader(sys.argv[1], 256, shuffle=True, columns=columns, threads=2, prefetch_bytes=int(sys.argv[2]))
+peaks = []
+for _ in range(10):
+    for batch in loader:
+        pass
+    peaks.append(megabytes("VmHWM"))
+print(json.dumps({**sizes, "peaks": peaks}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_ten_epochs_take_no_more_memory_than_two(tmp_path: Path) -> None:
+    """At most 150 MB and `prefetch_bytes` above a process that has its libraries loaded, and then no growth.
+
+    The epochs after the second give out 100 MB of batches: the bound on growth is below that, and above what threads
+    that come and go leave behind in the allocator.
+    """
+    store = write_dataset(tmp_path / "tokens", [token_rows(20_000, side=16, alphabet=1024)])
+    command = [sys.executable, "-c", EPOCHS, str(store.root), str(PREFETCH)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    peaks = found["peaks"]
+    assert peaks[-1] - found["first sample"] <= 150 + PREFETCH / 1e6, found
+    assert peaks[-1] - peaks[1] <= 60, found
