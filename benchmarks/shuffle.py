@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenshard.loading.order import EpochOrder, Shuffle, batch_positions
+from tokenshard.loading.order import EpochOrder, Shuffle
 
 BLOCKS, ROWS, LABELS, BATCH, BATCHES = 4000, 500, 1000, 256, 200
 
@@ -22,7 +22,7 @@ def quality(shuffle: Shuffle | None) -> tuple[float, float]:
     order = EpochOrder(np.full(BLOCKS, ROWS), 0, 0, shuffle)
     spreads, labels = [], []
     for first in np.linspace(0, total - BATCH, BATCHES).astype(int).tolist():
-        block, row = order.locate(batch_positions(first, BATCH, order.lanes))
+        block, row = order.locate(order.batch(first, BATCH))
         place = block * ROWS + row
         spreads.append(np.std(place) / (total / np.sqrt(12)))
         labels.append(len(np.unique(place * LABELS // total)))

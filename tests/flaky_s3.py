@@ -34,11 +34,16 @@ class Fault(Enum):
     LOST = "the request is carried out and its response is lost"
     CUT = "the request is carried out and its response ends in the middle"
     SLOW = "the response comes late, but comes"
+    HELD = "the response waits for :meth:`FlakyS3.release`"
+
+
+FAILURES = (Fault.BUSY, Fault.RESET, Fault.LOST, Fault.CUT, Fault.SLOW)
+"""What goes by without anybody's help."""
 
 
 def every(number: int, *faults: Fault) -> Iterator[Fault | None]:
-    """A schedule in which each ``number``-th request fails, by the given faults in turn (all of them by default)."""
-    for fault in itertools.cycle(faults or tuple(Fault)):
+    """A schedule in which each ``number``-th request fails, by the given faults in turn (:data:`FAILURES` by default)."""
+    for fault in itertools.cycle(faults or FAILURES):
         yield from itertools.repeat(None, number - 1)
         yield fault
 
@@ -52,11 +57,15 @@ class FlakyS3:
     def __init__(self, upstream: str, schedule: Iterable[Fault | None]) -> None:
         self.requests = 0
         self.failures: Counter[Fault] = Counter()
+        self.sent = 0
+        """bytes of content in the responses"""
         self._upstream = urlsplit(upstream)
         self._schedule = iter(schedule)
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         self._closed = threading.Event()
+        self._holding = threading.Condition()
+        self._held, self._released = 0, False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, name="flaky-s3", daemon=True).start()
@@ -68,6 +77,7 @@ class FlakyS3:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        self.release()
         self._server.shutdown()
         self._server.server_close()
 
@@ -96,6 +106,29 @@ class FlakyS3:
         finally:
             connection.close()
 
+    def hold(self) -> None:
+        """Returns when held responses are released."""
+        with self._holding:
+            self._held += 1
+            self._holding.notify_all()
+            self._holding.wait_for(lambda: self._released)
+            self._held -= 1
+
+    def holds(self, number: int, timeout: float = 60) -> bool:
+        """Waits until so many responses are held at the same time; False if that does not happen in ``timeout`` s."""
+        with self._holding:
+            return self._holding.wait_for(lambda: self._held >= number, timeout)
+
+    def release(self) -> None:
+        """Lets go of all held responses, now and from now on."""
+        with self._holding:
+            self._released = True
+            self._holding.notify_all()
+
+    def count_sent(self, size: int) -> None:
+        with self._lock:
+            self.sent += size
+
     def wait_latency(self) -> None:
         """Returns after :data:`LATENCY`, or at once when the proxy is closed."""
         self._closed.wait(LATENCY)
@@ -121,6 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if fault is Fault.SLOW:
                 self.proxy.wait_latency()
+            if fault is Fault.HELD:
+                self.proxy.hold()
             self._answer(status, headers, content, cut=fault is Fault.CUT)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # names that BaseHTTPRequestHandler looks up
@@ -145,7 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = headers["Content-Length"] if self.command == "HEAD" and headers["Content-Length"] else len(content)
         self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut else content)
+        content = content[: len(content) // 2] if cut else content
+        self.proxy.count_sent(len(content))
+        self.wfile.write(content)
         if cut:
             self._reset()
 

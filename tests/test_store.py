@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaky_s3 import Fault, FlakyS3, every
+from flaky_s3 import FAILURES, Fault, FlakyS3, every
 from tokenshard.errors import StoreError
 from tokenshard.store import TEMPORARY, Entry, Store
 
@@ -284,7 +284,7 @@ def test_of_8_threads_that_create_the_same_object_exactly_one_wins_though_every_
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("fault", Fault)
+@pytest.mark.parametrize("fault", FAILURES)
 def test_a_fault_of_any_kind_changes_no_result(s3_url: str, flaky_s3: Callable[..., FlakyS3], fault: Fault) -> None:
     store = Store(s3_url, {"endpoint_url": (proxy := flaky_s3(every(3, fault))).endpoint})
     content = random.Random(0).randbytes(100_000)

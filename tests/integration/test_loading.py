@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,35 @@ def test_a_slow_and_failing_object_store_costs_few_requests_and_no_sample(
         if epoch == 1:  # footers are known by now
             assert answered <= 1.1 * tokens.num_row_groups
     assert failures(proxy) >= 2
+
+
+def test_the_first_batch_waits_for_eight_row_groups_that_come_at_the_same_time(
+    tokens: Dataset, s3_url: str, flaky_s3: Callable[[Iterable[Fault | None]], FlakyS3]
+) -> None:
+    for entry in tokens.store.list():
+        Store(s3_url).put(entry.name, tokens.store.read(entry.name))
+    hold = threading.Event()
+    proxy = flaky_s3(Fault.HELD if hold.is_set() else None for _ in itertools.count())
+    remote = open_dataset(s3_url, {"endpoint_url": proxy.endpoint})
+    for shard in range(len(remote.manifest.shards)):
+        remote.reader(shard)  # footers are known by now
+    options = {"shuffle": True, "seed": 4, "columns": ["codes", "key"], "rank": 0, "world": 1}
+    loader = TokenLoader(remote, BATCH, **options)
+    begun, sent = proxy.requests, proxy.sent
+    hold.set()
+    with ThreadPoolExecutor(1) as consumer:
+        epoch = iter(loader)
+        first = consumer.submit(next, epoch)
+        assert proxy.holds(8)
+        assert proxy.requests - begun == 8
+        proxy.release()
+        batch = first.result()
+    wanted = sum(chunk.length for shard in tokens.manifest.shards for group in shard.row_groups for chunk in group.codes)
+    rest = list(epoch)
+    assert proxy.requests - begun == tokens.num_row_groups + len(tokens.manifest.models)
+    assert wanted < proxy.sent - sent < 1.05 * sum(shard.bytes for shard in tokens.manifest.shards)
+    expected = list(TokenLoader(tokens, BATCH, **options))
+    assert [part["key"] for part in (batch, *rest)] == [part["key"] for part in expected]
 
 
 def failures(proxy: FlakyS3) -> int:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenshard.errors import SpecError
-from tokenshard.loading.order import EpochOrder, Shuffle, batch_positions
+from tokenshard.loading.order import EpochOrder, Shuffle
 
 SIZES = st.lists(st.integers(0, 40), min_size=0, max_size=30).map(lambda sizes: np.array(sizes, np.int64))
-SHUFFLES = st.none() | st.builds(Shuffle, st.integers(1, 9), st.integers(1, 9))
+SHUFFLES = st.none() | st.builds(Shuffle, st.integers(1, 9), st.integers(1, 40), st.integers(0, 5))
 
 
 def rows(order: EpochOrder, positions: np.ndarray) -> list[tuple[int, int]]:
@@ -55,10 +55,13 @@ def test_windows_name_all_blocks_that_are_needed(
     assert set(order.rows(*part)[0].tolist()) <= {b for w in windows for b in order.window_blocks(w).tolist()}
 
 
-@given(st.integers(0, 500), st.integers(1, 300), st.integers(1, 70), st.integers(1, 12))
-def test_ranks_share_a_global_batch_evenly(first: int, size: int, lanes: int, world: int) -> None:
-    parts = [batch_positions(first, size, lanes, rank, world) for rank in range(world)]
-    assert np.array_equal(np.concatenate(parts), batch_positions(first, size, lanes))
+@given(SIZES, SHUFFLES, st.integers(0, 500), st.integers(1, 300), st.integers(1, 12))
+def test_ranks_share_a_global_batch_evenly(
+    sizes: np.ndarray, shuffle: Shuffle | None, first: int, size: int, world: int
+) -> None:
+    order = EpochOrder(sizes, 3, 0, shuffle)
+    parts = [order.batch(first, size, rank, world) for rank in range(world)]
+    assert np.array_equal(np.concatenate(parts), order.batch(first, size))
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(first, first + size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -74,9 +77,7 @@ def test_batches_come_together_as_they_come_one_by_one(
     rank = data.draw(st.integers(0, world - 1))
     block, row = order.rows(first, size, count, rank, world)
     one_by_one = [
-        pair
-        for number in range(count)
-        for pair in rows(order, batch_positions(first + number * size, size, order.lanes, rank, world))
+        pair for number in range(count) for pair in rows(order, order.batch(first + number * size, size, rank, world))
     ]
     assert list(zip(block.tolist(), row.tolist(), strict=True)) == one_by_one
 
@@ -109,9 +110,28 @@ def test_batches_are_spread_like_those_of_a_permutation(blocks: int, held: int) 
     order = EpochOrder(sizes, 0, 0, shuffle)
     spreads = []
     for first in np.linspace(0, max(0, len(order) - 256), 60).astype(int).tolist():
-        block, row = order.locate(batch_positions(first, min(256, len(order)), order.lanes))
+        block, row = order.locate(order.batch(first, min(256, len(order))))
         spreads.append(np.std(block * 64 + row) / (len(order) / np.sqrt(12)))
     assert np.mean(spreads) >= 0.98
+
+
+@pytest.mark.parametrize(("blocks", "held", "lasts"), [(21, 96, 8 * 250), (1200, 96, 8 * 4000)])
+def test_an_epoch_opens_with_few_blocks_and_goes_on_with_all(blocks: int, held: int, lasts: int) -> None:
+    order = EpochOrder(np.full(blocks, 4000), 0, 0, Shuffle.within(blocks, held))
+    assert lasts - 64 < order.border <= lasts
+    block, _ = order.locate(np.arange(order.border))
+    assert len(np.unique(block)) == 8
+    for first in range(0, order.border - 256, 256):
+        assert len(np.unique(order.locate(order.batch(first, 256))[0])) == 8
+        windows = order.windows(first, 256)
+        assert {number for window in windows for number in order.window_blocks(window).tolist()} <= set(block.tolist())
+    later, _ = order.locate(order.batch(order.border, 256))
+    assert len(np.unique(later)) > 16
+
+
+def test_sets_of_few_blocks_have_no_opening() -> None:
+    assert Shuffle.within(15, 100).opening == 0
+    assert EpochOrder(np.full(15, 64), 0, 0, Shuffle(1, 15, 8)).border == 0
 
 
 def test_a_block_is_read_once_but_for_the_borders_of_lanes() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -156,7 +157,7 @@ class TokenLoader:
 
         May be loaded at any world size, batch size and number of threads.
         """
-        shuffle = [self.shuffle.lanes, self.shuffle.window] if self.shuffle else None
+        shuffle = list(astuple(self.shuffle)) if self.shuffle else None
         return {
             "version": STATE_VERSION,
             "dataset": self.dataset.fingerprint[:16],

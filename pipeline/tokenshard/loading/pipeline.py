@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -71,9 +71,11 @@ class Pipeline(Generic[B, T]):
         reasons: dict[int, int] = {}
         planned: deque[Chunk] = deque()
         running: deque[tuple[Chunk, Future[T]]] = deque()
-        exhausted = False
+        exhausted, begun = False, False
         while True:
-            while not exhausted and self._may_plan(len(planned), len(running), len(blocks), decoders is None):
+            while not exhausted and self._may_plan(
+                len(planned), len(running), len(blocks), decoders is not None and begun
+            ):
                 chunk = next(chunks, None)
                 if chunk is None:
                     exhausted = True
@@ -89,6 +91,10 @@ class Pipeline(Generic[B, T]):
                 running.append((chunk, _submit(decoders, self._decoded, chunk, needed)))
             if not running:
                 return
+            if not begun:
+                wait(blocks.values())  # the blocks of the first chunk come first: nothing else shares the network
+                begun = True
+                continue
             chunk, future = running.popleft()
             result = future.result()
             for number in chunk.ends:
@@ -97,10 +103,10 @@ class Pipeline(Generic[B, T]):
                     del reasons[number], blocks[number]
             yield result
 
-    def _may_plan(self, planned: int, running: int, held: int, inline: bool) -> bool:
+    def _may_plan(self, planned: int, running: int, held: int, ahead: bool) -> bool:
         if planned + running == 0:
             return True
-        return not inline and planned < AHEAD and held < self._held
+        return ahead and planned < AHEAD and held < self._held
 
     def _decoded(self, chunk: Chunk, needed: dict[int, Future[B]]) -> T:
         return self._decode(chunk, {number: future.result() for number, future in needed.items()})

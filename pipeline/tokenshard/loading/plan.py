@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, batch_positions, windows_change
+from tokenshard.loading.order import EpochOrder, Longs, Shuffle, Window, windows_change
 from tokenshard.loading.pipeline import Chunk
 from tokenshard.loading.selection import Selection, Selector
 
@@ -84,10 +84,13 @@ class Planner:
 
         ``pad``: extra rows are those of the same epoch, not of the next one.
         """
-        windows: dict[int, Window] = {}
+        windows: dict[tuple[int, int], Window] = {}
         waiting: list[Step] = []
         count = 1
         for step in steps:
+            if waiting and waiting[0].first < self.epoch(step.epoch).order.border < step.first + step.size:
+                yield self._chunk(waiting, windows)  # the opening does not wait for the blocks of the body
+                waiting = []
             if not step.extra and step.size >= self._world:
                 waiting.append(step)
                 if len(waiting) < count:
@@ -102,7 +105,7 @@ class Planner:
         if waiting:
             yield self._chunk(waiting, windows)
 
-    def _chunk(self, steps: Sequence[Step], windows: dict[int, Window]) -> Chunk:
+    def _chunk(self, steps: Sequence[Step], windows: dict[tuple[int, int], Window]) -> Chunk:
         now = self.epoch(steps[0].epoch)
         begins: list[int] = []
         ends: list[int] = []
@@ -121,8 +124,7 @@ class Planner:
         """A batch that reaches the end of the epoch, and beyond."""
         now = self.epoch(step.epoch)
         length = now.order.length
-        part = (self._rank, self._world, step.shift)
-        positions = batch_positions(step.first, step.size + step.extra, now.order.lanes, *part)
+        positions = now.order.batch(step.first, step.size + step.extra, self._rank, self._world, step.shift)
         inside = positions < length
         label = Part(step, len(positions), inside)
         if not len(positions):  # fewer samples than ranks: a batch of none, cut from one row so that it has all columns

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
+from tokenshard.loading.order import chosen_rows
 from tokenshard.loading.where import Bounds, Where
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.reader import ShardReader
@@ -32,14 +33,7 @@ class Selection:
 
     def locate(self, block: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows inside their row group, of rows counted among those that take part."""
-        out = row
-        for number in np.unique(block).tolist() if self.kept else ():
-            kept = self.kept.get(number)
-            if kept is not None:
-                out = row.copy() if out is row else out
-                mine = block == number
-                out[mine] = kept[row[mine]]
-        return out
+        return chosen_rows(self.kept, block, row)
 
 
 class Selector:

@@ -147,7 +147,7 @@ class SequenceLoader:
         plan = self.loader.epoch_plan(epoch)
         size, samples = self.global_batch_size, plan.order.length
         low, high = share(size, self.loader.rank, self.loader.world)
-        windows: dict[int, Window] = {}
+        windows: dict[tuple[int, int], Window] = {}
         done = 0  # sequences since the start, all of whole batches or of the open one
         pools = -(-samples // self.pool_size)
         for pool in range(self.pool, pools):

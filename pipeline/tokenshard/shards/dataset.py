@@ -65,7 +65,7 @@ class Dataset:
         self.fixed_grid = tuple(dim for dim in grid if dim is not None) if None not in grid else None
         """token grid that all samples share, or None"""
         self._reader = OnceCache(self._open_shard, OPEN_SHARDS)
-        self._codec: Callable[[CodecSpec], Codec] = lru_cache(256)(self._load_codec)
+        self._codec: Callable[[CodecSpec], Codec] = OnceCache(self._load_codec, 256)
         self._group: Callable[[int], RowGroup] = lru_cache(CACHED_GROUPS)(self.read_group)
         self._shard_keys: Callable[[int], pa.ChunkedArray] = lru_cache(CACHED_GROUPS)(self._read_shard_keys)
         self._group_columns: Callable[[int], list[tuple[str, pa.Array]]] = lru_cache(CACHED_GROUPS)(self._read_columns)

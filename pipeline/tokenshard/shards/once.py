@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from threading import Lock
 from typing import Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class OnceCache(Generic[T]):
-    """Keeps the ``size`` values last used of ``make(number)``. What raises is not kept."""
+class OnceCache(Generic[K, T]):
+    """Keeps the ``size`` values last used of ``make(key)``. What raises is not kept."""
 
-    def __init__(self, make: Callable[[int], T], size: int) -> None:
+    def __init__(self, make: Callable[[K], T], size: int) -> None:
         self._make, self._size = make, size
-        self._made: OrderedDict[int, Future[T]] = OrderedDict()
+        self._made: OrderedDict[K, Future[T]] = OrderedDict()
         self._lock = Lock()
 
-    def __call__(self, number: int) -> T:
+    def __call__(self, key: K) -> T:
         with self._lock:
-            future = self._made.get(number)
+            future = self._made.get(key)
             mine = future is None
             if future is None:
-                future = self._made[number] = Future()
+                future = self._made[key] = Future()
                 if len(self._made) > self._size:
                     self._made.popitem(last=False)
             else:
-                self._made.move_to_end(number)
+                self._made.move_to_end(key)
         if mine:
             try:
-                future.set_result(self._make(number))
+                future.set_result(self._make(key))
             except BaseException as error:
                 with self._lock:
-                    self._made.pop(number, None)
+                    self._made.pop(key, None)
                 future.set_exception(error)
         return future.result()
