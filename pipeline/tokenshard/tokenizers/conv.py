@@ -23,12 +23,13 @@ from tokenshard.quantizers.base import Quantizer
 from tokenshard.quantizers.registry import make_quantizer
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
-from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, to_signed, to_uint8
+from tokenshard.tokenizers.conv_network import AutoEncoder, to_signed, to_uint8, to_unit
+from tokenshard.tokenizers.networks import Network, first_error
 from tokenshard.tokenizers.weights import check_tensors, weights_sha256, weights_to_bytes
 
 Numerics = Literal["fp32", "bf16"]
 STORED_DTYPES = {"float16": np.float16, "float32": np.float32}
-MAX_CODES = 1 << 16
+MAX_CODES = 1 << 20
 MAX_LEVELS = 64
 DECODE_PIXELS = 1 << 21
 """Pixels decoded at a time on an accelerator."""
@@ -37,7 +38,7 @@ DECODE_PIXELS = 1 << 21
 class ConvConfig(StoredDocument):
     """`config` of a conv tokenizer in `tokenizer.json`."""
 
-    network: NetworkConfig
+    network: Network
     quantizer: str = Field(description="registered name of the quantizer")
     quantizer_options: dict[str, JsonValue] = Field(default_factory=dict)
     stored: Literal["float16", "float32"] = Field(
@@ -78,8 +79,8 @@ class ConvVQ:
         try:
             config = ConvConfig.model_validate(spec.config)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise FormatError(f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            place, message = first_error(error)
+            raise FormatError(f"config.{place}: {message}") from error
         side = config.network.downsample
         if not 1 <= len(spec.levels) <= MAX_LEVELS or max(spec.levels) > MAX_CODES or spec.downsample != (side, side):
             raise FormatError(
@@ -125,8 +126,8 @@ class ConvVQ:
         side = self.config.network.downsample
         return -(-height // side), -(-width // side)
 
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """uint8 [B, height, width, 3] -> uint16 [B, levels, rows, columns].
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """uint8 [B, height, width, 3] -> uint16 (int32 above 65,536 codes) [B, levels, rows, columns].
 
         Edges are mirrored below and to the right up to whole tokens. Raises :class:`InputError` on other arrays.
         """
@@ -134,7 +135,9 @@ class ConvVQ:
             raise InputError(
                 f"expected images uint8 [batch, height, width, 3], not {images.dtype} {list(images.shape)}"
             )
-        ids = np.empty((len(images), len(self.quantizer.levels), *self.grid(*images.shape[1:3])), np.uint16)
+        levels = self.quantizer.levels
+        dtype = np.uint16 if max(levels) <= 1 << 16 else np.int32
+        ids = np.empty((len(images), len(levels), *self.grid(*images.shape[1:3])), dtype)
         step = 1 if self.device.type == "cpu" else max(1, DECODE_PIXELS // (images.shape[1] * images.shape[2]))
         for start in range(0, len(images), step):
             batch = _pad(images[start : start + step], self.config.network.downsample)
@@ -146,7 +149,7 @@ class ConvVQ:
     def encode_tensor(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, height, width] on the device, sizes multiples of f -> int64 ids [B, levels, rows, columns]."""
         with self._precision():
-            z = self._encoder(to_signed(pixels))
+            z = self._encoder(to_signed(pixels) if self.config.network.pixels == "signed" else to_unit(pixels))
         return self.quantizer.encode(z.float())
 
     def decode(self, codes: NDArray[Any], size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -171,7 +174,7 @@ class ConvVQ:
         vectors = self.quantizer.vectors(ids)
         with self._precision():
             pixels = self._decoder(vectors)
-        return to_uint8(pixels)
+        return to_uint8(pixels, self.config.network.pixels)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights `encoder.*`, `decoder.*` and `quantizer.*`, in the stored dtype."""

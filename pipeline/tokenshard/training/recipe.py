@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from tokenshard.spec.base import Document
 from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
+from tokenshard.tokenizers.networks import Network
 
 PRESETS: dict[str, NetworkConfig] = {
     "f8": NetworkConfig(
@@ -46,7 +47,7 @@ class Losses(Document):
 class TokenizerRecipe(Document):
     """A training run. Equal recipes on equal images give equal weights on the CPU."""
 
-    network: NetworkConfig = PRESETS["f8"]
+    network: Network = PRESETS["f8"]
     quantizer: str = "vq"
     quantizer_options: dict[str, JsonValue] = Field(default={"size": 1024})
     losses: Losses = Losses()
