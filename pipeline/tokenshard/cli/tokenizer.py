@@ -1,4 +1,4 @@
-"""`tokenshard tokenizer`: train, evaluate and list tokenizers."""
+"""`tokenshard tokenizer`: train, import, evaluate and list tokenizers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from typing import Any
 
 import click
 
+from tokenshard.cli.checkpoint import import_
 from tokenshard.cli.options import json_option, print_json, print_table, storage_option
 
 
 @click.group()
 def tokenizer() -> None:
-    """Train, evaluate and list tokenizers.
+    """Train, import, evaluate and list tokenizers.
 
     \b
     Example:
       tokenshard tokenizer train photos/ my-tokenizer/
     """
+
+
+tokenizer.add_command(import_)
 
 
 @tokenizer.command()

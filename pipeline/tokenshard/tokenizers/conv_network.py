@@ -115,12 +115,12 @@ def normalization(norm: str, channels: int) -> nn.Module:
 class ResidualBlock(nn.Module):
     """x + conv(silu(conv(silu(x)))), each convolution after the normalization. Starts as the identity."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: str, side: int = 3) -> None:
         super().__init__()
         self.norm1 = normalization(norm, channels)
-        self.conv1 = convolution(channels, channels)
+        self.conv1 = convolution(channels, channels, side)
         self.norm2 = normalization(norm, channels)
-        self.conv2 = convolution(channels, channels)
+        self.conv2 = convolution(channels, channels, side)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(cast(Tensor, self.conv2.bias))
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag, ValidationError
 
 from tokenshard.tokenizers.conv_network import NetworkConfig
+from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.vqgan_network import VqganConfig
 
 CHAIN = "chain"
@@ -21,7 +22,8 @@ def _architecture(value: Any) -> str:
 Network = Annotated[
     Annotated[NetworkConfig, Tag(CHAIN)]
     | Annotated[VqganConfig, Tag("vqgan")]
-    | Annotated[VqganConfig, Tag("maskgit")],
+    | Annotated[VqganConfig, Tag("maskgit")]
+    | Annotated[PatchLocalConfig, Tag("patch-local")],
     Discriminator(_architecture),
 ]
 """Any of the descriptions, as a field of a pydantic model."""
