@@ -24,6 +24,7 @@ from tokenshard.quantizers.registry import make_quantizer
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.tokenizers.conv_network import AutoEncoder, to_signed, to_uint8, to_unit
+from tokenshard.tokenizers.frozen import FrozenEncoder
 from tokenshard.tokenizers.networks import Network, first_error
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.tiling import Span, reach, spans
@@ -118,6 +119,8 @@ class ConvVQ:
         """The same tokenizer on another device, in another numerics mode, or compiled by ``torch.compile``."""
         network, quantizer = AutoEncoder(self.config.network), _quantizer(self.config, self.quantizer.levels)
         _load(network, quantizer, self._weights)
+        if isinstance(network.encoder, FrozenEncoder) and isinstance(self.network.encoder, FrozenEncoder):
+            network.encoder.borrowed = self.network.encoder.borrowed
         return ConvVQ(self.config, network, quantizer, numerics or self.numerics, device, compiled)
 
     @cached_property

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag, ValidationError
 
 from tokenshard.tokenizers.conv_network import NetworkConfig
+from tokenshard.tokenizers.frozen import FrozenConfig
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.vqgan_network import VqganConfig
 
@@ -23,7 +24,8 @@ Network = Annotated[
     Annotated[NetworkConfig, Tag(CHAIN)]
     | Annotated[VqganConfig, Tag("vqgan")]
     | Annotated[VqganConfig, Tag("maskgit")]
-    | Annotated[PatchLocalConfig, Tag("patch-local")],
+    | Annotated[PatchLocalConfig, Tag("patch-local")]
+    | Annotated[FrozenConfig, Tag("frozen")],
     Discriminator(_architecture),
 ]
 """Any of the descriptions, as a field of a pydantic model."""
