@@ -136,19 +136,18 @@ def frozen_network(
     if rest:
         raise SpecError(f"encoder {name!r} made {found.shape[2]} rows of {PROBE} pixels; expected equal patches")
     features = found.shape[1]
-    try:
-        return FrozenConfig(
-            architecture="frozen",
-            encoder=name,
-            encoder_sha256=encoder_sha256(encoder),
-            patch=patch,
-            features=features,
-            dim=features if dim is None else dim,
-            reweighted=reweighted,
-            decoder=decoder,
-        )
-    except ValueError as error:
-        raise SpecError(f"encoder {name!r}: {str(error).splitlines()[2].strip()}") from error
+    if dim is not None and dim > features:
+        raise SpecError(f"encoder {name!r}: {features} features do not have {dim} components; choose a smaller dim")
+    return FrozenConfig(
+        architecture="frozen",
+        encoder=name,
+        encoder_sha256=encoder_sha256(encoder),
+        patch=patch,
+        features=features,
+        dim=features if dim is None else dim,
+        reweighted=reweighted,
+        decoder=decoder,
+    )
 
 
 def encoder_sha256(encoder: nn.Module) -> str:
