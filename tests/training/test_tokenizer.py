@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,6 @@ STEPS = 40
 def tiny(**changes: Any) -> TokenizerRecipe:
     fields: dict[str, Any] = {"network": TINY, "quantizer_options": {"size": 32}, "crop": 32, "batch": 4}
     return TokenizerRecipe.model_validate({**fields, "steps": STEPS, "warmup": 5, "lr": 3e-3, **changes})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small tensors gain nothing from threads, and lose much where other work runs beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
