@@ -116,7 +116,7 @@ def _content(data: bytes) -> Any:
                 f"is a pickle that runs code ({', '.join(code[:3])}), which is never done; where you trust the file, "
                 "load it in Python and save its state dict as safetensors"
             )
-        stand_ins = [(OrderedDict if name.endswith("Dict") else _LeftOut, name) for name in asked]
+        stand_ins: list[Any] = [(OrderedDict if name.endswith("Dict") else _LeftOut, name) for name in asked]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
