@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,6 @@ STEPS = 40
 def tiny(**changes: Any) -> TokenizerRecipe:
     fields: dict[str, Any] = {"network": TINY, "quantizer_options": {"size": 32}, "crop": 32, "batch": 4}
     return TokenizerRecipe.model_validate({**fields, "steps": STEPS, "warmup": 5, "lr": 3e-3, **changes})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small tensors gain nothing from threads, and lose much where other work runs beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +281,10 @@ def test_eval_measures_a_tokenizer_and_list_names_what_there_is(folder: Path) ->
     ("words", "message"),
     [
         (["nowhere/", "OUT"], "nowhere"),
-        (["photos", "OUT", "--network", "f9"], "--network f9: .*use one of f8, f16, f4, vqgan-f16, or a JSON file"),
+        (
+            ["photos", "OUT", "--network", "f9"],
+            "--network f9: .*use one of f8, f16, f4, patch-f8, vqgan-f16, or a JSON file",
+        ),
         (["photos", "OUT", "--quantizer", "vqq"], "unknown quantizer 'vqq'"),
         (["photos", "OUT", "--crop", "20"], ": recipe: crop 20 is not a multiple of 8"),
         (["photos", "OUT", "--scale", "2,1"], "range of positive factors"),

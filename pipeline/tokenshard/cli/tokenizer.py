@@ -1,4 +1,4 @@
-"""`tokenshard tokenizer`: train, evaluate and list tokenizers."""
+"""`tokenshard tokenizer`: train, import, evaluate and list tokenizers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.cli.checkpoint import import_
+from tokenshard.cli.options import encoder_option, json_option, print_json, print_table, storage_option
 
 
 @click.group()
 def tokenizer() -> None:
-    """Train, evaluate and list tokenizers.
+    """Train, import, evaluate and list tokenizers.
 
     \b
     Example:
@@ -19,11 +20,16 @@ def tokenizer() -> None:
     """
 
 
+tokenizer.add_command(import_)
+
+
 @tokenizer.command()
 @click.argument("src", nargs=-1, required=True)
 @click.argument("out")
 @click.option("--recipe", metavar="FILE", help="JSON recipe, as written to training/recipe.json; options change it.")
-@click.option("--network", help="f4, f8, f16, vqgan-f16, or a JSON file. [default: f8]")
+@click.option("--network", help="f4, f8, f16, patch-f8, vqgan-f16, or a JSON file. [default: f8]")
+@click.option("--encoder", metavar="NAME", help="Train around it: MODULE:FUNCTION or a transformers folder. It is run.")
+@click.option("--reweight", is_flag=True, help="Components of the encoder's features count by their variance.")
 @click.option("--quantizer", help="Name of the quantizer. [default: vq]")
 @click.option("--codes", "-k", type=click.IntRange(2, 1 << 16), help="Codebook size. [default: 1024]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Option of the quantizer. Repeatable.")
@@ -64,18 +70,22 @@ def train(src: tuple[str, ...], out: str, **values: Any) -> None:
       tokenshard convert images photos/ tokens/ --tokenizer my-tokenizer/
     """
     from tokenshard.store import Store
+    from tokenshard.tokenizers.encoders import load_encoder
+    from tokenshard.training.frozen import preparation
     from tokenshard.training.tokenizer import TokenizerTraining
 
-    recipe = _recipe(values)
+    encoder = None if values["encoder"] is None else load_encoder(values["encoder"])
+    recipe = _recipe(values, encoder)
     store = Store(out, values["storage"])
     if store.exists("tokenizer.json"):
         click.echo(f"{out}: holds a trained tokenizer already; nothing was done")
         return
     pool, held_out = _pools(src, values)
     click.echo(f"{len(pool):,} images to train on, {len(held_out):,} held out")
-    training = TokenizerTraining(
-        recipe, pool, held_out, store, device=_device(values["device"]), compiled=values["compiled"], say=click.echo
-    )
+    options = {"device": _device(values["device"]), "compiled": values["compiled"], "say": click.echo}
+    if encoder is not None:
+        options["prepare"] = preparation(encoder, values["encoder"], pool, recipe)
+    training = TokenizerTraining(recipe, pool, held_out, store, **options)
     minutes = values["max_minutes"]
     made = training.run(
         checkpoint_every=values["checkpoint_every"],
@@ -93,6 +103,7 @@ def train(src: tuple[str, ...], out: str, **values: Any) -> None:
 @click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda (conv tokenizers).")
+@encoder_option
 @storage_option
 @json_option
 def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
@@ -156,21 +167,24 @@ def list_(as_json: bool) -> None:
     print_table([*rows, ("networks", ", ".join(PRESETS))])
 
 
-def _recipe(values: dict[str, Any]) -> Any:
+def _recipe(values: dict[str, Any], encoder: Any) -> Any:
     """The recipe of the file and of the options, which come first; SpecError where they contradict each other."""
     from pydantic import ValidationError
 
     from tokenshard.errors import SpecError
+    from tokenshard.tokenizers.networks import first_error
     from tokenshard.training.recipe import PRESETS, TokenizerRecipe
 
     fields = {} if values["recipe"] is None else _json_file("--recipe", values["recipe"])
     names = ("quantizer", "crop", "batch", "steps", "lr", "warmup", "decoder_only", "precision", "stored", "seed")
     fields |= {name: values[name] for name in names if values[name] is not None}
-    if values["network"] in PRESETS or (values["network"] is None and "network" not in fields):
+    if encoder is not None:
+        fields["network"] = _network_around(encoder, values, fields)
+    elif values["network"] in PRESETS or (values["network"] is None and "network" not in fields):
         fields["network"] = PRESETS[values["network"] or "f8"].model_dump()
     elif values["network"] is not None:
         fields["network"] = _json_file("--network", values["network"], f"one of {', '.join(PRESETS)}, or ")
-    if values["dim"] is not None and isinstance(fields["network"], dict):
+    if encoder is None and values["dim"] is not None and isinstance(fields["network"], dict):
         fields["network"]["dim"] = values["dim"]
     if values["scale"] is not None:
         fields["scale"] = tuple(values["scale"].split(","))
@@ -182,11 +196,23 @@ def _recipe(values: dict[str, Any]) -> Any:
         fields["losses"] = {**fields.get("losses", {}), **losses}
         return TokenizerRecipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "recipe"
-        raise SpecError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        place, message = first_error(error)
+        raise SpecError(f"{place or 'recipe'}: {message}") from error
     except TypeError as error:
         raise SpecError(f"{values['recipe']}: quantizer_options and losses are objects ({error})") from error
+
+
+def _network_around(encoder: Any, values: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """The network of the recipe's file where it is one for this encoder, else a new one."""
+    from tokenshard.tokenizers.frozen import frozen_network
+    from tokenshard.training.frozen import decoder_for
+
+    network = fields.get("network")
+    if values["network"] is None and isinstance(network, dict) and network.get("architecture") == "frozen":
+        return network
+    name = values["encoder"]
+    decoder = decoder_for(encoder, name, values["network"])
+    return frozen_network(name, encoder, decoder, values["dim"], values["reweight"]).model_dump()
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +301,7 @@ def _device(name: str) -> str:
 
 def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> Any:
     from tokenshard.tokenizers.conv import ConvVQ
+    from tokenshard.tokenizers.encoders import with_encoder
     from tokenshard.tokenizers.folder import load_tokenizer
     from tokenshard.tokenizers.packaged import saved_tokenizer
     from tokenshard.tokenizers.registry import KINDS, parse_tokenizer, trainable_class
@@ -282,5 +309,5 @@ def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> Any:
     if text.partition(":")[0] in KINDS:
         kind, options = parse_tokenizer(text)
         return trainable_class(kind).fit(images, 0, **options)
-    found = load_tokenizer(saved_tokenizer(text, values["storage"]))
+    found = with_encoder(load_tokenizer(saved_tokenizer(text, values["storage"])), values["encoder"])
     return found.on(values["device"]) if isinstance(found, ConvVQ) and values["device"] != "cpu" else found

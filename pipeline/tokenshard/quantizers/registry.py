@@ -18,6 +18,7 @@ QUANTIZERS = {
     "lfq": "tokenshard.quantizers.binary:LFQ",
     "bsq": "tokenshard.quantizers.binary:BSQ",
     "lookup": "tokenshard.quantizers.lookup:Lookup",
+    "logits": "tokenshard.quantizers.logits:Logits",
 }
 
 

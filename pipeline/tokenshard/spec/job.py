@@ -106,6 +106,12 @@ class TokenizeJob(ConvertJob):
         min_length=1,
         description="`NAME:OPTIONS` trained on the input, `default`, or a saved folder",
     )
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`MODULE:FUNCTION`, or a transformers folder: the encoder of a tokenizer trained around one. Its "
+        "code is imported and run",
+    )
 
     def output_fields(self) -> dict[str, JsonValue]:
         return {**super().output_fields(), "tokenizer": self.tokenizer}

@@ -40,7 +40,8 @@ COLLAPSED = 0.05
 class TokenizerTraining:
     """One run: a network on a device, with its optimizer, averages and metrics. Resumes what ``output`` holds of it.
 
-    pool: images to train on; held_out: images for validation, never trained on.
+    pool: images to train on; held_out: images for validation, never trained on; prepare: is given the network before
+    anything else, to put into it what is not trained.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class TokenizerTraining:
         *,
         device: str = "cpu",
         compiled: bool = False,
+        prepare: Callable[[AutoEncoder], None] = lambda _: None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.recipe, self.output, self.device, self._say = recipe, output, torch.device(device), say
         self.pool, self.held_out = pool.to(device), held_out.to(device)
         torch.manual_seed(recipe.seed)
         self.network = AutoEncoder(recipe.network).to(self.device)
+        prepare(self.network)
         options = {"dim": recipe.network.dim, "seed": recipe.seed, **recipe.quantizer_options}
         self.quantizer = make_quantizer(recipe.quantizer, **options).to(self.device)
         if self.device.type != "cpu":
