@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
-from tokenshard.spec.job import ConvertJob, TokenizeJob
+from tokenshard.sources.codes.dataset import DatasetSource
+from tokenshard.spec.job import ConvertJob, TokenizeJob, Transcode
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
 
@@ -70,6 +71,10 @@ def check_job(spec: ConvertJob) -> None:
         check_tokenizer(spec)
     elif Store(spec.source.path).root == Store(spec.output).root:
         raise SpecError(f"{spec.output}: is source and output at once; choose another output")
+    elif isinstance(spec, Transcode) and spec.source.derives:
+        from tokenshard.engine.deriving import check_derivable
+
+        check_derivable(spec)
 
 
 def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
@@ -78,6 +83,10 @@ def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
         from tokenshard.engine.tokenizing import Tokenizing
 
         return Tokenizing(spec)
+    if isinstance(spec, Transcode) and spec.source.derives:
+        from tokenshard.engine.deriving import Deriving
+
+        return Deriving(spec, cast(DatasetSource, source))
     from tokenshard.engine.codes import PassingThrough
 
     return PassingThrough(spec, cast(CodeSource, source))
