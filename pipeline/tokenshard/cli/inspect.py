@@ -166,16 +166,23 @@ def verify(out: str, deep: bool, storage: dict[str, Any], as_json: bool) -> int:
 @click.option(
     "--count", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show where no KEY is given."
 )
+@click.option("--files", help="Folder: write the files that ids of a canonical tokenizer are, instead of a picture.")
 @storage_option
-def show(out: str, keys: tuple[str, ...], picture: str, count: int, storage: dict[str, Any]) -> None:
+def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str | None, storage: dict[str, Any]) -> None:
     """Draw samples as a picture: original (where the source is at hand) beside the reconstruction.
 
     \b
     Example:
       tokenshard show tokens/ cat/001.jpg dog/007.jpg --out grid.png
+      tokenshard show jpegs/ cat/001.jpg --files exported/
     """
-    from tokenshard.report.samples import draw_samples
+    from tokenshard.report.samples import draw_samples, write_files
     from tokenshard.shards.dataset import open_dataset
+
+    if files is not None:
+        for line in write_files(open_dataset(out, storage), keys, count, files):
+            click.echo(line)
+        return
 
     shown = draw_samples(open_dataset(out, storage), keys, count, picture)
     for line in shown:

@@ -99,8 +99,8 @@ class CodeEncoder:
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         return [self._checked(sample) for sample in samples]
 
-    def size(self, sample: Sample) -> tuple[int, ...]:
-        grid = sample.data.shape[1:]
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        grid = codes.shape[1:]
         if not self.layout.extents:
             return grid
         if sample.size is None and max(self.layout.downsample) > 1:
@@ -126,7 +126,7 @@ class CodeEncoder:
                 wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
                 where = f" of level {level}" if len(codes) > 1 else ""
                 raise InputError(f"id {wrong}{where} is outside the alphabet of {alphabet}")
-        size = self.size(sample)
+        size = self.size(sample, codes)
         if layout.extents and grid != tuple(
             -(-side // step) for side, step in zip(size, layout.downsample, strict=True)
         ):

@@ -105,8 +105,8 @@ class DerivedEncoder:
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         return list(self.tokenizer.derived(np.stack(self.checked.encode(samples))))
 
-    def size(self, sample: Sample) -> tuple[int, ...]:
-        return self.checked.size(sample)
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        return self.checked.size(sample, codes)
 
 
 def check_derivable(spec: Transcode) -> None:

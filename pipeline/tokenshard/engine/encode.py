@@ -157,8 +157,8 @@ class StoredIds:
         codes = self._encoder.encode(samples)
         return codes if not any(table is not None for table in self._tables) else [self._stored(one) for one in codes]
 
-    def size(self, sample: Sample) -> tuple[int, ...]:
-        return self._encoder.size(sample)
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        return self._encoder.size(sample, codes)
 
     def _stored(self, codes: NDArray[Any]) -> NDArray[Any]:
         out = codes.copy()

@@ -38,8 +38,8 @@ class Encoder(Protocol):
         """Ids [levels, *grid] of each of some samples whose data have one shape. Raises when any of them is bad."""
         ...
 
-    def size(self, sample: Sample) -> tuple[int, ...]:
-        """What the shard writes down of the size of an encoded sample: its extents, or its token grid without them."""
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        """What the shard writes down of the size of a sample with these ids: its extents, or else its token grid."""
         ...
 
 

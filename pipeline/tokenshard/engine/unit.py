@@ -121,7 +121,7 @@ class UnitRunner:
         columns = {field.name: pa.array([s.columns.get(name) for s in samples], field.type) for field, name in named}
         return TokenBatch(
             keys=[sample.key for sample in samples],
-            sizes=np.array([self._encoder.size(sample) for sample in samples], np.int32),
+            sizes=np.array([self._encoder.size(sample, codes) for sample, codes in items], np.int32),
             ids=tuple(
                 flat_ids([codes for _, codes in items], level, c.alphabet) for level, c in enumerate(self._codecs)
             ),

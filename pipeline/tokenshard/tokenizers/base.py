@@ -53,6 +53,18 @@ class CodebookTokenizer(Tokenizer, Protocol):
         ...
 
 
+@runtime_checkable
+class FileTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose ids are files."""
+
+    suffixes: tuple[str, ...]
+    """of the names of such files; the first is the usual one"""
+
+    def file(self, codes: NDArray[Any]) -> bytes:
+        """The file that the ids of one sample are."""
+        ...
+
+
 class StoredTokenizer(Protocol):
     """A tokenizer class that can be made again from what ``tokenizer.json`` and ``model.safetensors`` hold."""
 
