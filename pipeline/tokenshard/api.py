@@ -22,6 +22,7 @@ from tokenshard.tokenizers.folder import load_tokenizer
 if TYPE_CHECKING:
     from tokenshard.loading.loader import TokenLoader
     from tokenshard.loading.order import Shuffle
+    from tokenshard.tokenizers.coarse import CoarseFine
 
 
 class TokenDataset(Dataset):
@@ -31,6 +32,16 @@ class TokenDataset(Dataset):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored in the dataset: ids -> pixels, and pixels -> ids."""
         return load_tokenizer(self.store, f"tokenizer/{self.manifest.tokenizer.fingerprint}")
+
+    def coarse(self, clusters: int, seed: int = 0) -> CoarseFine:
+        """The ids of the first level as coarse ids below ``clusters`` and fine ids, from the tokenizer's codebook.
+
+        The same as `transcode --coarse` stores. Raises SpecError where the tokenizer has no codebook.
+        """
+        from tokenshard.tokenizers.coarse import CoarseFine
+        from tokenshard.tokenizers.derived import codebook_tokenizer
+
+        return CoarseFine.of(codebook_tokenizer(self.tokenizer).codebooks()[0], clusters, seed)
 
 
 def open_dataset(

@@ -46,7 +46,7 @@ def test_codes_that_fit_the_layout_pass_as_they_are(dtype: str) -> None:
     (passed,) = CodeEncoder(LAYOUT).encode([sample(codes)])
     assert passed.dtype == np.uint16
     assert np.array_equal(passed, codes)
-    assert CodeEncoder(LAYOUT).size(sample(codes)) == (16, 24)
+    assert CodeEncoder(LAYOUT).size(sample(codes), codes) == (16, 24)
 
 
 @pytest.mark.parametrize(

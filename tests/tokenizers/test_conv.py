@@ -167,7 +167,7 @@ def test_other_arrays_are_refused(small: ConvVQ, images: NDArray[Any], message: 
     [
         (np.full((1, 2, 2, 2), 32), None, "ids 32 to 32 of level 0 do not fit 32 codes"),
         (np.full((1, 2, 2, 2), -1), None, "ids -1 to -1"),
-        (np.zeros((1, 1, 2, 2), np.uint16), None, "2 levels"),
+        (np.zeros((1, 3, 2, 2), np.uint16), None, "2 levels"),
         (np.zeros((1, 2, 2, 2), np.uint16), (8, 9), "is not 8x9 pixels"),
         (np.zeros((1, 2, 2, 2), np.uint16), (4, 8), "is not 4x8 pixels"),
     ],

@@ -54,6 +54,11 @@ def _run(kind: str, source: dict[str, Any], out: str, values: dict[str, Any]) ->
 @click.option("--version", type=click.IntRange(1), help="Version of OUT. [default: the newest]")
 @click.option("--levels", type=click.IntRange(1), help="Keep only the first so many levels of the ids.")
 @click.option(
+    "--codebook-size", callback=_names, help="Merge like codes until so many are left; with commas one for each level."
+)
+@click.option("--coarse", type=click.IntRange(1), help="Split the first level into so many coarse ids, and fine ids.")
+@click.option("--used-codes", is_flag=True, help="Number the ids that occur afresh; the table is in the manifest.")
+@click.option(
     "--keys",
     default="keep",
     show_default=True,
@@ -64,17 +69,22 @@ def _run(kind: str, source: dict[str, Any], out: str, values: dict[str, Any]) ->
 @_dataset_options
 @job_options
 def transcode(out: str, dst: str, **values: Any) -> None:
-    """Rewrite the token dataset OUT as DST: with another codec, fewer levels, other shards, keys or columns.
+    """Rewrite the token dataset OUT as DST: at a lower rate, with another codec, other shards, keys or columns.
 
-    The ids stay what they are, and no pixels are needed. Run the same command again to resume.
+    No pixels are needed. Ids stay what they are, except with --codebook-size and --coarse, which give DST a tokenizer
+    derived from that of OUT. Run the same command again to resume.
 
     \b
     Example:
       tokenshard transcode tokens/ smaller/ --codec context
       tokenshard transcode tokens/ coarse/ --levels 2 --drop caption
+      tokenshard transcode tokens/ small/ --codebook-size 64
       tokenshard transcode s3://bucket/tokens/ s3://bucket/merged/ --unit-samples 100000
     """
-    source = {name: values.pop(name) for name in ("version", "levels", "keys", "columns", "drop")}
+    source = {name: values.pop(name) for name in ("version", "levels", "coarse", "used_codes")}
+    source |= {name: values.pop(name) for name in ("keys", "columns", "drop")}
+    sizes = values.pop("codebook_size")
+    source["codebook_size"] = sizes[0] if sizes is not None and len(sizes) == 1 else sizes
     _run("transcode", {"path": out, **source}, dst, values)
 
 

@@ -223,6 +223,8 @@ def retry(out: str, storage: dict[str, Any], **values: Any) -> None:
 
     fields, mode, display = split_options(values)
     output = Store(out, storage)
-    folder = JobFolder(output, read_manifest(output).version)
-    spec = _with_fields(folder.conversion(), {**fields, "output": out})
+    versions = range(read_manifest(output).version, 0, -1)
+    # a repair makes a version without a job
+    folders = [folder for version in versions if (folder := JobFolder(output, version)).spec() is not None]
+    spec = _with_fields((folders or [JobFolder(output, 1)])[0].conversion(), {**fields, "output": out})
     run_and_print(spec, {**mode, "retry": True}, **display)

@@ -129,24 +129,39 @@ def _figure(value: Any) -> str:
 @click.command()
 @click.argument("out")
 @click.option("--deep", is_flag=True, help="Decode every sample too.")
+@click.option("--repair", is_flag=True, help="Commit a new version in which damage is undone, filled, or rejects.")
 @storage_option
 @json_option
-def verify(out: str, deep: bool, storage: dict[str, Any], as_json: bool) -> int:
+def verify(out: str, deep: bool, repair: bool, storage: dict[str, Any], as_json: bool) -> int:
     """Check a dataset against its manifest and checksums. Exit code 1 if anything is wrong.
+
+    --repair leaves damaged files alone and commits a new version that has others in their place. Wrong bytes are put
+    right where checksums tell which; lost ids are filled from their neighbours; samples of which too little is left
+    become rejects. What is printed last is the check of the new version.
 
     \b
     Example:
       tokenshard verify tokens/ --deep
+      tokenshard verify tokens/ --repair
     """
     from dataclasses import asdict
 
     from tokenshard.shards.verify import verify as verify_dataset
     from tokenshard.store import Store
 
+    done = None
+    if repair:
+        from tokenshard.engine.repair import repair as repair_dataset
+
+        done = repair_dataset(Store(out, storage))
     report = verify_dataset(Store(out, storage), deep=deep)
     if as_json:
-        print_json(asdict(report))
+        print_json(asdict(report) | ({} if done is None else {"repair": asdict(done)}))
         return 0 if report.ok else 1
+    if done is not None:
+        for line in done.lines:
+            click.echo(f"repair: {line}")
+        click.echo(done.summary())
     for error in report.errors:
         click.echo(f"error: {error}")
     for note in report.notes:
@@ -166,16 +181,23 @@ def verify(out: str, deep: bool, storage: dict[str, Any], as_json: bool) -> int:
 @click.option(
     "--count", default=8, show_default=True, type=click.IntRange(1, 64), help="Samples to show where no KEY is given."
 )
+@click.option("--files", help="Folder: write the files that ids of a canonical tokenizer are, instead of a picture.")
 @storage_option
-def show(out: str, keys: tuple[str, ...], picture: str, count: int, storage: dict[str, Any]) -> None:
+def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str | None, storage: dict[str, Any]) -> None:
     """Draw samples as a picture: original (where the source is at hand) beside the reconstruction.
 
     \b
     Example:
       tokenshard show tokens/ cat/001.jpg dog/007.jpg --out grid.png
+      tokenshard show jpegs/ cat/001.jpg --files exported/
     """
-    from tokenshard.report.samples import draw_samples
+    from tokenshard.report.samples import draw_samples, write_files
     from tokenshard.shards.dataset import open_dataset
+
+    if files is not None:
+        for line in write_files(open_dataset(out, storage), keys, count, files):
+            click.echo(line)
+        return
 
     shown = draw_samples(open_dataset(out, storage), keys, count, picture)
     for line in shown:

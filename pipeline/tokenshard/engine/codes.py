@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import id_dtype
-from tokenshard.engine.encoding import Window, cut
+from tokenshard.engine.encoding import Encoder, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import InputError, SpecError
 from tokenshard.shards.bounds import MAX_GROUP_IDS, MAX_LEVELS
@@ -50,7 +50,7 @@ class PassingThrough:
         part = codes[(slice(None), *cut(codes.shape[1:], [limit] * (codes.ndim - 1), draw))]
         return Window(replace(sample, data=part.copy(), columns={}), codes.size / max(1, part.size))
 
-    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, CodeEncoder]:
+    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, Encoder]:
         found = self._tokenizer()
         if isinstance(found, Store):
             described = copy_tokenizer(found, output)
@@ -58,8 +58,7 @@ class PassingThrough:
             described = found.spec
             save_tokenizer(found, output, f"tokenizer/{described.fingerprint}")
         entry = TokenizerEntry(fingerprint=described.fingerprint, numerics=described.numerics)
-        ragged = replace(self._layout, grid=(None,) * len(self._layout.grid), extents=(), downsample=())
-        return entry, CodeEncoder(ragged)
+        return entry, CodeEncoder(ragged(self._layout))
 
     def _tokenizer(self) -> Store | ExternalTokenizer:
         """The folder of the tokenizer that made the ids, or a description of one that is not at hand."""
@@ -87,7 +86,7 @@ class PassingThrough:
             )
         return self._layout
 
-    def load(self, pilot: PilotResult, output: Store) -> CodeEncoder:
+    def load(self, pilot: PilotResult, output: Store) -> Encoder:
         return CodeEncoder(pilot.layout)
 
 
@@ -100,8 +99,8 @@ class CodeEncoder:
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         return [self._checked(sample) for sample in samples]
 
-    def size(self, sample: Sample) -> tuple[int, ...]:
-        grid = sample.data.shape[1:]
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        grid = codes.shape[1:]
         if not self.layout.extents:
             return grid
         if sample.size is None and max(self.layout.downsample) > 1:
@@ -127,12 +126,17 @@ class CodeEncoder:
                 wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
                 where = f" of level {level}" if len(codes) > 1 else ""
                 raise InputError(f"id {wrong}{where} is outside the alphabet of {alphabet}")
-        size = self.size(sample)
+        size = self.size(sample, codes)
         if layout.extents and grid != tuple(
             -(-side // step) for side, step in zip(size, layout.downsample, strict=True)
         ):
             raise InputError(f"a token grid of {list(grid)} for an input of size {list(size)}")
         return codes.astype(id_dtype(max(layout.alphabets)), copy=False)
+
+
+def ragged(layout: CodeLayout) -> CodeLayout:
+    """The layout of windows of such samples."""
+    return replace(layout, grid=(None,) * len(layout.grid), extents=(), downsample=())
 
 
 def checked_layout(layout: CodeLayout, where: str) -> CodeLayout:

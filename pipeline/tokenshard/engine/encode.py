@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Ids, id_dtype
 from tokenshard.engine.encoding import Encoder
+from tokenshard.errors import InputError, SpecError
 from tokenshard.sources.base import Reject, Sample, Thunk
 from tokenshard.sources.outcome import rejected
 from tokenshard.spec.job import EngineSpec
+from tokenshard.spec.manifest import LevelEntry
 
 Encoded = tuple[Sample, NDArray[Any]]
 """A sample and its ids [levels, *grid]."""
@@ -128,10 +130,47 @@ def _encode(samples: list[Sample], encoder: Encoder) -> list[NDArray[Any] | Reje
     """Ids of equally sized samples; where encoding them together raises, one of them is bad: each by itself."""
     try:
         return list(encoder.encode(samples))
+    except SpecError:
+        raise  # says nothing of the samples: the job cannot be done like this
     except Exception as error:
         if len(samples) == 1:
             return [rejected(samples[0].key, samples[0].uri, "encode", error)]
         return [result for sample in samples for result in _encode([sample], encoder)]
+
+
+class StoredIds:
+    """An encoder whose ids are exchanged for those that shards store, where the manifest has a table of them."""
+
+    def __init__(self, encoder: Encoder, levels: Sequence[LevelEntry]) -> None:
+        self._encoder = encoder
+        self._tables: list[NDArray[np.int64] | None] = []
+        """by level [alphabet]: the stored id of each id, -1 for those that are not stored"""
+        for level in levels:
+            table = None
+            if level.remap is not None:
+                table = np.full(level.alphabet, -1, np.int64)
+                table[list(level.remap)] = np.arange(len(level.remap))
+            self._tables.append(table)
+
+    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
+        """Raises InputError where an id is none of those of the dataset."""
+        codes = self._encoder.encode(samples)
+        return codes if not any(table is not None for table in self._tables) else [self._stored(one) for one in codes]
+
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        return self._encoder.size(sample, codes)
+
+    def _stored(self, codes: NDArray[Any]) -> NDArray[Any]:
+        out = codes.copy()
+        for level, (ids, table) in enumerate(zip(codes, self._tables, strict=True)):
+            if table is None:
+                continue
+            found = table[ids]
+            if found.size and found.min() < 0:
+                unknown = int(ids[found < 0].flat[0])
+                raise InputError(f"id {unknown} of level {level} is none of those the dataset numbers")
+            out[level] = found
+        return out
 
 
 def flat_ids(codes: Sequence[NDArray[Any]], level: int, alphabet: int) -> Ids:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
-from tokenshard.spec.job import ConvertJob, TokenizeJob
+from tokenshard.sources.codes.dataset import DatasetSource
+from tokenshard.spec.job import ConvertJob, TokenizeJob, Transcode
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
 
@@ -37,8 +38,8 @@ class Encoder(Protocol):
         """Ids [levels, *grid] of each of some samples whose data have one shape. Raises when any of them is bad."""
         ...
 
-    def size(self, sample: Sample) -> tuple[int, ...]:
-        """What the shard writes down of the size of an encoded sample: its extents, or its token grid without them."""
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        """What the shard writes down of the size of a sample with these ids: its extents, or else its token grid."""
         ...
 
 
@@ -70,6 +71,10 @@ def check_job(spec: ConvertJob) -> None:
         check_tokenizer(spec)
     elif Store(spec.source.path).root == Store(spec.output).root:
         raise SpecError(f"{spec.output}: is source and output at once; choose another output")
+    elif isinstance(spec, Transcode) and spec.source.derives:
+        from tokenshard.engine.deriving import check_derivable
+
+        check_derivable(spec)
 
 
 def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
@@ -78,6 +83,10 @@ def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
         from tokenshard.engine.tokenizing import Tokenizing
 
         return Tokenizing(spec)
+    if isinstance(spec, Transcode) and spec.source.derives:
+        from tokenshard.engine.deriving import Deriving
+
+        return Deriving(spec, cast(DatasetSource, source))
     from tokenshard.engine.codes import PassingThrough
 
     return PassingThrough(spec, cast(CodeSource, source))

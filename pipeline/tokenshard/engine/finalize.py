@@ -85,8 +85,8 @@ def _manifest(
     return Manifest(
         version=folder.version,
         kind=pilot.layout.kind,
-        totals=_totals(shards, rejects),
-        code=CodeEntry(levels=pilot.levels, grid=_shared_grid(shards) or pilot.layout.grid, columns=pilot.codecs),
+        totals=totals_of(shards, rejects),
+        code=CodeEntry(levels=pilot.levels, grid=shared_grid(shards) or pilot.layout.grid, columns=pilot.codecs),
         tokenizer=TokenizerEntry(fingerprint=pilot.tokenizer, numerics=pilot.numerics),
         models=dict(sorted(pilot.models.items())),
         columns=tuple(_columns(plan, pilot)),
@@ -116,7 +116,7 @@ def _columns(plan: Plan, pilot: PilotResult) -> list[ColumnEntry]:
     return column_entries(shard_schema(columns, layouts, user), columns, labels)
 
 
-def _totals(shards: Sequence[ShardEntry], rejects: Sequence[RejectsEntry]) -> Totals:
+def totals_of(shards: Sequence[ShardEntry], rejects: Sequence[RejectsEntry]) -> Totals:
     return Totals(
         samples=sum(shard.rows for shard in shards),
         ids=sum(shard.ids for shard in shards),
@@ -126,7 +126,7 @@ def _totals(shards: Sequence[ShardEntry], rejects: Sequence[RejectsEntry]) -> To
     )
 
 
-def _shared_grid(shards: Sequence[ShardEntry]) -> tuple[int | None, ...]:
+def shared_grid(shards: Sequence[ShardEntry]) -> tuple[int | None, ...]:
     """Dims that all shards share, None where they differ; empty without shards."""
     grids = {shard.grid for shard in shards}
     return tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*grids, strict=True))
@@ -181,8 +181,8 @@ def _appended(parent: Manifest, new: Manifest, plan: Plan, pilot: PilotResult) -
     return new.model_copy(
         update={
             "parent": parent.version,
-            "totals": _totals(shards, rejects),
-            "code": parent.code.model_copy(update={"grid": _shared_grid(shards)}),
+            "totals": totals_of(shards, rejects),
+            "code": parent.code.model_copy(update={"grid": shared_grid(shards)}),
             "jobs": (*parent.jobs, *new.jobs),
             "models": parent.models,
             "splits": dict(sorted((Counter(parent.splits) + Counter(new.splits)).items())),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.choose import choose_codec
 from tokenshard.codecs.fit import Earlier
-from tokenshard.engine.encode import flat_ids
+from tokenshard.engine.encode import StoredIds, flat_ids
 from tokenshard.engine.encoding import Encoder, Window, encoding_of
 from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
 from tokenshard.engine.plan import UnitPlace, read_unit, unit_places
@@ -127,6 +127,11 @@ def _fit_codecs(
     """A codec for each level, fitted on the ids of the windows; models go to the dataset."""
     codes: list[NDArray[Any]] = []
     total, whole = 0, 0.0
+    levels = [
+        LevelEntry(alphabet=alphabet, used=0, remap=layout.used[level] if layout.used else None)
+        for level, alphabet in enumerate(layout.alphabets)
+    ]
+    encoder = StoredIds(encoder, levels)
     for window in windows:
         codes += encoder.encode([window.sample])
         total += codes[-1][0].size
@@ -137,7 +142,8 @@ def _fit_codecs(
     expected = round(whole / len(codes) * plan.inputs)
     found = _Codecs()
     earlier: Earlier | None = None
-    for level, (column, alphabet) in enumerate(zip(code_names(len(layout.alphabets)), layout.alphabets, strict=True)):
+    for level, (column, entry) in enumerate(zip(code_names(len(levels)), levels, strict=True)):
+        alphabet = entry.alphabet if entry.remap is None else len(entry.remap)
         flat = flat_ids(codes, level, alphabet)
         choice = choose_codec(flat, grids, alphabet, spec.codec, expected, earlier)
         earlier = Earlier(flat, alphabet)
@@ -147,6 +153,6 @@ def _fit_codecs(
             output.put_if_absent(f"models/{codec.model}.tsm", model)
             found.models[codec.model] = len(model)
         found.specs.append(codec)
-        found.levels.append(LevelEntry(alphabet=alphabet, used=len(np.unique(flat))))
+        found.levels.append(entry.model_copy(update={"used": len(np.unique(flat))}))
         found.measured[column] = {str(name): bits for name, bits in choice.sizes.items()}
     return found

@@ -61,10 +61,11 @@ class Tokenizing:
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         described = read_tokenizer_spec(output, _folder(tokenizer.fingerprint))
+        extents = self._axes.extents if described.downsample else ()
         return CodeLayout(
             alphabets=described.levels,
-            grid=(None,) * len(self._axes.extents),
-            extents=self._axes.extents,
+            grid=(None,) * max(1, len(extents)),
+            extents=extents,
             downsample=described.downsample,
             kind=self._spec.dataset_kind,
             preprocess=self._spec.source.output_fields(),
@@ -77,16 +78,22 @@ class Tokenizing:
 
 @dataclass(frozen=True)
 class TokenizerEncoder:
-    """A tokenizer as the engine uses it; tokens cover the first ``rank`` axes of a sample."""
+    """A tokenizer as the engine uses it; tokens cover the first ``rank`` axes of a sample, or are a mere sequence."""
 
     tokenizer: Tokenizer
     rank: int
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
+        if self._is_sequence:
+            return [self.tokenizer.encode(sample.data[None])[0] for sample in samples]
         return list(self.tokenizer.encode(np.stack([sample.data for sample in samples])))
 
-    def size(self, sample: Sample) -> tuple[int, ...]:
-        return sample.data.shape[: self.rank]
+    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+        return codes.shape[1:] if self._is_sequence else sample.data.shape[: self.rank]
+
+    @property
+    def _is_sequence(self) -> bool:
+        return not self.tokenizer.spec.downsample
 
 
 def check_tokenizer(spec: TokenizeJob) -> None:

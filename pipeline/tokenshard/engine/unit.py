@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenshard.codecs.choose import load_codec
-from tokenshard.engine.encode import Encoded, encode_samples, flat_ids
+from tokenshard.engine.encode import Encoded, StoredIds, encode_samples, flat_ids
 from tokenshard.engine.encoding import encoding_of
 from tokenshard.engine.finalize import job_id
 from tokenshard.engine.job_folder import JobFolder, Receipt
@@ -53,7 +53,7 @@ class UnitRunner:
         self._output = folder.output
         self._job = job_id(self._spec, plan, pilot)
         self._source = open_source(self._spec, plan.source_state)
-        self._encoder = encoding_of(self._spec, self._source).load(pilot, self._output)
+        self._encoder = StoredIds(encoding_of(self._spec, self._source).load(pilot, self._output), pilot.levels)
         self._codecs = [
             load_codec(codec, self._output.read(f"models/{codec.model}.tsm") if codec.model else None)
             for codec in pilot.codecs
@@ -121,7 +121,7 @@ class UnitRunner:
         columns = {field.name: pa.array([s.columns.get(name) for s in samples], field.type) for field, name in named}
         return TokenBatch(
             keys=[sample.key for sample in samples],
-            sizes=np.array([self._encoder.size(sample) for sample in samples], np.int32),
+            sizes=np.array([self._encoder.size(sample, codes) for sample, codes in items], np.int32),
             ids=tuple(
                 flat_ids([codes for _, codes in items], level, c.alphabet) for level, c in enumerate(self._codecs)
             ),

@@ -20,6 +20,8 @@ from tokenshard.shards.dataset import Dataset
 from tokenshard.sources.base import Sample
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.job import TokenizeJob
+from tokenshard.store import Store
+from tokenshard.tokenizers.base import FileTokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
 
 
@@ -28,9 +30,7 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
 
     Originals are shown where the source is still at hand. Raises SpecError for an unknown key.
     """
-    numbers = [_number(dataset, key) for key in keys]
-    if not keys:
-        numbers = sorted({int(place) for place in np.linspace(0, len(dataset) - 1, count)})
+    numbers = _numbers(dataset, keys, count)
     tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
     samples = [dataset[number] for number in numbers]
     originals = dict(_originals(dataset, [sample["key"] for sample in samples]))
@@ -44,10 +44,40 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
         caption = sample["key"]
         if original is not None and original.shape == image.shape:
             caption += f"  {psnr(original, image):.1f} dB"
-        rows.append(PictureRow(original, image, caption, codes[0]))
+        rows.append(PictureRow(original, image, caption, codes[0] if codes.ndim == 3 else None))
         lines.append(f"{caption}  {image.shape[1]} x {image.shape[0]} pixels, {codes.size:,} ids")
     reconstruction_grid(rows).save(picture, "PNG")
     return lines
+
+
+def write_files(dataset: Dataset, keys: Sequence[str], count: int, folder: str | Path) -> list[str]:
+    """Write the files that ids of a canonical tokenizer are; a line of text for each. Other arguments as above.
+
+    Raises SpecError for another tokenizer, and for a key that leads outside the folder.
+    """
+    tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
+    if not isinstance(tokenizer, FileTokenizer):
+        raise SpecError(
+            f"{dataset.store.root}: its ids are those of a {tokenizer.spec.kind!r} tokenizer, which are no files; "
+            "leave --files out to see them as pictures"
+        )
+    store, lines = Store(folder), []
+    for number in _numbers(dataset, keys, count):
+        sample = dataset[number]
+        key = str(sample["key"])
+        if {"", ".", ".."} & set(key.split("/")) or "\\" in key:
+            raise SpecError(f"{dataset.store.root}: key {key!r} is no name of a file below a folder")
+        content = tokenizer.file(np.asarray(sample["codes"]))
+        name = key if key.lower().endswith(tokenizer.suffixes) else key + tokenizer.suffixes[0]
+        store.put(name, content)
+        lines.append(f"{name}  {len(content):,} bytes, {sample['codes'].size:,} ids")
+    return lines
+
+
+def _numbers(dataset: Dataset, keys: Sequence[str], count: int) -> list[int]:
+    if keys:
+        return [_number(dataset, key) for key in keys]
+    return sorted({int(place) for place in np.linspace(0, len(dataset) - 1, count)})
 
 
 def _number(dataset: Dataset, key: str) -> int:

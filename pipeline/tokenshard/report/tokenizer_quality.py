@@ -56,7 +56,7 @@ def tokenizer_quality(tokenizer: Tokenizer, images: Iterable[NDArray[np.uint8]])
     """
     levels = tokenizer.spec.levels
     ids: list[list[NDArray[Any]]] = [[] for _ in levels]
-    grids: list[tuple[int, int]] = []
+    grids: list[tuple[int, ...]] = []
     distortions: list[tuple[float, float]] = []
     pixels, encoding, decoding = 0, 0.0, 0.0
     for image in images:
@@ -69,7 +69,7 @@ def tokenizer_quality(tokenizer: Tokenizer, images: Iterable[NDArray[np.uint8]])
         distortions.append((psnr(image, made), ssim(image, made)))
         for level, plane in zip(ids, codes[0], strict=True):
             level.append(plane.ravel())
-        grids.append((codes.shape[2], codes.shape[3]))
+        grids.append(codes.shape[2:])
         pixels += image.shape[0] * image.shape[1]
     if not grids:
         raise ValueError("there are no images to measure on")

@@ -16,6 +16,7 @@ Span = tuple[int, int]
 """Byte range [start, end)."""
 MAX_DEPTH = 16
 _ROW_GROUPS, _COLUMNS, _META_DATA = 4, 1, 3
+_PAGE_SIZE, _PAGE_CRC = 3, 4
 _PATH, _COMPRESSED_SIZE, _DATA_PAGE, _DICTIONARY_PAGE = 3, 7, 9, 11
 
 
@@ -30,6 +31,22 @@ def column_chunks(footer: bytes) -> list[dict[str, Span]]:
         raise FormatError("Parquet metadata is cut off") from error
     groups = _field(metadata, _ROW_GROUPS, list)
     return [_spans(_field(group, _COLUMNS, list)) for group in groups]
+
+
+def page_at(data: bytes) -> tuple[int, int, int | None]:
+    """(start, end, CRC) of the content of the page whose header ``data`` begins with; None for a page without a CRC.
+
+    Raises FormatError when the header is damaged, or the page longer than the data.
+    """
+    reader = _Thrift(data)
+    try:
+        header = reader.struct(0)
+    except IndexError as error:
+        raise FormatError("page header is cut off") from error
+    end = reader.place + _field(header, _PAGE_SIZE, int)
+    require(reader.place <= end <= len(data), "a page longer than its column chunk")
+    crc = header.get(_PAGE_CRC)
+    return reader.place, end, crc & 0xFFFFFFFF if isinstance(crc, int) else None
 
 
 def _spans(columns: list[Any]) -> dict[str, Span]:
@@ -60,6 +77,11 @@ class _Thrift:
 
     def __init__(self, data: bytes) -> None:
         self._data, self._place = data, 0
+
+    @property
+    def place(self) -> int:
+        """Where the next value begins."""
+        return self._place
 
     def struct(self, depth: int) -> dict[int, Any]:
         require(depth < MAX_DEPTH, "Parquet metadata nested too deeply")

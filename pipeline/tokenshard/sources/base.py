@@ -117,6 +117,8 @@ class CodeLayout:
     """what the ids stand for"""
     preprocess: Mapping[str, JsonValue] = field(default_factory=dict)
     """what is known of how the raw inputs were treated before they were encoded"""
+    used: tuple[tuple[int, ...], ...] = ()
+    """by level the ids that occur, where only these are to be stored (in ascending order, by their number)"""
     origin: Mapping[str, JsonValue] = field(default_factory=dict)
     """what else is known of where the samples come from (not in the dataset's fingerprint)"""
 

@@ -11,6 +11,7 @@ from tokenshard.spec.codec import MAX_ALPHABET
 from tokenshard.spec.manifest import DatasetKind
 
 Dim = Annotated[int, Field(ge=1, lt=1 << 31)]
+Count = Annotated[int, Field(ge=1, le=1 << 16)]
 Alphabet = Annotated[int, Field(ge=1, le=MAX_ALPHABET)]
 
 
@@ -20,6 +21,15 @@ class DatasetSourceSpec(SourceSpec):
     path: str = Field(min_length=1, description="folder or URL of a token dataset")
     version: int | None = Field(default=None, ge=1, description="version of the dataset; default: the newest")
     levels: int | None = Field(default=None, ge=1, description="keep only the first so many levels of the ids")
+    codebook_size: Count | tuple[Count, ...] | None = Field(
+        default=None, description="merge like codes until only so many are left, of all levels or of each"
+    )
+    coarse: Count | None = Field(
+        default=None, description="split the first level into coarse ids below this, and fine ids"
+    )
+    used_codes: bool = Field(
+        default=False, description="number the ids that occur afresh; the table that leads back is in the manifest"
+    )
     keys: str = Field(
         default="keep",
         pattern=r"^(keep|prefix:.+|column:.+)$",
@@ -31,10 +41,22 @@ class DatasetSourceSpec(SourceSpec):
     drop: tuple[str, ...] = Field(default=(), description="label and metadata columns to leave out")
 
     @model_validator(mode="after")
-    def _columns_are_kept_or_dropped(self) -> Self:
+    def _options_exclude_each_other(self) -> Self:
         if self.columns is not None and self.drop:
             raise ValueError("columns and drop exclude each other; name those to keep, or those to leave out")
+        if sum([self.codebook_size is not None, self.coarse is not None, self.used_codes]) > 1:
+            raise ValueError("codebook_size, coarse and used_codes exclude each other; transcode twice")
         return self
+
+    @property
+    def derives(self) -> bool:
+        """Whether the ids become those of a tokenizer derived from the dataset's."""
+        return self.codebook_size is not None or self.coarse is not None
+
+    @property
+    def counts(self) -> bool:
+        """Whether planning has to count the ids."""
+        return self.codebook_size is not None or self.used_codes
 
 
 class ImportSourceSpec(SourceSpec):

@@ -18,7 +18,9 @@ class TokenizerSpec(StoredDocument):
     kind: str = Field(description="registered name of the tokenizer class, e.g. `patch`")
     modality: str = Field(default="image", description="what it encodes: image, video, grid, document")
     levels: tuple[int, ...] = Field(min_length=1, description="alphabet size of each level")
-    downsample: tuple[int, ...] = Field(description="input cells a token covers along each grid axis, e.g. [4, 4]")
+    downsample: tuple[int, ...] = Field(
+        description="input cells a token covers along each grid axis, e.g. [4, 4]; empty for sequences"
+    )
     config: dict[str, JsonValue] = Field(default_factory=dict)
     numerics: str = Field(description="numerics mode the ids depend on: `integer` (exact), `fp32`, `bf16`, `int8`")
     weights_sha256: str = Field(description="SHA-256 of model.safetensors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,34 @@ class Tokenizer(Protocol):
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights, by name, as stored in ``model.safetensors``."""
+        ...
+
+
+@runtime_checkable
+class CodebookTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose ids stand for vectors, level by level, that can be exchanged for others."""
+
+    def codebooks(self) -> tuple[NDArray[np.float32], ...]:
+        """The vectors [K, d] of each level, in a space where distances say how much two codes differ.
+
+        Those of several levels add up. Raises :class:`~tokenshard.errors.SpecError` where they are not known.
+        """
+        ...
+
+    def with_codebooks(self, codebooks: Sequence[NDArray[np.float32]]) -> Tokenizer:
+        """The same tokenizer with other vectors of the same space, for as many levels as given."""
+        ...
+
+
+@runtime_checkable
+class FileTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose ids are files."""
+
+    suffixes: tuple[str, ...]
+    """of the names of such files; the first is the usual one"""
+
+    def file(self, codes: NDArray[Any]) -> bytes:
+        """The file that the ids of one sample are."""
         ...
 
 

@@ -7,7 +7,7 @@ the network one by one in float32, so that ids depend neither on the batch nor o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tokenshard.errors import FormatError, InputError, SpecError
 from tokenshard.quantizers.base import Quantizer
+from tokenshard.quantizers.lookup import Lookup
 from tokenshard.quantizers.registry import make_quantizer
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
@@ -217,6 +218,7 @@ class ConvVQ:
     def decode(self, codes: NDArray[Any], size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Ids [B, levels, rows, columns] -> uint8 [B, height, width, 3], cropped to ``size`` (height, width).
 
+        Of a residual quantizer the first levels alone will do.
         Raises :class:`FormatError` on ids outside a codebook or a size the grid cannot have come from.
         """
         self._check(codes, size)
@@ -241,6 +243,24 @@ class ConvVQ:
             pixels = self._decoder(vectors)
         return to_uint8(pixels, self.config.network.pixels)
 
+    @torch.no_grad()
+    def codebooks(self) -> tuple[NDArray[np.float32], ...]:
+        """The latent vectors [K, dim] of each level; those of the levels add up."""
+        if isinstance(self.quantizer, Lookup):
+            return tuple(self.quantizer.codebook(level).cpu().numpy() for level in range(len(self.quantizer.levels)))
+        (count,) = self.quantizer.levels
+        vectors = self.quantizer.vectors(torch.arange(count, device=self.device)[None, None])
+        return (np.ascontiguousarray(vectors[0].T.cpu().numpy()),)
+
+    def with_codebooks(self, codebooks: Sequence[NDArray[np.float32]]) -> ConvVQ:
+        """The same network with these codebooks, looked up as they are."""
+        normalized = isinstance(self.quantizer, Lookup) and self.quantizer.normalized
+        quantizer = Lookup.of([torch.from_numpy(np.array(codebook)) for codebook in codebooks], (), normalized)
+        made = {"quantizer": "lookup", "quantizer_options": quantizer.options(), "stored": "float32"}
+        network = AutoEncoder(self.config.network)
+        network.load_state_dict(self.network.state_dict())
+        return ConvVQ(self.config.model_copy(update=made), network, quantizer, self.numerics, self.device)
+
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights `encoder.*`, `decoder.*` and `quantizer.*`, in the stored dtype."""
         return self._weights
@@ -255,9 +275,9 @@ class ConvVQ:
 
     def _check(self, codes: NDArray[Any], size: tuple[int, int] | None) -> None:
         levels = self.quantizer.levels
-        if codes.ndim != 4 or codes.shape[1] != len(levels):
+        if codes.ndim != 4 or not 1 <= codes.shape[1] <= len(levels):
             raise FormatError(f"codes {list(codes.shape)} are not [batch, {len(levels)} levels, rows, columns]")
-        for level, (plane, count) in enumerate(zip(codes.swapaxes(0, 1), levels, strict=True)):
+        for level, (plane, count) in enumerate(zip(codes.swapaxes(0, 1), levels, strict=False)):
             if plane.size and not 0 <= int(plane.min()) <= int(plane.max()) < count:
                 raise FormatError(f"ids {plane.min()} to {plane.max()} of level {level} do not fit {count} codes")
         if size is not None and self.grid(*size) != codes.shape[2:]:

@@ -5,7 +5,7 @@ It keeps what is known (alphabets, downsampling, perhaps a codebook) and encodes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,19 @@ class ExternalTokenizer:
             "the ids of this dataset were made elsewhere, and it does not hold the tokenizer that made them; they can "
             "be read, but not shown as what they stand for"
         )
+
+    def codebooks(self) -> tuple[NDArray[np.float32]]:
+        """The codebook that came with the ids. Raises SpecError where none of a vector an id did."""
+        codebook = self._tensors.get("codebook")
+        if codebook is None or codebook.ndim != 2 or self._spec.levels != codebook.shape[:1]:
+            raise SpecError("the ids of this dataset were made elsewhere, and no codebook came with them")
+        return (codebook.astype(np.float32),)
+
+    def with_codebooks(self, codebooks: Sequence[NDArray[np.float32]]) -> ExternalTokenizer:
+        tensors = {"codebook": np.asarray(codebooks[0], np.float32)}
+        levels, sha256 = (len(codebooks[0]),), weights_sha256(weights_to_bytes(tensors))
+        spec = self._spec.model_copy(update={"levels": levels, "weights_sha256": sha256})
+        return ExternalTokenizer(spec, tensors)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         return dict(self._tensors)

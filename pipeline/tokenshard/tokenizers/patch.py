@@ -191,6 +191,17 @@ class PatchTokenizer:
             image[:] = self.codewords[ids].transpose(0, 2, 1, 3, 4)
         return images.reshape(batch, rows * self.patch[0], columns * self.patch[1], 3)[:, :height, :width]
 
+    def codebooks(self) -> tuple[NDArray[np.float32]]:
+        """The codewords as vectors of pixels [K, height * width * 3]."""
+        return (self.codewords.reshape(len(self.codewords), -1).astype(np.float32),)
+
+    def with_codebooks(self, codebooks: Sequence[NDArray[np.float32]]) -> PatchTokenizer:
+        """The same axes with other codewords, rounded to whole grey levels."""
+        (vectors,) = codebooks
+        codewords = np.floor(np.clip(vectors, 0, 255) + 0.5).astype(np.uint8)
+        centroids = _project(codewords, self.components)
+        return PatchTokenizer(self.components, centroids, codewords.reshape(-1, *self.patch, 3))
+
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights: `components` and `centroids` (int16), `codewords` (uint8)."""
         return {"components": self.components, "centroids": self.centroids, "codewords": self.codewords}

@@ -58,6 +58,17 @@ KINDS: Mapping[str, Kind] = {
         example="patch:4x4,k=1024",
     ),
     "conv": Kind(path="tokenshard.tokenizers.conv:ConvVQ", options={}, example="conv", trainable=False),
+    "canonical": Kind(
+        path="tokenshard.tokenizers.canonical:CanonicalTokenizer",
+        options={"q": _integer(1, 100), "vocabulary": _integer(256, 4096)},
+        example="canonical:q=25",
+    ),
+    "reduced": Kind(
+        path="tokenshard.tokenizers.reduced:ReducedTokenizer", options={}, example="reduced", trainable=False
+    ),
+    "coarse-fine": Kind(
+        path="tokenshard.tokenizers.coarse:CoarseFineTokenizer", options={}, example="coarse-fine", trainable=False
+    ),
     "external": Kind(
         path="tokenshard.tokenizers.external:ExternalTokenizer", options={}, example="external", trainable=False
     ),

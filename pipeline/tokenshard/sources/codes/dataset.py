@@ -61,6 +61,10 @@ class DatasetSource:
         self._levels = manifest.code.levels[: spec.levels]
         self._kept = self._kept_columns()
         self._starts = lru_cache(CACHED_SHARDS)(self._first_rows)
+        if state is not None:
+            self._counts = [np.array(counts, np.int64) for counts in state.get("counts", [])]
+        else:
+            self._counts = [np.zeros(level.alphabet, np.int64) for level in self._levels if spec.counts]
         columns = self._dataset.reader(0).columns if state is None else CodeColumns.model_validate(state["columns"])
         self._extents, self._downsample = columns.extents, columns.downsample
 
@@ -77,7 +81,10 @@ class DatasetSource:
     # -- planning -----------------------------------------------------------------------------------------------------
 
     def plan(self) -> Iterator[pa.RecordBatch]:
-        """One input a sample. `bytes` is its share of the code bytes of its row group."""
+        """One input a sample. `bytes` is its share of the code bytes of its row group.
+
+        Where the spec needs to know how often each id occurs, all ids are decoded and counted.
+        """
         seen = KeySet()
         name, prefix = self._key_column()
         for number, shard in enumerate(self._manifest.shards):
@@ -86,6 +93,8 @@ class DatasetSource:
                 values = self._dataset.reader(number).read_columns(group, [name])
                 keys = self._keys(values, name, prefix, shard.path)
                 self._check_unique(seen, keys, name, shard.path)
+                if self._spec.counts:
+                    self._count(number, group)
                 rows = np.arange(start, start + listed.rows, dtype=np.int64)
                 sizes = _shares(sum(chunk.length for chunk in listed.codes[: len(self._levels)]), listed.rows)
                 columns = [keys, [shard.path] * len(keys), pa.nulls(len(keys)), sizes, rows, pa.nulls(len(keys))]
@@ -94,6 +103,11 @@ class DatasetSource:
                 for first in range(0, batch.num_rows, BATCH):
                     yield batch.slice(first, BATCH)
                 start += listed.rows
+
+    def _count(self, number: int, group: int) -> None:
+        ids = self._dataset.reader(number).read_group(group, len(self._levels)).decode()
+        for level, (counts, plane) in enumerate(zip(self._counts, ids, strict=True)):
+            counts += np.bincount(self._tokenizer_ids(level, plane), minlength=len(counts))
 
     def _key_column(self) -> tuple[str, str]:
         """Column the keys come from, and what is put before them."""
@@ -139,12 +153,19 @@ class DatasetSource:
             "version": self._manifest.version,
             "fingerprint": self._manifest.fingerprint,
             "columns": columns.model_dump(mode="json"),
+            "counts": [counts.tolist() for counts in self._counts],
         }
 
     # -- what it holds ------------------------------------------------------------------------------------------------
 
+    @property
+    def counts(self) -> Sequence[NDArray[np.int64]]:
+        """By level how often each id of the tokenizer occurs, where the spec asks for it and planning is complete."""
+        return self._counts
+
     def layout(self) -> CodeLayout:
         manifest = self._manifest
+        used = [tuple(np.flatnonzero(counts).tolist()) for counts in self._counts] if self._spec.used_codes else []
         return CodeLayout(
             alphabets=tuple(level.alphabet for level in self._levels),
             grid=manifest.code.grid,
@@ -152,6 +173,7 @@ class DatasetSource:
             downsample=self._downsample,
             kind=manifest.kind,
             preprocess=manifest.preprocess,
+            used=tuple(ids or (0,) for ids in used),
             origin={
                 "raw_bytes": manifest.totals.raw_bytes,
                 "dataset": {
