@@ -132,7 +132,9 @@ def test_the_first_batch_waits_for_eight_row_groups_that_come_at_the_same_time(
         assert proxy.requests - begun == 8
         proxy.release()
         batch = first.result()
-    wanted = sum(chunk.length for shard in tokens.manifest.shards for group in shard.row_groups for chunk in group.codes)
+    wanted = sum(
+        chunk.length for shard in tokens.manifest.shards for group in shard.row_groups for chunk in group.codes
+    )
     rest = list(epoch)
     assert proxy.requests - begun == tokens.num_row_groups + len(tokens.manifest.models)
     assert wanted < proxy.sent - sent < 1.05 * sum(shard.bytes for shard in tokens.manifest.shards)
