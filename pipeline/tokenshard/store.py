@@ -233,7 +233,7 @@ class Store:
             answer = self._retry(
                 prefix,
                 "list",
-                lambda: request(self.filesystem, "call_s3", "list_objects_v2", patience, **asked),
+                lambda: request(self.filesystem, "call_s3", "list_objects_v2", patience, None, **asked),
                 patience,
             )
             return [(item["Key"], int(item["Size"])) for item in answer.get("Contents", [])]
