@@ -42,7 +42,7 @@ FAILURES = (Fault.BUSY, Fault.RESET, Fault.LOST, Fault.CUT, Fault.SLOW)
 
 
 def every(number: int, *faults: Fault) -> Iterator[Fault | None]:
-    """A schedule in which each ``number``-th request fails, by the given faults in turn (:data:`FAILURES` by default)."""
+    """A schedule in which each ``number``-th request fails, by the given faults in turn (default: all that pass)."""
     for fault in itertools.cycle(faults or FAILURES):
         yield from itertools.repeat(None, number - 1)
         yield fault

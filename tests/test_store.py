@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import pickle
 import random
@@ -24,7 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaky_s3 import FAILURES, Fault, FlakyS3, every
-from tokenshard.errors import StoreError
+from tokenshard.errors import SpecError, StoreError
+from tokenshard.remote import Hedge
 from tokenshard.store import TEMPORARY, Entry, Store
 
 NASTY_NAMES = [
@@ -422,6 +425,67 @@ def test_an_unreachable_endpoint_is_given_up_in_bounded_time(s3_url: str) -> Non
     message = str(caught.value)
     assert message.startswith(f"{s3_url}/file: cannot read (after 6 attempts): Could not connect")
     assert "check the network and the endpoint" in message
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("action", ["read", "stat", "list"])
+def test_a_store_that_never_answers_is_given_up_after_the_deadline(
+    s3_url: str, flaky_s3: Callable[..., FlakyS3], action: str
+) -> None:
+    options = {"endpoint_url": flaky_s3(itertools.repeat(Fault.HELD)).endpoint, "deadline": 1.5}
+    store = Store(s3_url, options)
+    calls = {"read": lambda: store.read("file", 0, 9), "stat": lambda: store.size("file"), "list": store.is_dir}
+    with pytest.raises(StoreError) as caught:
+        calls[action]()
+    assert caught.value.transient
+    message = str(caught.value)
+    assert message.startswith(s3_url)
+    assert f"cannot {action}: no answer within 1.5 seconds (after " in message
+    assert "or wait longer with the storage option deadline" in message
+
+
+def test_a_deadline_is_a_number_of_seconds(tmp_path: Path) -> None:
+    for value in (0, -1, "soon", True):
+        with pytest.raises(SpecError, match="deadline must be a number of seconds above 0"):
+            Store("s3://bucket", {"deadline": value})
+    assert Store("s3://bucket", {"deadline": 9}).with_options(hedge=True).deadline == 9
+
+
+@pytest.mark.integration
+def test_a_late_read_is_asked_for_again(
+    s3_url: str, flaky_s3: Callable[..., FlakyS3], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenshard.remote.LEAST_KNOWN", 30)
+    content = random.Random(0).randbytes(100_000)
+    Store(s3_url).put("file", content)
+    proxy = flaky_s3(Fault.HELD if number == 30 else None for number in itertools.count())
+    options = {"endpoint_url": proxy.endpoint, "hedge": True, "deadline": 600}
+    store = pickle.loads(pickle.dumps(Store(s3_url, options)))
+    assert [store.read("file", n, 50) for n in range(30)] == [content[n : n + 50] for n in range(30)]
+    assert (store.hedge.reads, store.hedge.sent) == (30, 0)
+    assert store.read("file", 30, 50) == content[30:80]  # the first answer never comes
+    assert (store.hedge.sent, store.hedge.won) == (1, 1)
+    assert proxy.requests == 32
+
+
+def test_no_more_reads_are_sent_twice_than_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenshard.remote.FLOOR", 0.0001)
+    hedge, asked = Hedge(), 0
+
+    async def answer() -> int:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0 if asked <= 16 else 0.001 * (asked % 7))
+        return asked
+
+    async def read() -> None:
+        for _ in range(100):
+            await hedge.fetch(answer)
+
+    asyncio.run(read())
+    assert hedge.reads == 100
+    assert 1 <= hedge.sent <= 5
+    assert asked == hedge.reads + hedge.sent
 
 
 def test_an_unknown_kind_of_storage_is_one_line_that_says_so() -> None:

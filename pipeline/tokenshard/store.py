@@ -8,6 +8,7 @@ Transient failures are retried with jitter a bounded number of times; what remai
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import os
@@ -20,11 +21,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from tokenshard import listing
-from tokenshard.errors import StoreError
+from tokenshard.errors import SpecError, StoreError
 from tokenshard.ranged import RangedFile
+from tokenshard.remote import Hedge, Patience, request
 
 T = TypeVar("T")
 Content = bytes | Path
@@ -34,10 +36,14 @@ ATTEMPTS = 6
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 10.0
 """Retry bounds: attempts in all, and seconds between them (doubling, full jitter)."""
+DEADLINE = 60.0
+SLOWEST = 1 << 20
+"""Seconds that remote storage has to answer a read, its attempts in all; and one more for so many bytes asked for."""
 
 TEMPORARY = ".tmp"
 """Folder below a local root that holds files being written; never listed, removed by ``clean_temporary``."""
 
+_OURS = {"deadline", "hedge"}
 _TAG = "tokenshard-writer"
 _TRANSIENT_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET}
 _S3_DEFAULTS: dict[str, Any] = {
@@ -45,6 +51,7 @@ _S3_DEFAULTS: dict[str, Any] = {
     "config_kwargs": {
         "connect_timeout": 10,
         "read_timeout": 60,
+        "max_pool_connections": 64,
         "retries": {"mode": "standard", "total_max_attempts": 2},
     },
 }
@@ -64,6 +71,10 @@ class Store:
 
     Names are relative to the root with ``/`` as separator. Missing files raise FileNotFoundError, everything else
     StoreError. Instances are picklable and may be used from several threads.
+
+    ``options`` are those of the fsspec file system, and two for remote ones: ``deadline``, the seconds in which a read
+    must be answered (:data:`DEADLINE`; writes are bounded by their attempts), and ``hedge``, whether late range reads
+    are sent twice.
     """
 
     def __init__(self, root: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
@@ -76,6 +87,21 @@ class Store:
             self.root = text.rstrip("/") if not text.endswith("://") else text
         self._filesystem: Any = None
         self._process = 0
+        self._configure()
+
+    def _configure(self) -> None:
+        deadline = self.options.get("deadline", DEADLINE)
+        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0:
+            raise SpecError(f"{self.root}: deadline must be a number of seconds above 0, not {deadline!r}")
+        self.deadline = float(deadline)
+        self.hedge = Hedge() if self.options.get("hedge") else None
+
+    def with_options(self, **options: Any) -> Self:
+        """The same files with other options beside those it has."""
+        other = copy.copy(self)
+        other.options = {**self.options, **options}
+        other._configure()
+        return other
 
     @property
     def is_local(self) -> bool:
@@ -89,7 +115,11 @@ class Store:
         return f"Store({self.root!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_filesystem": None}
+        return {**self.__dict__, "_filesystem": None, "hedge": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._configure()
 
     def url(self, name: str = "") -> str:
         """Full path or URL of a name, for messages and for other programs."""
@@ -103,7 +133,8 @@ class Store:
         """The bytes of a file, or of a range of it (shorter than ``length`` where the file ends before)."""
         if length == 0:
             return b""
-        return self._retry(name, "read", lambda: self._read_once(name, start, length))
+        patience = self._patience(length)
+        return self._retry(name, "read", lambda: self._read_once(name, start, length, patience), patience)
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
         """Fill ``out`` with a range of a file; the bytes read (fewer where the file ends before)."""
@@ -121,14 +152,16 @@ class Store:
                 done += count
             return done
 
-    def _read_once(self, name: str, start: int, length: int | None) -> bytes:
+    def _read_once(self, name: str, start: int, length: int | None, patience: Patience | None) -> bytes:
         if self.is_local:
             with open(self.url(name), "rb") as file:
                 file.seek(start)
                 return file.read(-1 if length is None else length)
-        end = None if length is None else start + length
         try:
-            return cast(bytes, self.filesystem.cat_file(self.url(name), start=start or None, end=end))
+            if length is None:  # of a size that is not known: as long as bytes come
+                return cast(bytes, self.filesystem.cat_file(self.url(name), start=start or None))
+            span = {"start": start, "end": start + length}
+            return cast(bytes, request(self.filesystem, "cat_file", self.url(name), patience, self.hedge, **span))
         except OSError as error:
             if _boto_code(error) in {"InvalidRange", "416"}:
                 return b""
@@ -147,7 +180,7 @@ class Store:
             is_file = not os.path.isdir(self.url(name))
             size = self._retry(name, "stat", lambda: os.stat(self.url(name)).st_size)
         else:
-            found = self._retry(name, "stat", lambda: self.filesystem.info(self.url(name)))
+            found = self._info(name)
             is_file, size = found["type"] == "file", int(found["size"])
         if not is_file:
             raise FileNotFoundError(errno.ENOENT, "not a file", self.url(name))
@@ -158,9 +191,13 @@ class Store:
         if self.is_local:
             return os.path.isfile(self.url(name))
         try:
-            return bool(self._retry(name, "stat", lambda: self.filesystem.info(self.url(name)))["type"] == "file")
+            return bool(self._info(name)["type"] == "file")
         except FileNotFoundError:
             return False
+
+    def _info(self, name: str) -> Any:
+        patience, url = self._patience(), self.url(name)
+        return self._retry(name, "stat", lambda: request(self.filesystem, "info", url, patience), patience)
 
     def is_dir(self, name: str = "") -> bool:
         """Whether there is a folder (on an object store: any file below that prefix)."""
@@ -191,11 +228,13 @@ class Store:
         where = f"{base}{prefix}/" if prefix else base
 
         def page(after: str) -> list[tuple[str, int]]:
-            more = {"StartAfter": after} if after else {}
+            asked = {"Bucket": bucket, "Prefix": where, **({"StartAfter": after} if after else {})}
+            patience = self._patience()
             answer = self._retry(
                 prefix,
                 "list",
-                lambda: self.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=where, **more),
+                lambda: request(self.filesystem, "call_s3", "list_objects_v2", patience, None, **asked),
+                patience,
             )
             return [(item["Key"], int(item["Size"])) for item in answer.get("Contents", [])]
 
@@ -323,9 +362,11 @@ class Store:
         if self._filesystem is None or self._process != os.getpid():  # clients do not survive a fork
             import fsspec
 
-            defaults = _S3_DEFAULTS if self._is_s3 else {}
+            options = {**(_S3_DEFAULTS if self._is_s3 else {}), **self.options}
             try:
-                filesystem = fsspec.filesystem(self.protocol, **{**defaults, **self.options})
+                filesystem = fsspec.filesystem(
+                    self.protocol, **{name: value for name, value in options.items() if name not in _OURS}
+                )
             except (ValueError, ImportError) as error:
                 raise StoreError(f"{self.root}: cannot open this kind of storage: {error}") from error
             if self._is_s3:
@@ -333,7 +374,11 @@ class Store:
             self._filesystem, self._process = filesystem, os.getpid()
         return self._filesystem
 
-    def _retry(self, name: str, action: str, call: Callable[[], T]) -> T:
+    def _patience(self, length: int | None = 0) -> Patience | None:
+        """For a read of so many bytes (None: not known); None where nothing but the attempts bounds it."""
+        return None if self.is_local else Patience(self.deadline, None if length is None else length / SLOWEST)
+
+    def _retry(self, name: str, action: str, call: Callable[[], T], patience: Patience | None = None) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
@@ -345,9 +390,12 @@ class Store:
                 if missing and not (self.is_local and action in {"write", "create"}):
                     raise
                 transient = self._transient(error)
-                if not transient or attempt == ATTEMPTS:
-                    raise StoreError(_explain(self.url(name), action, error, attempt), transient) from error
-            time.sleep(random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**attempt)))
+                over = patience is not None and patience.left() == 0
+                if not transient or over or attempt == ATTEMPTS:
+                    allowed = self.deadline if over else None
+                    raise StoreError(_explain(self.url(name), action, error, attempt, allowed), transient) from error
+            delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**attempt))
+            time.sleep(delay if patience is None else min(delay, patience.left()))
         raise AssertionError("unreachable")
 
     def _transient(self, error: Exception) -> bool:
@@ -388,7 +436,7 @@ def _credentials(error: BaseException) -> bool:
     return "Credential" in type(error).__name__ or "Token" in type(error).__name__ or "Profile" in type(error).__name__
 
 
-def _explain(url: str, action: str, error: Exception, attempts: int) -> str:
+def _explain(url: str, action: str, error: Exception, attempts: int, deadline: float | None) -> str:
     tried = f" (after {attempts} attempts)" if attempts > 1 else ""
     reason = " ".join(str(error).split()) or type(error).__name__
     if _boto_code(error) == "NoSuchBucket":
@@ -406,6 +454,9 @@ def _explain(url: str, action: str, error: Exception, attempts: int) -> str:
         return f"{url}: cannot {action}: {error.strerror}; choose another path"
     kind = type(error).__name__
     if isinstance(error, TimeoutError | ConnectionError) or "Connect" in kind or "Timeout" in kind:
-        endpoint = "the network and the endpoint (storage option endpoint_url, AWS_ENDPOINT_URL)"
-        return f"{url}: cannot {action}{tried}: {reason}; check {endpoint}"
+        endpoint = "check the network and the endpoint (storage option endpoint_url, AWS_ENDPOINT_URL)"
+        if deadline is None:
+            return f"{url}: cannot {action}{tried}: {reason}; {endpoint}"
+        late = f"no answer within {deadline:g} seconds{tried}"
+        return f"{url}: cannot {action}: {late}; {endpoint}, or wait longer with the storage option deadline"
     return f"{url}: cannot {action}{tried}: {reason}"

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from flaky_s3 import Fault, FlakyS3
 from shards.conftest import token_rows, write_dataset
-from tokenshard.loading.adapters import to_ray
+from tokenshard.loading.adapters import TorchBatches, to_ray
 from tokenshard.loading.loader import TokenLoader
 from tokenshard.loading.order import Shuffle
 from tokenshard.shards.dataset import Dataset, open_dataset
@@ -132,12 +133,27 @@ def test_the_first_batch_waits_for_eight_row_groups_that_come_at_the_same_time(
         assert proxy.requests - begun == 8
         proxy.release()
         batch = first.result()
-    wanted = sum(chunk.length for shard in tokens.manifest.shards for group in shard.row_groups for chunk in group.codes)
+    wanted = sum(
+        chunk.length for shard in tokens.manifest.shards for group in shard.row_groups for chunk in group.codes
+    )
     rest = list(epoch)
     assert proxy.requests - begun == tokens.num_row_groups + len(tokens.manifest.models)
     assert wanted < proxy.sent - sent < 1.05 * sum(shard.bytes for shard in tokens.manifest.shards)
     expected = list(TokenLoader(tokens, BATCH, **options))
     assert [part["key"] for part in (batch, *rest)] == [part["key"] for part in expected]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")
+def test_forked_workers_read_from_an_object_store_that_their_parent_has_read_from(tokens: Dataset, s3_url: str) -> None:
+    for entry in tokens.store.list():
+        Store(s3_url).put(entry.name, tokens.store.read(entry.name))
+    remote = open_dataset(s3_url)
+    loader = TokenLoader(remote, rank=0, world=1, **OPTIONS)
+    expected = [batch["key"] for batch in loader]  # connections, footers and compiled loops are the parent's by now
+    batches = TorchBatches(loader)
+    batches.set_epoch(0)
+    workers = DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert [batch["key"] for batch in workers] == expected
 
 
 def failures(proxy: FlakyS3) -> int:

@@ -140,6 +140,25 @@ def test_ranks_threads_and_memory_change_nothing(
     assert {loader.epoch for loader in (alone, *ranks)} == {epoch + 1}
 
 
+@pytest.mark.parametrize("remainder", ["short", "drop", "pad"])
+def test_a_plan_says_which_rank_gets_which_sample(datasets: Make, remainder: Any) -> None:
+    dataset, _ = datasets(*COUNTS)
+    options = {"shuffle": Shuffle(4, 2), "columns": ["key"], "remainder": remainder, "global_batch_size": 48}
+    ranks = [TokenLoader(dataset, rank=rank, world=3, **options) for rank in range(3)]
+    for loader in ranks:
+        loader.set_epoch(2)
+    plan = ranks[1].plan(2, range(len(ranks[0])))
+    keys = np.array(dataset.table(["key"])["key"].to_pylist())[plan["sample"].to_numpy()]
+    step, rank = plan["step"].to_numpy(), plan["rank"].to_numpy()
+    for number, parts in enumerate(zip(*ranks, strict=True)):
+        for place, part in enumerate(parts):
+            valid = part["valid"].tolist() if remainder == "pad" else [True] * len(part["key"])
+            given = [key for key, flag in zip(part["key"], valid, strict=True) if flag]
+            assert keys[(step == number) & (rank == place)].tolist() == given
+    with pytest.raises(SpecError, match="epoch 0 has no step 99"):
+        ranks[0].plan(0, [99])
+
+
 def test_spilled_epochs_follow_each_other_without_a_gap(datasets: Make) -> None:
     dataset, _ = datasets(*COUNTS)
     loader = TokenLoader(dataset, 64, Shuffle(4, 2), columns=["key"], remainder="spill")

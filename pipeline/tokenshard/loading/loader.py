@@ -11,6 +11,7 @@ from dataclasses import astuple
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from tokenshard.errors import FormatError, SpecError
@@ -241,6 +242,29 @@ class TokenLoader:
         for chunk in self._chunks(self._steps()):
             ends = np.cumsum([part.rows for part in chunk.label])
             yield from np.split((starts[chunk.block] + chunk.row)[: ends[-1]], ends[:-1])
+
+    def plan(self, epoch: int = 0, steps: Iterable[int] = range(10)) -> pa.Table:
+        """Who gets what in these global batches of an epoch: `step`, `rank`, `sample` (its number in the dataset).
+
+        One row a sample, int64, in the order in which batches hold them; samples that only fill up the last batch are
+        not among them. Reads nothing. Raises SpecError for a step that the epoch has not.
+        """
+        order, size = self.epoch_plan(epoch).order, self.global_batch_size
+        origin = self._spilled(epoch) if self.remainder == "spill" else 0
+        rows: list[Longs] = []
+        for step in steps:
+            first = origin + step * size
+            if not (step >= 0 and first < order.length):
+                raise SpecError(f"epoch {epoch} has no step {step}: it has {order.length} samples in batches of {size}")
+            full = self.remainder in ("pad", "spill")
+            count = size if full else min(size, order.length - first)
+            for rank in range(self.world):
+                positions = order.batch(first, count, rank, self.world)
+                block, row = self.epoch_plan(epoch).locate(positions[positions < order.length])
+                sample = self.dataset.group_starts[block] + row
+                rows.append(np.stack([np.full(len(sample), step), np.full(len(sample), rank), sample]))
+        joined = np.concatenate([np.zeros((3, 0), np.int64), *rows], axis=1)
+        return pa.table(dict(zip(("step", "rank", "sample"), map(pa.array, joined), strict=True)))
 
     def _after(self, step: Step) -> tuple[int, int]:
         """Epoch and position once a step was handed out."""
