@@ -1,11 +1,14 @@
-"""What reading costs in requests to an object store: one for the streams of a row group, one more for a cold shard."""
+"""What reading costs in requests to an object store: one a row group, one more for a shard that is opened by another
+than its last row group."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tokenshard.shards.cache import Cache
 from tokenshard.shards.dataset import open_dataset
 from tokenshard.store import Store
 
@@ -40,3 +43,28 @@ def test_a_row_group_is_one_request_and_a_cold_shard_one_more(
     before = server.requests
     ds.read_group(group).decode()
     assert server.requests - before == 1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_shards_of_one_row_group_are_one_request_each_and_footers_stay(
+    make_rows, make_dataset, s3_url, flaky_s3, tmp_path: Path, cached: bool
+) -> None:
+    rows = [make_rows(20, codecs=("pack", "pack"), first=first) for first in range(0, 200, 20)]
+    local = make_dataset(*rows)
+    for entry in local.list():
+        Store(s3_url).put(entry.name, Path(local.url(entry.name)))
+    server = flaky_s3([])
+    options = {"endpoint_url": server.endpoint}
+    for visit in range(2):
+        ds = open_dataset(s3_url, options)
+        ds = ds.cached(Cache(tmp_path / "cache")) if cached else ds
+        assert ds.num_row_groups == len(rows)
+        wanted = [open_dataset(local.root).read_group(group).decode() for group in range(len(rows))]
+        for expected in (0 if visit and cached else len(rows), 0 if cached else len(rows)):
+            before = server.requests
+            read = [ds.read_group(group, columns=["key"]).decode() for group in range(len(rows))]
+            assert all(np.array_equal(one, other) for one, other in zip(read, wanted, strict=True))
+            assert server.requests - before == expected
+        before = server.requests
+        ds.read_group(0, levels=1)
+        assert server.requests - before == 1

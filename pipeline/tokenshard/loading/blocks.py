@@ -195,8 +195,6 @@ class Gathered:
         for level, alphabet in enumerate(alphabets):
             earlier = out[level - 1] if level else None
             codecs = [item.levels[level].codec for item in self._blocks]
-            first = codecs[0]
-            codecs = [item.levels[level].codec for item in self._blocks]
             runs = [item.levels[level].runs for item in self._blocks]
             first = codecs[0]
             if all(codec is first for codec in codecs):

@@ -26,14 +26,14 @@ from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.cache import Cache, CachedStore
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.once import OnceCache
-from tokenshard.shards.reader import RowGroup, ShardReader, arrange
+from tokenshard.shards.reader import RowGroup, ShardReader, arrange, joins_footer
 from tokenshard.shards.schema import KEY, length_name
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import Manifest
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store
 
-OPEN_SHARDS = 64
+OPEN_SHARDS = 256
 CACHED_GROUPS = 32
 """Footers, and encoded row groups of about 2 MiB, kept in memory."""
 TABLE_THREADS = 8
@@ -239,8 +239,8 @@ class Dataset:
         """The open reader of the shard with this number (cached)."""
         return self._reader(shard)
 
-    def _open_shard(self, shard: int) -> ShardReader:
-        reader = ShardReader(self.store, self.manifest.shards[shard], self._codec)
+    def _open_shard(self, shard: int, with_last: bool = False) -> ShardReader:
+        reader = ShardReader(self.store, self.manifest.shards[shard], self._codec, with_last)
         levels = [(spec.column, spec.alphabet) for spec in reader.columns.codes]
         if levels != [(spec.column, spec.alphabet) for spec in self.manifest.code.columns]:
             raise FormatError(f"{reader.url}: code columns differ from the manifest")
@@ -255,13 +255,17 @@ class Dataset:
         shard = int(np.searchsorted(self._first_group, group, "right")) - 1
         return shard, group - int(self._first_group[shard])
 
-    def read_group(self, group: int, *arguments: Any, **options: Any) -> RowGroup:
+    def read_group(
+        self, group: int, levels: int | None = None, columns: Sequence[str] = (), verify: bool = True
+    ) -> RowGroup:
         """The encoded codes of a row group, by its number in the whole dataset (one range read, not cached).
 
         The other arguments are those of :meth:`ShardReader.read_group`.
         """
         shard, local = self._place(group)
-        found = self._reader(shard).read_group(local, *arguments, **options)
+        whole = levels is None or levels >= len(self.manifest.code.columns)
+        with_last = joins_footer(self.store, self.manifest.shards[shard], local, whole)
+        found = self._reader(shard, with_last).read_group(local, levels, columns, verify)
         if self.fixed_grid is not None:
             with damage_reported(found.where):
                 require(bool((found.grids == self.fixed_grid).all()), "token grid differs from the manifest")

@@ -6,21 +6,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Concatenate, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
 class OnceCache(Generic[K, T]):
-    """Keeps the ``size`` values last used of ``make(key)``. What raises is not kept."""
+    """Keeps the ``size`` values last used of ``make(key, *hints)``. What raises is not kept."""
 
-    def __init__(self, make: Callable[[K], T], size: int) -> None:
+    def __init__(self, make: Callable[Concatenate[K, ...], T], size: int) -> None:
         self._make, self._size = make, size
         self._made: OrderedDict[K, Future[T]] = OrderedDict()
         self._lock = Lock()
 
-    def __call__(self, key: K) -> T:
+    def __call__(self, key: K, *hints: object) -> T:
+        """The value of a key. ``hints`` say how to make it best, and change nothing of it."""
         with self._lock:
             future = self._made.get(key)
             mine = future is None
@@ -32,7 +33,7 @@ class OnceCache(Generic[K, T]):
                 self._made.move_to_end(key)
         if mine:
             try:
-                future.set_result(self._make(key))
+                future.set_result(self._make(key, *hints))
             except BaseException as error:
                 with self._lock:
                     self._made.pop(key, None)

@@ -122,13 +122,21 @@ class RowGroup:
 class ShardReader:
     """One shard of a dataset. Holds its footer (one range read) and nothing else; may be used from several threads."""
 
-    def __init__(self, store: Store, entry: ShardEntry, codecs: CodecLoader) -> None:
-        """Reads the footer. Raises FormatError when it is damaged, missing or needs a newer reader."""
+    def __init__(self, store: Store, entry: ShardEntry, codecs: CodecLoader, with_last: bool = False) -> None:
+        """Reads the footer. Raises FormatError when it is damaged, missing or needs a newer reader.
+
+        ``with_last``: the same request fetches the last row group, for a :meth:`read_group` that follows.
+        """
         self.entry, self.store, self._codecs = entry, store, codecs
         self.url = store.url(entry.path)
         with damage_reported(self.url):
             require(entry.footer.length <= MAX_FOOTER_BYTES, "footer too large")
-            footer = bytes(self._fetch(entry.footer.offset, entry.footer.length))
+            footer_start, end = entry.footer.offset, entry.footer.offset + entry.footer.length
+            start = self._last_start if with_last else footer_start
+            require(start <= footer_start <= end <= entry.bytes, "footer outside the file")
+            tail = self._fetch(start, end - start)
+            self._tail = tail if with_last else None
+            footer = bytes(tail[footer_start - start :])
             self._verify(footer, entry.footer, "footer")
             with pq.ParquetFile(pa.BufferReader(MAGIC + footer)) as parquet:  # Arrow parses metadata from a file only
                 self.metadata, self.schema = parquet.metadata, parquet.schema_arrow
@@ -166,7 +174,9 @@ class ShardReader:
             require(len(specs) == len(wanted) - 1, "fewer code columns than the manifest lists")
             spans = [(chunk.offset, chunk.offset + chunk.length) for chunk in wanted]
             spans += [self.chunks[group][name] for name in others]
-            parts = _Parts(self._fetch, self.entry.bytes, spans)
+            if joins_footer(self.store, self.entry, group, len(specs) == len(self.columns.codes)):
+                spans = [(self._last_start, self.entry.bytes)]
+            parts = _Parts(self._fetch_tail, self.entry.bytes, spans)
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
@@ -233,9 +243,32 @@ class ShardReader:
         require(read == length, f"the file ends before byte {offset + length}")
         return data
 
+    def _fetch_tail(self, offset: int, length: int) -> memoryview:
+        """What came with the footer, the first time that it is asked for; else a request."""
+        tail, self._tail = self._tail, None
+        if tail is not None and (offset, length) == (self._last_start, len(tail)):
+            return tail
+        return self._fetch(offset, length)
+
+    @property
+    def _last_start(self) -> int:
+        """A byte at or (a few columns) before the begin of the last row group."""
+        before = self.entry.row_groups[-2:-1]
+        return max(
+            (chunk.offset + chunk.length for group in before for chunk in (group.sizes, *group.codes)), default=0
+        )
+
     def _verify(self, data: bytes | memoryview, chunk: ChunkEntry, what: str) -> None:
         if xxhash.xxh64(data).hexdigest() != chunk.xxh64:
             raise FormatError(f"{what} damaged (checksum differs)")
+
+
+def joins_footer(store: Store, entry: ShardEntry, group: int, whole: bool) -> bool:
+    """Whether a row group that is read (``whole``: all levels of it) is fetched together with the footer behind it.
+
+    That saves a request where the shard was not open, and is so in every read, so that a cache knows the range again.
+    """
+    return whole and not store.is_local and group == len(entry.row_groups) - 1
 
 
 class _Parts:
