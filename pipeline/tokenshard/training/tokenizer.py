@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tokenshard.errors import FormatError
 from tokenshard.quantizers.base import Quantized
-from tokenshard.quantizers.registry import make_quantizer
+from tokenshard.quantizers.registry import trainable_quantizer
 from tokenshard.spec.base import digest
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
@@ -59,7 +59,7 @@ class TokenizerTraining:
         torch.manual_seed(recipe.seed)
         self.network = AutoEncoder(recipe.network).to(self.device)
         options = {"dim": recipe.network.dim, "seed": recipe.seed, **recipe.quantizer_options}
-        self.quantizer = make_quantizer(recipe.quantizer, **options).to(self.device)
+        self.quantizer = trainable_quantizer(recipe.quantizer, **options).to(self.device)
         if self.device.type != "cpu":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
