@@ -21,14 +21,17 @@ from PIL import Image
 from integration.command import command_line, refused, tokenshard_command
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.report.tokenizer_quality import ssim, tokenizer_quality
+from tokenshard.spec.recipe import Losses
+from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.training.crops import PixelPool
+from tokenshard.training.losses import learning_rate, reconstruction_loss
 from tokenshard.training.metrics import code_statistics
-from tokenshard.training.recipe import Losses, TokenizerRecipe
-from tokenshard.training.tokenizer import TokenizerTraining, learning_rate, reconstruction_loss
+from tokenshard.training.recipe import TokenizerRecipe
+from tokenshard.training.tokenizer import TokenizerTraining
 
 TINY = NetworkConfig(
     dim=4,
@@ -65,7 +68,7 @@ def training(recipe: TokenizerRecipe, pools: tuple[PixelPool, PixelPool], out: P
 @pytest.fixture(scope="module")
 def run(pools: tuple[PixelPool, PixelPool], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConvVQ]:
     out = tmp_path_factory.mktemp("run")
-    made = training(tiny(), pools, out).run(checkpoint_every=20, log_every=10)
+    made = training(tiny(), pools, out).run(TrainingLogSpec(checkpoint_every=20, every=10))
     assert made is not None
     return out, made
 
@@ -129,9 +132,9 @@ def test_a_run_that_stops_goes_on_to_the_same_weights(
 def test_time_that_is_up_leaves_a_state_to_go_on_from(
     run: tuple[Path, ConvVQ], pools: tuple[PixelPool, PixelPool], tmp_path: Path
 ) -> None:
-    assert training(tiny(), pools, tmp_path).run(max_seconds=0, log_every=10) is None
+    assert training(tiny(), pools, tmp_path).run(TrainingLogSpec(every=10), max_seconds=0) is None
     assert not (tmp_path / "tokenizer.json").exists()
-    made = training(tiny(), pools, tmp_path).run(log_every=10)
+    made = training(tiny(), pools, tmp_path).run(TrainingLogSpec(every=10))
     assert made is not None
     assert made.spec.fingerprint == run[1].spec.fingerprint
     rows = [json.loads(line) for line in (tmp_path / "training/metrics.jsonl").read_text().splitlines()]
@@ -159,7 +162,7 @@ def test_the_alarm_is_raised_when_few_codes_are_used(pools: tuple[PixelPool, Pix
     one = TokenizerTraining(recipe, *pools, Store(tmp_path), say=said.append)
     with torch.no_grad():
         one.quantizer.get_parameter("codebook")[1:] += 1e4  # all latents fall to one code
-    one.run(log_every=4)
+    one.run(TrainingLogSpec(every=4))
     rows = [json.loads(line) for line in (tmp_path / "training/metrics.jsonl").read_text().splitlines()]
     assert [row["collapsed"] for row in rows][-2:] == [True, True]
     assert "CODEBOOK COLLAPSE" in said[-1]

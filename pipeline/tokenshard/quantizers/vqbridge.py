@@ -54,12 +54,16 @@ class VQBridge(CodebookByGradient):
         self.patch, self.width, self.heads, self.skip = patch, width, heads, skip
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            self.weight = nn.Parameter(torch.randn(size, dim) / dim**0.5)
+            self.weight = nn.Parameter((2 * torch.rand(size, dim) - 1) / size)
             self.places = nn.Parameter(0.02 * torch.randn((side // patch) ** 2, width))
             self.compress = nn.Linear(patch * patch * dim, width)
             self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
             self.norm = nn.LayerNorm(width)
             self.recover = nn.Linear(width, patch * patch * dim)
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):  # with larger ones the codes of a patch's place stay apart as a group
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
 
     def moved(self) -> Tensor:
         side = math.isqrt(self.levels[0])
