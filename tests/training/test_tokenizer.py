@@ -25,25 +25,13 @@ from tokenshard.spec.recipe import Losses
 from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
-from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.training.crops import PixelPool
 from tokenshard.training.losses import learning_rate, reconstruction_loss
 from tokenshard.training.metrics import code_statistics
 from tokenshard.training.recipe import TokenizerRecipe
 from tokenshard.training.tokenizer import TokenizerTraining
-
-TINY = NetworkConfig(
-    dim=4,
-    encoder=StackConfig(stem=4, channels=(16,), blocks=(1,)),
-    decoder=StackConfig(stem=4, channels=(16,), blocks=(1,)),
-)
-STEPS = 40
-
-
-def tiny(**changes: Any) -> TokenizerRecipe:
-    fields: dict[str, Any] = {"network": TINY, "quantizer_options": {"size": 32}, "crop": 32, "batch": 4}
-    return TokenizerRecipe.model_validate({**fields, "steps": STEPS, "warmup": 5, "lr": 3e-3, **changes})
+from training.small import photos, tiny, training
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,12 +45,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pools() -> tuple[PixelPool, PixelPool]:
-    photos = [skimage.data.coffee()[:200, :300], skimage.data.chelsea()[:150], skimage.data.rocket()[:64, :64]]
-    return PixelPool.of(photos), PixelPool.of([skimage.data.astronaut()[:160, :160]])
-
-
-def training(recipe: TokenizerRecipe, pools: tuple[PixelPool, PixelPool], out: Path | str) -> TokenizerTraining:
-    return TokenizerTraining(recipe, *pools, Store(out), say=lambda text: None)
+    return photos()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -71,7 +72,9 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """The module with gradients averaged over all processes, of those weights that want one now."""
     if rank_and_world()[1] == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the option's new name is not known to earlier versions
+        return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def any_of_all(flag: bool, device: torch.device) -> bool:
