@@ -14,6 +14,8 @@ from torch.nn import functional
 from tokenshard.training.distributed import data_parallel
 
 WIDTH, STRIDES, GROUPS = 64, 3, 8
+RATE = 0.1
+"""Its learning rate, as a share of the network's: with more it overshoots."""
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -48,11 +50,12 @@ class Adversary:
         return loss
 
     def learn(self, images: Tensor, made: Tensor, lr: float) -> Tensor:
-        """One step of the discriminator; its hinge loss, 2 where it cannot tell, 0 where it is sure."""
+        """One step of the discriminator, ``lr`` being the network's; its hinge loss, 2 where it cannot tell, 0 where it
+        is sure."""
         real, false = self._judge(torch.cat([images, made.detach()])).chunk(2)
         loss: Tensor = functional.relu(1 - real).mean() + functional.relu(1 + false).mean()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = RATE * lr
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
