@@ -14,7 +14,6 @@ import tokenshard as ts
 from integration.command import refused, tokenshard_command
 from tokenshard.errors import SpecError
 from tokenshard.spec.job import TrainTokenizer, build_job, parse_job
-from tokenshard.spec.recipe import RecipeSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.training.job import Training, recipe_of, train_tokenizer
@@ -43,6 +42,10 @@ def job(folder: Path, out: Path, **fields: Any) -> TrainTokenizer:
     source = {"path": str(folder / "photos"), **fields.pop("source", {})}
     data = {"source": source, "output": str(out), "recipe": SMALL, "engine": {"device": "cpu"}, **fields}
     return build_job(TrainTokenizer, data)
+
+
+def with_recipe(recipe: dict[str, Any]) -> TrainTokenizer:
+    return build_job(TrainTokenizer, {"source": {"path": "x"}, "output": "y", "recipe": recipe})
 
 
 def test_a_spec_from_python_trains_and_running_it_again_does_nothing(folder: Path, tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_options_of_conversions_are_refused_for_training(words: list[str], messa
 )
 def test_recipes_that_do_not_fit_together_are_refused(recipe: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        recipe_of(RecipeSpec.model_validate(recipe))
+        recipe_of(with_recipe(recipe))
 
 
 @pytest.mark.parametrize(
@@ -138,13 +141,13 @@ def test_mistakes_in_a_spec_are_answered_with_their_line(text: str, message: str
 
 
 def test_a_network_by_name_is_that_of_the_list() -> None:
-    assert recipe_of(RecipeSpec(network="f16")).network == PRESETS["f16"]
-    spec = RecipeSpec.model_validate(tiny().model_dump(mode="json"))
-    assert recipe_of(spec) == tiny()
+    assert recipe_of(with_recipe({"network": "f16"})).network == PRESETS["f16"]
+    assert recipe_of(with_recipe({})).network == PRESETS["f8"]
+    assert recipe_of(with_recipe(tiny().model_dump(mode="json"))) == tiny()
 
 
 def test_a_stored_recipe_is_one_that_can_be_given_again(folder: Path, tmp_path: Path) -> None:
     spec = job(folder, tmp_path / "out")
     train_tokenizer(spec, lambda text: None)
     stored = json.loads((tmp_path / "out" / "training" / "recipe.json").read_text())
-    assert recipe_of(RecipeSpec.model_validate(stored)) == recipe_of(spec.recipe)
+    assert recipe_of(with_recipe(stored)) == recipe_of(spec)

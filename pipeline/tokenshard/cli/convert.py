@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.cli.options import encoder_option, json_option, print_json, print_table, storage_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,6 +105,7 @@ def convert() -> None:
     show_default=True,
     help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), `default`, or a saved tokenizer's folder.",
 )
+@encoder_option
 @click.option(
     "--codec",
     type=click.Choice(["auto", "pack", "zstd", "context"]),
@@ -151,7 +152,7 @@ def images(src: str, out: str, **values: Any) -> None:
         source["max_pixels"] = values["max_pixels"]
     if values["unit_samples"]:
         fields["unit"] = {"samples": values["unit_samples"]}
-    fields |= {name: values[name] for name in ("tokenizer", "codec", "seed", "storage")}
+    fields |= {name: values[name] for name in ("tokenizer", "encoder", "codec", "seed", "storage")}
     run_and_print(build_job(ConvertImages, {"source": source, "output": out, **fields}), mode, **display)
 
 

@@ -1,4 +1,4 @@
-"""`tokenshard tokenizer`: train, evaluate and list tokenizers."""
+"""`tokenshard tokenizer`: train, import, evaluate and list tokenizers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.cli.checkpoint import import_
+from tokenshard.cli.options import encoder_option, json_option, print_json, print_table, storage_option
 from tokenshard.cli.training import train
 
 
 @click.group()
 def tokenizer() -> None:
-    """Train, evaluate and list tokenizers.
+    """Train, import, evaluate and list tokenizers.
 
     \b
     Example:
@@ -21,6 +22,7 @@ def tokenizer() -> None:
 
 
 tokenizer.add_command(train)
+tokenizer.add_command(import_)
 
 
 @tokenizer.command(name="eval")
@@ -29,6 +31,7 @@ tokenizer.add_command(train)
 @click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda (conv tokenizers).")
+@encoder_option
 @storage_option
 @json_option
 def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
@@ -43,7 +46,7 @@ def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
     """
     from tokenshard.report.tokenizer_quality import tokenizer_quality
 
-    images = _images(src, values)
+    images = _images((src,), values)
     quality = tokenizer_quality(_tokenizer(tokenizer, images, values), images)
     if as_json:
         print_json(quality.json())
@@ -92,18 +95,24 @@ def list_(as_json: bool) -> None:
     print_table([*rows, ("networks", ", ".join(PRESETS))])
 
 
-def _images(path: str, values: dict[str, Any]) -> list[Any]:
-    """The decoded images of a source; says how many could not be read."""
+def _images(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
+    """The decoded images of some sources; says how many could not be read."""
+    return [sample.data for sample in _samples(paths, values)]
+
+
+def _samples(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
     from tokenshard.spec.images import ImageSourceSpec
-    from tokenshard.training.images import read_images
+    from tokenshard.training.images import read_samples
 
     size = values["size"]
-    source = ImageSourceSpec(path=path, labels="none", size=size, fit="center-crop" if size else "keep")
-    return read_images((source,), values["storage"], lambda text: click.echo(text, err=True), values["most"])
+    fields = {"labels": "none", "size": size, "fit": "center-crop" if size else "keep"}
+    sources = [ImageSourceSpec.model_validate({"path": path, **fields}) for path in paths]
+    return read_samples(sources, values["storage"], lambda text: click.echo(text, err=True), values["most"])
 
 
 def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> Any:
     from tokenshard.tokenizers.conv import ConvVQ
+    from tokenshard.tokenizers.encoders import with_encoder
     from tokenshard.tokenizers.folder import load_tokenizer
     from tokenshard.tokenizers.packaged import saved_tokenizer
     from tokenshard.tokenizers.registry import KINDS, parse_tokenizer, trainable_class
@@ -111,5 +120,5 @@ def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> Any:
     if text.partition(":")[0] in KINDS:
         kind, options = parse_tokenizer(text)
         return trainable_class(kind).fit(images, 0, **options)
-    found = load_tokenizer(saved_tokenizer(text, values["storage"]))
+    found = with_encoder(load_tokenizer(saved_tokenizer(text, values["storage"])), values["encoder"])
     return found.on(values["device"]) if isinstance(found, ConvVQ) and values["device"] != "cpu" else found

@@ -15,7 +15,9 @@ from tokenshard.cli.options import json_option, print_json, print_table, storage
 @click.argument("src", nargs=-1, required=True)
 @click.argument("out")
 @click.option("--recipe", metavar="FILE", help="JSON recipe, as written to training/recipe.json; options change it.")
-@click.option("--network", help="f4, f8, f16, vqgan-f16, or a JSON file. [default: f8]")
+@click.option("--network", help="f4, f8, f16, patch-f8, vqgan-f16, or a JSON file. [default: f8]")
+@click.option("--encoder", metavar="NAME", help="Train around it: MODULE:FUNCTION or a transformers folder. It is run.")
+@click.option("--reweight", is_flag=True, help="Components of the encoder's features count by their variance.")
 @click.option("--quantizer", help="Name of the quantizer. [default: vq]")
 @click.option("--codes", "-k", type=click.IntRange(2, 1 << 16), help="Codebook size. [default: 1024]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Option of the quantizer. Repeatable.")
@@ -72,8 +74,12 @@ def train(src: tuple[str, ...], out: str, as_json: bool, **values: Any) -> None:
     source |= {"images": values["most"], "held_out": values["held_out"], "memory": round(values["memory_gb"] * 1e9)}
     engine = {name: values[name] for name in ("workers", "address", "gpus", "device", "max_minutes")}
     log = {name: values[name] for name in ("checkpoint_every", "validate_every", "tensorboard")}
+    around = None
+    if values["encoder"] is not None:
+        around = {"name": values["encoder"], "dim": values["dim"], "reweight": values["reweight"]}
     fields = {
         "recipe": _recipe(values),
+        "encoder": around,
         "lpips_weights": values["lpips_weights"],
         "engine": {**engine, "compile": values["compiled"]},
         "log": {**log, "every": values["log_every"]},
@@ -107,12 +113,12 @@ def _recipe(values: dict[str, Any]) -> dict[str, Any]:
     fields = {} if values["recipe"] is None else _json_file("--recipe", values["recipe"])
     names = ("quantizer", "crop", "batch", "steps", "lr", "warmup", "decoder_only", "precision", "stored", "seed")
     fields |= {name: values[name] for name in names if values[name] is not None}
-    if values["network"] in PRESETS or (values["network"] is None and "network" not in fields):
-        fields["network"] = values["network"] or "f8"
+    if values["network"] in PRESETS or (values["network"] is not None and values["encoder"] is not None):
+        fields["network"] = values["network"]
     elif values["network"] is not None:
         fields["network"] = _json_file("--network", values["network"], f"one of {', '.join(PRESETS)}, or ")
-    if values["dim"] is not None:
-        network = fields["network"]
+    if values["dim"] is not None and values["encoder"] is None:
+        network = fields.get("network") or "f8"
         described = PRESETS[network].model_dump(mode="json") if isinstance(network, str) else network
         fields["network"] = {**described, "dim": values["dim"]}
     if values["scale"] is not None:

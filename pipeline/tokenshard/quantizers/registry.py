@@ -20,8 +20,11 @@ QUANTIZERS = {
     "bsq": "tokenshard.quantizers.binary:BSQ",
 }
 """Those that can be trained."""
-STORED = {"lookup": "tokenshard.quantizers.lookup:Lookup"}
-"""Those that trained ones are stored as."""
+STORED = {
+    "lookup": "tokenshard.quantizers.lookup:Lookup",
+    "logits": "tokenshard.quantizers.logits:Logits",
+}
+"""Those that trained ones are stored as, here or by other programs."""
 
 
 def make_quantizer(name: str, **options: Any) -> Quantizer:

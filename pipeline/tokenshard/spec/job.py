@@ -20,7 +20,7 @@ from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.recipe import RecipeSpec
-from tokenshard.spec.train import TrainingEngineSpec, TrainingImagesSpec, TrainingLogSpec
+from tokenshard.spec.train import FrozenEncoderSpec, TrainingEngineSpec, TrainingImagesSpec, TrainingLogSpec
 
 Job = TypeVar("Job", bound="JobSpec")
 
@@ -110,6 +110,12 @@ class TokenizeJob(ConvertJob):
         min_length=1,
         description="`NAME:OPTIONS` trained on the input, `default`, or a saved folder",
     )
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`MODULE:FUNCTION`, or a transformers folder: the encoder of a tokenizer trained around one. Its "
+        "code is imported and run",
+    )
 
     def output_fields(self) -> dict[str, JsonValue]:
         return {**super().output_fields(), "tokenizer": self.tokenizer}
@@ -156,6 +162,7 @@ class TrainTokenizer(JobSpec):
     kind: Literal["train-tokenizer"] = "train-tokenizer"
     source: TrainingImagesSpec
     recipe: RecipeSpec = RecipeSpec()
+    encoder: FrozenEncoderSpec | None = None
     lpips_weights: str | None = Field(
         default=None, description="safetensors or .pth file with VGG16 and the linear layers of LPIPS, for losses.lpips"
     )

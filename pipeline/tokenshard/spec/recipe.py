@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -71,10 +71,8 @@ class RecipeFields(Document):
 class RecipeSpec(RecipeFields):
     """A recipe as users write it down: the network is a name or the fields of a description, looked at in training."""
 
-    network: str | dict[str, JsonValue] = Field(
-        default="f8", description="a name of `tokenshard tokenizer list`, or the fields of a network"
+    network: str | dict[str, JsonValue] | None = Field(
+        default=None,
+        description="a name of `tokenshard tokenizer list`, or the fields of a network; default: f8, or with an "
+        "encoder given the one whose decoder fits it",
     )
-
-    def changed(self, **fields: Any) -> RecipeSpec:
-        """The recipe with other values; raises pydantic's ValidationError."""
-        return RecipeSpec.model_validate({**self.model_dump(mode="json"), **fields})

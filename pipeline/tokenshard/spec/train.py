@@ -26,6 +26,16 @@ class TrainingImagesSpec(ImageSourceSpec):
         return tuple(ImageSourceSpec.model_validate({**own, "path": path}) for path in (self.path, *self.also))
 
 
+class FrozenEncoderSpec(Document):
+    """An encoder that others trained; only quantizer and decoder are learned around it."""
+
+    name: str = Field(
+        min_length=1, description="`MODULE:FUNCTION`, or a transformers folder. Its code is imported and run"
+    )
+    dim: int | None = Field(default=None, ge=1, description="components of its features that are kept; default: all")
+    reweight: bool = Field(default=False, description="components count in proportion to their variance")
+
+
 class TrainingEngineSpec(Document):
     """Where and how wide a training runs. Results differ between numbers of workers in the order of sums only."""
 

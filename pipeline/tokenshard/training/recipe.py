@@ -8,8 +8,10 @@ from pydantic import field_validator, model_validator
 
 from tokenshard.spec.recipe import RecipeFields
 from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
+from tokenshard.tokenizers.networks import Network
+from tokenshard.tokenizers.patch_network import PatchLocalConfig
 
-PRESETS: dict[str, NetworkConfig] = {
+PRESETS: dict[str, NetworkConfig | PatchLocalConfig] = {
     "f8": NetworkConfig(
         dim=16,
         encoder=StackConfig(stem=4, channels=(64, 128), blocks=(1, 2)),
@@ -25,6 +27,14 @@ PRESETS: dict[str, NetworkConfig] = {
         encoder=StackConfig(stem=2, channels=(48, 96), blocks=(1, 2)),
         decoder=StackConfig(stem=1, channels=(32, 64, 96), blocks=(1, 2, 3)),
     ),
+    "patch-f8": PatchLocalConfig(
+        architecture="patch-local",
+        patch=8,
+        width=256,
+        blocks=2,
+        dim=16,
+        decoder=StackConfig(stem=2, channels=(32, 64, 128), blocks=(2, 3, 4)),
+    ),
     "vqgan-f16": NetworkConfig(
         dim=256,
         norm="group",
@@ -32,13 +42,14 @@ PRESETS: dict[str, NetworkConfig] = {
         decoder=StackConfig(channels=(128, 128, 256, 256, 512), blocks=(3, 3, 3, 3, 3), middle=2, attention=True),
     ),
 }
-"""Networks by name: small ones that a CPU encodes at tens of images a second, and VQGAN's (72 M weights)."""
+"""Networks by name: small ones that a CPU encodes at tens of images a second (`patch-f8` patch by patch), and VQGAN's
+(72 M weights)."""
 
 
 class TokenizerRecipe(RecipeFields):
     """A training run. Equal recipes on equal images give equal weights on the CPU."""
 
-    network: NetworkConfig = PRESETS["f8"]
+    network: Network = PRESETS["f8"]
 
     @field_validator("network", mode="before")
     @classmethod

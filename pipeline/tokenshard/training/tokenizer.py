@@ -47,7 +47,8 @@ ADVICE = "few codes are used; try a lower lr, another quantizer, or balance=0.3 
 class TokenizerTraining:
     """One run: a network on a device, with its optimizer, averages and metrics. Resumes what ``output`` holds of it.
 
-    pool: images to train on; held_out: images for validation, never trained on; lpips: for ``recipe.losses.lpips``
+    pool: images to train on; held_out: images for validation, never trained on; lpips: for ``recipe.losses.lpips``;
+    prepare: is given the network before anything else, to put into it what is not trained
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TokenizerTraining:
         compiled: bool = False,
         lpips: Lpips | None = None,
         tensorboard: bool = False,
+        prepare: Callable[[AutoEncoder], None] = lambda _: None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.recipe, self.output, self.device, self._say = recipe, output, torch.device(device), say
@@ -70,6 +72,7 @@ class TokenizerTraining:
         self.pool, self.held_out = pool.to(device), held_out.to(device)
         torch.manual_seed(recipe.seed)
         self.network = AutoEncoder(recipe.network).to(self.device)
+        prepare(self.network)
         options = {"dim": recipe.network.dim, "seed": recipe.seed, **recipe.quantizer_options}
         self.quantizer = trainable_quantizer(recipe.quantizer, **options).to(self.device)
         if self.device.type != "cpu":
