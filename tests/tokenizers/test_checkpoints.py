@@ -32,6 +32,7 @@ from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.folder import load_tokenizer, save_tokenizer
 from tokenshard.tokenizers.weights import weights_sha256, weights_to_bytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Checkpoint = made.Checkpoint
 
 
@@ -448,7 +449,20 @@ def test_an_imported_one_converts_shows_and_evaluates(tmp_path: Path, photo_fold
     facts = json.loads(run("tokenizer", "import", path, out, "--json"))
     assert facts["layout"] == "maskgit"
     assert facts["downsample"] == [4, 4]
-    run("convert", "images", str(photo_folder), tokens, "--tokenizer", out, "--engine", "local", "--codec", "pack")
+    run(
+        "convert",
+        "images",
+        str(photo_folder),
+        tokens,
+        "--tokenizer",
+        out,
+        "--engine",
+        "local",
+        "--workers",
+        "0",
+        "--codec",
+        "pack",
+    )
     dataset = ts.open(tokens)
     assert dataset.manifest.tokenizer.fingerprint == facts["fingerprint"]
     assert dataset.tokenizer.decode(np.asarray(dataset[0]["codes"])[None, None]).shape[1:] == (64, 64, 3)

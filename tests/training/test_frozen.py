@@ -30,6 +30,7 @@ from tokenshard.training.frozen import preparation
 from tokenshard.training.recipe import TokenizerRecipe
 from tokenshard.training.tokenizer import TokenizerTraining
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "some_encoders:vit"
 DECODER = StackConfig(stem=8, channels=(16,), blocks=(1,))
 

@@ -29,6 +29,7 @@ from tokenshard.training.metrics import code_statistics
 from tokenshard.training.recipe import Losses, TokenizerRecipe
 from tokenshard.training.tokenizer import TokenizerTraining, learning_rate, reconstruction_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = NetworkConfig(
     dim=4,
     encoder=StackConfig(stem=4, channels=(16,), blocks=(1,)),
