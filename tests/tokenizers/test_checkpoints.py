@@ -6,6 +6,8 @@ import argparse
 import collections
 import json
 import os
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,9 @@ from tokenshard.store import Store
 from tokenshard.tokenizers.checkpoints.load import import_checkpoint
 from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.folder import load_tokenizer, save_tokenizer
-from tokenshard.tokenizers.weights import weights_to_bytes
+from tokenshard.tokenizers.weights import weights_sha256, weights_to_bytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Checkpoint = made.Checkpoint
 
 
@@ -256,6 +259,28 @@ def content(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
     return tuple(tensor.shape), tensor.float().numpy().tobytes()
 
 
+def test_a_tampered_folder_of_an_imported_one_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(imported(tmp_path, made.mage()), Store(tmp_path), "tok")
+    weights, description = tmp_path / "tok" / "model.safetensors", tmp_path / "tok" / "tokenizer.json"
+    kept, name = weights.read_bytes(), "encoder.levels.0.blocks.0.conv1.weight"
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(FormatError, match="SHA-256"):
+        load_tokenizer(Store(tmp_path), "tok")
+    for value, message in (
+        (torch.zeros(32, 32, 1, 1), r"expected float32 \[32, 32, 3, 3\]"),
+        (None, "the weights lack"),
+    ):
+        tensors = safetensors.torch.load(kept)
+        del tensors[name]
+        if value is not None:
+            tensors[name] = value
+        weights.write_bytes(safetensors.torch.save(tensors))
+        spec = {**json.loads(description.read_text()), "weights_sha256": weights_sha256(weights.read_bytes())}
+        description.write_text(json.dumps(spec))
+        with pytest.raises(FormatError, match=message):
+            load_tokenizer(Store(tmp_path), "tok")
+
+
 Change = Callable[[dict[str, Tensor]], object]
 
 
@@ -327,6 +352,23 @@ def test_arguments_that_trainers_store_do_no_harm(tmp_path: Path) -> None:
     assert import_checkpoint(path).layout == "llamagen"
 
 
+def test_callbacks_that_lightning_stores_are_left_out_without_lightning(tmp_path: Path) -> None:
+    module = types.ModuleType("pytorch_lightning.callbacks")
+    checkpointing = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    attributes = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.__dict__.update(ModelCheckpoint=checkpointing, AttributeDict=attributes)
+    names = {"pytorch_lightning": types.ModuleType("pytorch_lightning"), module.__name__: module}
+    sys.modules.update(names)
+    try:
+        state = {"state_dict": made.taming().state, "callbacks": {checkpointing: {"best": 0.1}}}
+        path = saved(tmp_path, {**state, "hyper_parameters": attributes(lr=1e-4)}, "last.ckpt")
+    finally:
+        for name in names:
+            del sys.modules[name]
+    assert import_checkpoint(path).layout == "taming"
+    assert "pytorch_lightning" not in sys.modules
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x02}q\x00.", b"{}"])
 def test_files_that_are_no_checkpoints_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(content)
@@ -373,6 +415,27 @@ def test_a_folder_or_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None
         import_checkpoint(str(tmp_path / "folder"))
 
 
+def test_images_of_any_size_come_back_in_their_size(tmp_path: Path) -> None:
+    tokenizer = imported(tmp_path, made.llamagen())
+    for height, width in np.random.default_rng(0).integers(17, 80, (4, 2)).tolist():
+        image = np.random.default_rng(1).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+        ids = tokenizer.encode(image)
+        assert ids.shape == (1, 1, -(-height // 2), -(-width // 2))
+        assert tokenizer.decode(ids, (height, width)).shape == image.shape
+
+
+def test_codebooks_of_more_than_65_536_codes_make_wider_ids(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
+    checkpoint = made.taming(mult=(1, 1), codes=1 << 17)
+    tokenizer = imported(tmp_path, checkpoint)
+    ids = tokenizer.encode(crops[:2])
+    assert ids.dtype == np.int32
+    assert ids.max() >= 1 << 16
+    assert (tokenizer.decode(ids) == tokenizer.decode(ids.astype(np.int64))).all()
+    pixels = torch.from_numpy(crops[:2]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        assert (nearest(checkpoint.encode(pixels), checkpoint.codebook).numpy() == ids[:, 0]).mean() > 0.99
+
+
 def test_an_imported_one_converts_shows_and_evaluates(tmp_path: Path, photo_folder: Path) -> None:
     path = saved(tmp_path, made.mage().state, "vqgan.pt")
     out, tokens = str(tmp_path / "tok"), str(tmp_path / "tokens")
@@ -386,7 +449,20 @@ def test_an_imported_one_converts_shows_and_evaluates(tmp_path: Path, photo_fold
     facts = json.loads(run("tokenizer", "import", path, out, "--json"))
     assert facts["layout"] == "maskgit"
     assert facts["downsample"] == [4, 4]
-    run("convert", "images", str(photo_folder), tokens, "--tokenizer", out, "--engine", "local", "--codec", "pack")
+    run(
+        "convert",
+        "images",
+        str(photo_folder),
+        tokens,
+        "--tokenizer",
+        out,
+        "--engine",
+        "local",
+        "--workers",
+        "0",
+        "--codec",
+        "pack",
+    )
     dataset = ts.open(tokens)
     assert dataset.manifest.tokenizer.fingerprint == facts["fingerprint"]
     assert dataset.tokenizer.decode(np.asarray(dataset[0]["codes"])[None, None]).shape[1:] == (64, 64, 3)

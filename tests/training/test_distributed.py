@@ -24,7 +24,7 @@ from training.small import photos, tiny, training
 from training.workers import CASES, STEPS, recipe, steps, weights
 
 TESTS = Path(__file__).parents[1]
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 
 def environments(count: int) -> list[dict[str, str]]:

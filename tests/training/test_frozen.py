@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,9 @@ from tokenshard.training.frozen import preparation
 from tokenshard.training.recipe import TokenizerRecipe
 from tokenshard.training.tokenizer import TokenizerTraining
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "some_encoders:vit"
 DECODER = StackConfig(stem=8, channels=(16,), blocks=(1,))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small tensors gain nothing from threads, and lose much where other work runs beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tokenshard.training.job import Training, recipe_of, train_tokenizer
 from tokenshard.training.recipe import PRESETS
 from training.small import TINY, photos, tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"network": TINY.model_dump(mode="json"), "quantizer_options": {"size": 32}, "crop": 32, "batch": 4, "steps": 6}
 
 

@@ -21,6 +21,7 @@ from tokenshard.training.crops import PixelPool
 from tokenshard.training.perceptual import LAYERS, PLACES, Lpips, load_lpips
 from training.small import photos, tiny, training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Pools = tuple[PixelPool, PixelPool]
 
 

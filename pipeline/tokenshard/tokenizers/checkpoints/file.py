@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -43,11 +44,10 @@ class Checkpoint(NamedTuple):
     sha256: str
 
 
-class _LeftOut(dict[Any, Any]):
+class _LeftOut:
     """Stands for an object that is not needed."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __setstate__(self, _: Any) -> None: ...
 
@@ -116,7 +116,8 @@ def _content(data: bytes) -> Any:
                 f"is a pickle that runs code ({', '.join(code[:3])}), which is never done; where you trust the file, "
                 "load it in Python and save its state dict as safetensors"
             )
-        with torch.serialization.safe_globals([(_LeftOut, name) for name in asked]):
+        stand_ins: list[Any] = [(OrderedDict if name.endswith("Dict") else _LeftOut, name) for name in asked]
+        with torch.serialization.safe_globals(stand_ins):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"not a PyTorch checkpoint of tensors ({str(error).splitlines()[0][:200]})") from error
