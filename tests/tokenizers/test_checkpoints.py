@@ -172,6 +172,8 @@ def test_gumbel_codes_are_the_largest_logits(tmp_path: Path, crops: NDArray[np.u
     checkpoint.state["quantize.embed.weight"] = codes
     weight, bias = torch.randn(64, 8, 1, 1), torch.randn(64)
     checkpoint.state.update({"quantize.proj.weight": weight, "quantize.proj.bias": bias})
+    averages = {f"model_ema.{name.replace('.', '')}": tensor.clone() for name, tensor in checkpoint.state.items()}
+    checkpoint.state.update(averages)
     tokenizer = imported(tmp_path, checkpoint)
 
     def choose(z: Tensor, _: Tensor) -> Tensor:
@@ -215,6 +217,8 @@ def test_averages_of_llamagen_stand_beside_the_weights(tmp_path: Path) -> None:
     plain = saved(tmp_path, checkpoint.state, "plain.safetensors")
     averaged, expected = import_checkpoint(path), import_checkpoint(plain)
     assert averaged.averaged
+    with pytest.raises(SpecError, match="no moving averages"):
+        import_checkpoint(plain, weights="ema")
     assert averaged.tokenizer.spec.weights_sha256 == expected.tokenizer.spec.weights_sha256
     assert (
         import_checkpoint(path, weights="raw").tokenizer.spec.weights_sha256 != expected.tokenizer.spec.weights_sha256
