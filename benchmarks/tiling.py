@@ -62,7 +62,8 @@ def peak() -> float:
 
 
 def measure(name: str, side: int) -> dict[str, Any]:
-    """One row."""
+    """One row, on one thread."""
+    torch.set_num_threads(1)
     image = picture(side)
     tokenizer = patch_local(image) if name == "patch-f8" else load_tokenizer(saved_tokenizer("default"))
     tokenizer.decode(tokenizer.encode(image[None, :64, :64]))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from integration.command import command_line
 from tokenshard.api import load_job
@@ -61,8 +62,13 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
 
     run("convert", "images", "photos/", "tokens/", "--quiet")
     np.save(place / "codes.npy", np.arange(2048, dtype=np.int16).reshape(8, 16, 16) % 1024)
-    sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy"}
+    sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy", "train-tokenizer": "photos/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)
+        if job.kind.startswith("train-"):
+            fields = yaml.safe_load(spec.read_text(encoding="utf-8"))
+            fields["recipe"] |= {"steps": 3, "batch": 2, "crop": 32}
+            spec = place / spec.name
+            spec.write_text(yaml.safe_dump(fields), encoding="utf-8")
         words = ["run", str(spec), "--source", sources[job.kind], "--output", str(place / "out" / spec.stem), "--quiet"]
-        assert "samples" in run(*words)
+        assert "fingerprint" in run(*words)

@@ -32,6 +32,7 @@ from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.folder import load_tokenizer, save_tokenizer
 from tokenshard.tokenizers.weights import weights_sha256, weights_to_bytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Checkpoint = made.Checkpoint
 
 
@@ -171,6 +172,8 @@ def test_gumbel_codes_are_the_largest_logits(tmp_path: Path, crops: NDArray[np.u
     checkpoint.state["quantize.embed.weight"] = codes
     weight, bias = torch.randn(64, 8, 1, 1), torch.randn(64)
     checkpoint.state.update({"quantize.proj.weight": weight, "quantize.proj.bias": bias})
+    averages = {f"model_ema.{name.replace('.', '')}": tensor.clone() for name, tensor in checkpoint.state.items()}
+    checkpoint.state.update(averages)
     tokenizer = imported(tmp_path, checkpoint)
 
     def choose(z: Tensor, _: Tensor) -> Tensor:
@@ -214,6 +217,8 @@ def test_averages_of_llamagen_stand_beside_the_weights(tmp_path: Path) -> None:
     plain = saved(tmp_path, checkpoint.state, "plain.safetensors")
     averaged, expected = import_checkpoint(path), import_checkpoint(plain)
     assert averaged.averaged
+    with pytest.raises(SpecError, match="no moving averages"):
+        import_checkpoint(plain, weights="ema")
     assert averaged.tokenizer.spec.weights_sha256 == expected.tokenizer.spec.weights_sha256
     assert (
         import_checkpoint(path, weights="raw").tokenizer.spec.weights_sha256 != expected.tokenizer.spec.weights_sha256
@@ -448,7 +453,20 @@ def test_an_imported_one_converts_shows_and_evaluates(tmp_path: Path, photo_fold
     facts = json.loads(run("tokenizer", "import", path, out, "--json"))
     assert facts["layout"] == "maskgit"
     assert facts["downsample"] == [4, 4]
-    run("convert", "images", str(photo_folder), tokens, "--tokenizer", out, "--engine", "local", "--codec", "pack")
+    run(
+        "convert",
+        "images",
+        str(photo_folder),
+        tokens,
+        "--tokenizer",
+        out,
+        "--engine",
+        "local",
+        "--workers",
+        "0",
+        "--codec",
+        "pack",
+    )
     dataset = ts.open(tokens)
     assert dataset.manifest.tokenizer.fingerprint == facts["fingerprint"]
     assert dataset.tokenizer.decode(np.asarray(dataset[0]["codes"])[None, None]).shape[1:] == (64, 64, 3)

@@ -19,6 +19,7 @@ import some_encoders
 import tokenshard as ts
 from tokenshard.cli.main import cli
 from tokenshard.errors import FormatError, SpecError
+from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import StackConfig
@@ -30,6 +31,7 @@ from tokenshard.training.frozen import preparation
 from tokenshard.training.recipe import TokenizerRecipe
 from tokenshard.training.tokenizer import TokenizerTraining
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "some_encoders:vit"
 DECODER = StackConfig(stem=8, channels=(16,), blocks=(1,))
 
@@ -83,7 +85,7 @@ def test_the_encoder_stays_as_it_is_and_decoder_and_codes_learn(pools: Any, tmp_
 def test_a_run_that_stops_goes_on_to_the_same_weights(run: tuple[Path, ConvVQ], pools: Any, tmp_path: Path) -> None:
     encoder = some_encoders.vit()
     first = training(encoder, recipe(encoder), pools, tmp_path)
-    assert first.run(max_seconds=0, log_every=1) is None
+    assert first.run(TrainingLogSpec(every=1), max_seconds=0) is None
     second = training(encoder, recipe(encoder), pools, tmp_path).run()
     assert second is not None
     assert second.spec.fingerprint == run[1].spec.fingerprint

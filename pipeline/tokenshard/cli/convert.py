@@ -57,13 +57,12 @@ def split_options(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def run_and_print(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
-    from tokenshard.api import run as run_job
-    from tokenshard.engine.convert import Mode
+    from tokenshard.engine.convert import Mode, run_conversion
     from tokenshard.engine.progress import Progress
     from tokenshard.readable import readable_bytes
 
     with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout, which belongs to the result
-        result = run_job(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
+        result = run_conversion(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
     if as_json:
         print_json(result.json())
         return
@@ -175,7 +174,9 @@ def _with_fields(spec: Any, fields: dict[str, Any]) -> Any:
     data = spec.model_dump(mode="json")
     for name, value in fields.items():
         if isinstance(value, dict):
-            data[name] = {**data[name], **{field: v for field, v in value.items() if v is not None}}
+            given = {field: v for field, v in value.items() if v is not None}
+            if given:
+                data[name] = {**data.get(name, {}), **given}
         else:
             data[name] = value
     return build_job(type(spec), data)
@@ -193,15 +194,24 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
     Example:
       tokenshard run jobs/convert-images.yaml
       tokenshard run jobs/convert-images.yaml --source photos/ --output tokens/
+      tokenshard run jobs/train-tokenizer.yaml --workers 2
     """
     from tokenshard.api import load_job
+    from tokenshard.cli.training import train_and_print
+    from tokenshard.spec.job import ConvertJob
 
     fields, mode, display = split_options(values)
     if output:
         fields["output"] = output
     if source:
         fields["source"] = {"path": source}
-    run_and_print(_with_fields(load_job(job), fields), mode, **display)
+    spec = _with_fields(load_job(job), fields)
+    if isinstance(spec, ConvertJob):
+        run_and_print(spec, mode, **display)
+    elif mode["append"] or mode["overwrite"] or mode["dry_run"] or not mode["resume"]:
+        raise click.UsageError(f"a {spec.kind} job has no --append, --overwrite, --dry-run or --no-resume")
+    else:
+        train_and_print(spec, **display)
 
 
 @click.command()

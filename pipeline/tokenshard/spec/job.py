@@ -9,16 +9,20 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Hashable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from tokenshard.errors import SpecError
 from tokenshard.spec.base import Document, SourceSpec, digest
 from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
+from tokenshard.spec.recipe import RecipeSpec
+from tokenshard.spec.train import FrozenEncoderSpec, TrainingEngineSpec, TrainingImagesSpec, TrainingLogSpec
+
+Job = TypeVar("Job", bound="JobSpec")
 
 
 class UnitSpec(Document):
@@ -67,19 +71,19 @@ class JobSpec(Document):
 
     kind: str
     version: Literal[1] = 1
-    output: str = Field(min_length=1, description="folder or URL of the dataset")
+    source: SourceSpec
+    output: str = Field(min_length=1, description="folder or URL of the result")
     storage: dict[str, JsonValue] = Field(
         default_factory=dict, description="fsspec options, e.g. endpoint_url; no secrets"
     )
-    seed: int = Field(default=0, ge=0, lt=1 << 32)
-    engine: EngineSpec = EngineSpec()
-    retry: RetrySpec = RetrySpec()
 
 
 class ConvertJob(JobSpec):
     """Inputs in, committed token shards out. The model behind every kind of job that writes a dataset."""
 
-    source: SourceSpec
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    engine: EngineSpec = EngineSpec()
+    retry: RetrySpec = RetrySpec()
     codec: Literal["auto", "pack", "zstd", "context"] = "auto"
     unit: UnitSpec = UnitSpec()
     pilot: PilotSpec = PilotSpec()
@@ -152,10 +156,31 @@ class Import(CodesJob):
         return digest({**fields, "source": source, "tokenizer": tokenizer})
 
 
+class TrainTokenizer(JobSpec):
+    """`train-tokenizer`: raw images in, a tokenizer out."""
+
+    kind: Literal["train-tokenizer"] = "train-tokenizer"
+    source: TrainingImagesSpec
+    recipe: RecipeSpec = RecipeSpec()
+    encoder: FrozenEncoderSpec | None = None
+    lpips_weights: str | None = Field(
+        default=None, description="safetensors or .pth file with VGG16 and the linear layers of LPIPS, for losses.lpips"
+    )
+    engine: TrainingEngineSpec = TrainingEngineSpec()
+    log: TrainingLogSpec = TrainingLogSpec()
+
+    @model_validator(mode="after")
+    def _lpips_has_weights(self) -> Self:
+        if self.recipe.losses.lpips and self.lpips_weights is None:
+            raise ValueError("recipe.losses.lpips needs lpips_weights: a local file, see docs/tokenizers.md")
+        return self
+
+
 JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
     "transcode": Transcode,
     "import": Import,
+    "train-tokenizer": TrainTokenizer,
 }
 """Every kind of job; a new one is a model and a line here."""
 
@@ -208,7 +233,7 @@ def parse_job(text: str, name: str = "job spec") -> JobSpec:
         raise SpecError(_explain(error, name, node, model, data)) from error
 
 
-def build_job(model: type[JobSpec], data: dict[str, Any]) -> JobSpec:
+def build_job(model: type[Job], data: dict[str, Any]) -> Job:
     """A job spec from Python or command-line values, with the same one-line errors."""
     try:
         return model.model_validate(data)

@@ -41,7 +41,7 @@ TILE = 1024
 """Side of a tile in pixels, without its halo."""
 MAX_WHOLE_PIXELS = 1 << 22
 """Largest image for a network that sees all of it at once."""
-CANVAS = 16
+CANVAS = 32
 """Patches along each side of the square in which a patch-local encoder gets them: always the same shape, so that the
 arithmetic is always the same."""
 

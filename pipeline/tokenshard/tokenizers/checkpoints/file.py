@@ -71,6 +71,8 @@ def read_checkpoint(store: Store, name: str, weights: Weights = "auto", prefix: 
         state, averages = _chosen(_content(data), weights)
         tensors = _part(state, prefix)
         tensors, averaged, has_averages = _averages_put_in(tensors, weights)
+        if weights == "ema" and not (averaged or averages):
+            raise SpecError("holds no moving averages of its weights; leave --weights out")
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from error
     except SpecError as error:

@@ -62,7 +62,7 @@ def import_checkpoint(
     try:
         tensors = _mapped(entry.layout, checkpoint.tensors)
         network = inferred_network(entry.layout, tensors, settings)
-        if search is None and entry.layout.name == "taming":
+        if search is None and entry.layout.name == "taming" and "logits.weight" not in tensors:
             _sure_of_search(checkpoint, network.encoder.blocks[0])
         quantizer = _quantizer(tensors, search or entry.layout.search)
         with torch.device("meta"):
