@@ -19,6 +19,17 @@ from tokenshard.spec.base import Document, SourceSpec, digest
 from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
+from tokenshard.spec.training import (
+    MTM_AUGMENT,
+    AugmentSpec,
+    DecoderSpec,
+    LearningEngineSpec,
+    LearningLogSpec,
+    MaskSpec,
+    ModelSpec,
+    OptimizerSpec,
+    TokensSpec,
+)
 
 
 class UnitSpec(Document):
@@ -67,19 +78,19 @@ class JobSpec(Document):
 
     kind: str
     version: Literal[1] = 1
-    output: str = Field(min_length=1, description="folder or URL of the dataset")
+    source: SourceSpec
+    output: str = Field(min_length=1, description="folder or URL of the result")
     storage: dict[str, JsonValue] = Field(
         default_factory=dict, description="fsspec options, e.g. endpoint_url; no secrets"
     )
-    seed: int = Field(default=0, ge=0, lt=1 << 32)
-    engine: EngineSpec = EngineSpec()
-    retry: RetrySpec = RetrySpec()
 
 
 class ConvertJob(JobSpec):
     """Inputs in, committed token shards out. The model behind every kind of job that writes a dataset."""
 
-    source: SourceSpec
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    engine: EngineSpec = EngineSpec()
+    retry: RetrySpec = RetrySpec()
     codec: Literal["auto", "pack", "zstd", "context"] = "auto"
     unit: UnitSpec = UnitSpec()
     pilot: PilotSpec = PilotSpec()
@@ -146,10 +157,55 @@ class Import(CodesJob):
         return digest({**fields, "source": source, "tokenizer": tokenizer})
 
 
+class LearnJob(JobSpec):
+    """Token shards in, a model out. The model behind the kinds of job that train on tokens."""
+
+    source: TokensSpec
+    model: ModelSpec = ModelSpec()
+    augment: AugmentSpec = AugmentSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    batch: int = Field(default=256, ge=1, description="samples a step")
+    epochs: float = Field(default=100, gt=0, description="passes over the samples")
+    steps: int | None = Field(default=None, ge=1, description="instead of epochs")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: mixed precision")
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    engine: LearningEngineSpec = LearningEngineSpec()
+    log: LearningLogSpec = LearningLogSpec()
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        """The fields that decide the weights: all but the places, the engine and what is logged when."""
+        fields = self.model_dump(mode="json", exclude={"output", "storage", "engine", "log"})
+        return {**fields, "source": self.source.model_dump(mode="json", exclude={"path", "val", "val_where"})}
+
+
+class TrainClassifier(LearnJob):
+    """`train-classifier`: a vision transformer on tokens that tells classes apart."""
+
+    kind: Literal["train-classifier"] = "train-classifier"
+    label: str = Field(default="label", min_length=1, description="column with whole numbers from 0")
+    classes: int | None = Field(default=None, ge=2, description="default: the names of the column, else its values")
+    smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the labels")
+    start: str | None = Field(default=None, description="folder of a trained model whose encoder is where this begins")
+
+
+class TrainMtm(LearnJob):
+    """`train-mtm`: masked token modeling, to be fine-tuned or to draw samples."""
+
+    kind: Literal["train-mtm"] = "train-mtm"
+    model: ModelSpec = ModelSpec(stem="patch")
+    augment: AugmentSpec = MTM_AUGMENT
+    mask: MaskSpec = MaskSpec()
+    decoder: DecoderSpec = DecoderSpec()
+    optimizer: OptimizerSpec = OptimizerSpec(lr=1e-3, betas=(0.9, 0.95))
+    samples: int = Field(default=8, ge=0, le=256, description="images drawn by the model at each validation")
+
+
 JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
     "transcode": Transcode,
     "import": Import,
+    "train-classifier": TrainClassifier,
+    "train-mtm": TrainMtm,
 }
 """Every kind of job; a new one is a model and a line here."""
 
