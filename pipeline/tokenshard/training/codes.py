@@ -18,6 +18,9 @@ from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.folder import tokenizer_from
 from tokenshard.tokenizers.patch import PatchTokenizer
 
+MOST_CHANNELS = 32
+"""Of code vectors, as in SeiT. Wider ones, as pixels of patches are, cost memory and time on the device, and the axes
+that fall away carry little."""
 UNIGRAM_IDS = 2_000_000
 """Ids that the unigram entropy is measured on."""
 
@@ -45,7 +48,9 @@ def code_space(dataset: Dataset, crop: tuple[int, int] | None = None) -> CodeSpa
     if grid is None:
         raise SpecError(f"{where}: samples have token grids of their own; give --crop ROWSxCOLUMNS, or convert --size")
     alphabets = tuple(level.alphabet for level in code.levels)
-    return CodeSpace(alphabets, (grid[0], grid[1]), _codebooks(dataset, alphabets), dataset.manifest.tokenizer.fingerprint)
+    return CodeSpace(
+        alphabets, (grid[0], grid[1]), _codebooks(dataset, alphabets), dataset.manifest.tokenizer.fingerprint
+    )
 
 
 def check_same_tokenizer(train: Dataset, val: Dataset) -> None:
@@ -89,10 +94,21 @@ def _codebooks(dataset: Dataset, alphabets: tuple[int, ...]) -> tuple[Tensor, ..
 
 
 def standardised(codebooks: list[Tensor]) -> tuple[Tensor, ...]:
-    """Codebooks [K, d] moved to mean 0 by level, and scaled together so that the first has unit variance."""
+    """Codebooks [K, d] moved to mean 0 by level, and scaled together so that the first has unit variance; of more than
+    32 channels the principal ones."""
     centred = [book - book.mean(0) for book in codebooks]
+    if centred[0].shape[1] > MOST_CHANNELS:
+        centred = _principal(centred)
     scale = centred[0].square().mean().sqrt().clamp_min(1e-12)
     return tuple(book / scale for book in centred)
+
+
+def _principal(codebooks: list[Tensor]) -> list[Tensor]:
+    """Codebooks [K, d] turned to the principal axes of all codes, of which the first ones stay."""
+    joined = torch.cat(codebooks).double()
+    axes = torch.linalg.eigh(joined.T @ joined).eigenvectors.flip(1)[:, :MOST_CHANNELS]
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return [(book.double() @ (axes * largest.sign())).float() for book in codebooks]
 
 
 def unigram_entropy(dataset: Dataset, most: int = UNIGRAM_IDS) -> float:
@@ -158,7 +174,9 @@ def check_same_classes(mine: Labels, where: str, val: Dataset) -> None:
     """Raises SpecError where the labels of ``val`` are not those that ``where`` has."""
     other = read_labels(val, mine.column, mine.classes)
     if mine.names and other.names and mine.names != other.names:
-        wrong = next(place for place, names in enumerate(zip(mine.names, other.names, strict=True)) if len({*names}) > 1)
+        wrong = next(
+            place for place, names in enumerate(zip(mine.names, other.names, strict=True)) if len({*names}) > 1
+        )
         raise SpecError(
             f"{val.store.root}: class {wrong} is {other.names[wrong]!r}, in {where} it is {mine.names[wrong]!r}; "
             "convert both from folders of the same names"

@@ -30,9 +30,7 @@ def synonym_table(codebook: Tensor, neighbours: int) -> Tensor:
     return torch.cat(found)
 
 
-def replace_by_synonyms(
-    ids: Tensor, tables: Sequence[Tensor], share: float, chosen: Tensor, draws: Draws
-) -> Tensor:
+def replace_by_synonyms(ids: Tensor, tables: Sequence[Tensor], share: float, chosen: Tensor, draws: Draws) -> Tensor:
     """Ids [B, L, H, W] where a ``share`` of those of the ``chosen`` [B] samples is another code of their table."""
     planes = []
     for level, table in enumerate(tables):

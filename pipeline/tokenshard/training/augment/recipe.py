@@ -34,7 +34,9 @@ class Augmentation(nn.Module):
         self.spec, self.grid = spec, grid
         self.levels = len(codebooks) if spec.synonyms else 0
         for level in range(self.levels):
-            self.register_buffer(f"synonyms_{level}", synonym_table(codebooks[level], spec.neighbours), persistent=False)
+            self.register_buffer(
+                f"synonyms_{level}", synonym_table(codebooks[level], spec.neighbours), persistent=False
+            )
 
     def ids(self, ids: Tensor, draws: Draws) -> Tensor:
         """Token-EDA: a sample gets synonyms, or a swap, or nothing."""

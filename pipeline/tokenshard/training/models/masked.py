@@ -56,13 +56,14 @@ class MaskedModel(nn.Module):
         self.shown = nn.Parameter(torch.zeros(levels + 1, config.encoder.width))
         self.enter = nn.Sequential(nn.LayerNorm(config.encoder.width, EPS), nn.Linear(config.encoder.width, width))
         self.register_buffer("positions", positions_2d(*config.encoder.positions, width), persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(width, width // 32, config.encoder.dropout, 0.0) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, width // 32, config.encoder.dropout, 0.0) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, EPS)
         codes = config.encoder.stride**2
         self.leave = nn.Sequential(
-            nn.Linear(width, codes * FEATURES), nn.Unflatten(-1, (codes, FEATURES)), nn.GELU(), nn.LayerNorm(FEATURES, EPS)
+            nn.Linear(width, codes * FEATURES),
+            nn.Unflatten(-1, (codes, FEATURES)),
+            nn.GELU(),
+            nn.LayerNorm(FEATURES, EPS),
         )
         initialise(self.enter), initialise(self.blocks), initialise(self.norm), initialise(self.leave)
         nn.init.normal_(self.shown, std=0.02)
@@ -136,7 +137,9 @@ class MaskedModel(nn.Module):
 def check_whole_positions(config: EncoderConfig) -> None:
     """Raises SpecError for an encoder that masks would leak through or leave codes over."""
     if config.stem != "patch":
-        raise SpecError("masked token modeling needs the stem `patch`: kernels of `overlap` reach into hidden positions")
+        raise SpecError(
+            "masked token modeling needs the stem `patch`: kernels of `overlap` reach into hidden positions"
+        )
     if config.grid[0] % config.stride or config.grid[1] % config.stride:
         raise SpecError(
             f"a grid of {config.grid[0]}x{config.grid[1]} codes is no multiple of the stride {config.stride}; "

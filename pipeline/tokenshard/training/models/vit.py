@@ -6,10 +6,10 @@ D width, h heads.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,6 +26,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 """Width, depth, heads."""
 EPS = 1e-6
+MOST_POSITIONS = 1 << 16
 
 
 class EncoderConfig(StoredDocument):
@@ -42,6 +43,15 @@ class EncoderConfig(StoredDocument):
     heads: int = Field(ge=1, le=256)
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        rows, columns = self.positions
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} is no multiple of 4 and of {self.heads} heads")
+        if rows * columns > MOST_POSITIONS or rows * columns * self.width > 1 << 28:
+            raise ValueError(f"{rows}x{columns} positions of width {self.width} are more than a model may have")
+        return self
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -60,7 +70,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # [B,h,N,·]
+        q, k, v = (
+            self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )  # [B,h,N,·]
         mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
 
