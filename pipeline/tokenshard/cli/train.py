@@ -60,7 +60,7 @@ def training_options(command: F) -> F:
         click.option("--embedding", help="frozen (codebook of the tokenizer) or learned. [default: frozen]"),
         click.option("--stride", type=int, help="Codes a position covers along an axis: 1, 2, 4. [default: 2]"),
         click.option(
-            "--grid", callback=_grid, help="ROWSxCOLUMNS of code vectors the model sees. [default: as stored]"
+            "--grid", callback=_grid, help="ROWSxCOLUMNS the model sees; others are resized. [default: as stored]"
         ),
         click.option("--batch", type=click.IntRange(1), help="Samples a step. [default: 256]"),
         click.option("--epochs", type=click.FloatRange(0, min_open=True), help="[default: 100]"),
@@ -146,9 +146,7 @@ def train() -> None:
 @training_options
 @click.option("--label", help="Column with the classes. [default: label]")
 @click.option("--classes", type=click.IntRange(2), help="[default: the names of the column, else its values]")
-@click.option(
-    "--from", "start", metavar="MODEL", help="Begin with the encoder of a trained model, e.g. of `train mtm`."
-)
+@click.option("--from", "start", metavar="MODEL", help="Begin with the encoder of a trained model.")
 def classifier(run_folder: str, data: str, as_json: bool, **values: Any) -> None:
     """Train a vision transformer that tells classes apart.
 

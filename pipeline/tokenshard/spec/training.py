@@ -35,7 +35,7 @@ class ModelSpec(Document):
     )
     stem: Literal["overlap", "patch"] = Field(
         default="overlap",
-        description="overlap: SeiT's stem adaptor, kernel 2 x stride; patch: kernel = stride, as masked training has it",
+        description="overlap: SeiT's stem adaptor, kernel 2 x stride; patch: kernel = stride",
     )
     stride: Literal[1, 2, 4] = Field(default=2, description="codes a position covers along an axis")
     grid: tuple[Side, Side] | None = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,6 @@ from tokenshard.training.setting import Outcome, Setting
 
 class ClassifierTask:
     """Soft-target cross-entropy of augmented samples; accuracy on held-out ones."""
-
-    module: TokenClassifier
 
     def __init__(
         self, module: TokenClassifier, job: TrainClassifier, val: TokenLoader | None, device: torch.device
@@ -114,10 +113,9 @@ def _started_from(job: TrainClassifier, setting: Setting) -> TokenEncoder:
             f"{setting.codes.tokenizer}; convert with --tokenizer {found.store.url('tokenizer')}"
         )
     config = found.encoder.config
-    asked = {
-        name: getattr(job.model, name) for name in ("embedding", "stem", "stride") if name in job.model.model_fields_set
-    }
-    if "size" in job.model.model_fields_set:
+    given = job.model.model_fields_set
+    asked: dict[str, Any] = {name: getattr(job.model, name) for name in sorted({"embedding", "stem", "stride"} & given)}
+    if "size" in given:
         asked |= dict(zip(("width", "depth", "heads"), SIZES[job.model.size], strict=True))
     for name, value in asked.items():
         if getattr(config, name) != value:

@@ -150,7 +150,7 @@ def read_labels(dataset: Dataset, column: str, classes: int | None = None) -> La
     if column not in entries:
         others = [name for name in dataset.schema.names if name != "key"]
         raise SpecError(
-            f"{where}: no column {column!r} to learn from; convert it with --labels, or name one of: {', '.join(others)}"
+            f"{where}: no column {column!r} to learn from; convert with --labels, or name one of: {', '.join(others)}"
         )
     values = dataset.table([column]).column(column)
     if not pa.types.is_integer(values.type):
@@ -174,9 +174,8 @@ def check_same_classes(mine: Labels, where: str, val: Dataset) -> None:
     """Raises SpecError where the labels of ``val`` are not those that ``where`` has."""
     other = read_labels(val, mine.column, mine.classes)
     if mine.names and other.names and mine.names != other.names:
-        wrong = next(
-            place for place, names in enumerate(zip(mine.names, other.names, strict=True)) if len({*names}) > 1
-        )
+        pairs = enumerate(zip(mine.names, other.names, strict=True))
+        wrong = next(place for place, (first, second) in pairs if first != second)
         raise SpecError(
             f"{val.store.root}: class {wrong} is {other.names[wrong]!r}, in {where} it is {mine.names[wrong]!r}; "
             "convert both from folders of the same names"

@@ -34,7 +34,10 @@ FOLDER = "training"
 class Task(Protocol):
     """What is learned: a module, its loss on a batch, and how good it is."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What learns, on the CPU until a run takes it."""
+        ...
 
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to be minimized, and figures to be averaged over steps, all scalars on the device."""

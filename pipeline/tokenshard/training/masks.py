@@ -1,7 +1,7 @@
 """What masked token modeling hides: schedules of mask ratios, and masks drawn with a ratio of its own for each sample.
 
-A mask says how many levels of each position stay visible: 0 hides it, all of them show it. Of residual codes the deepest
-levels are always hidden first, since a level means nothing without those before it.
+A mask says how many levels of each position stay visible: 0 hides it, all of them show it. Of residual codes the
+deepest levels are always hidden first, since a level means nothing without those before it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ def mask_ratios(spec: MaskSpec, uniform: NDArray[np.float64]) -> NDArray[np.floa
     truncated-normal: MAGE (arXiv:2211.09117); cosine: MaskGIT (arXiv:2202.04200); arccos: TiTok (arXiv:2406.07550).
     """
     if spec.schedule == "truncated-normal":
-        normal = torch.distributions.Normal(0.0, 1.0)
         edges = torch.tensor([spec.low - spec.mean, spec.high - spec.mean], dtype=torch.float64) / spec.std
-        low, high = normal.cdf(edges).tolist()
-        found = torch.special.ndtri(torch.from_numpy(low + uniform * (high - low))).numpy() * spec.std + spec.mean
-        return np.clip(found, spec.low, spec.high)
-    curve = {
-        "cosine": lambda r: np.cos(r * math.pi / 2),
-        "arccos": lambda r: np.arccos(r) * 2 / math.pi,
-        "uniform": lambda r: r,
-    }[spec.schedule]
-    return np.maximum(curve(uniform), spec.low)
+        low, high = torch.special.ndtr(edges).tolist()
+        normals: NDArray[np.float64] = torch.special.ndtri(torch.from_numpy(low + uniform * (high - low))).numpy()
+        return np.clip(normals * spec.std + spec.mean, spec.low, spec.high)
+    ratios = uniform
+    if spec.schedule == "cosine":
+        ratios = np.cos(uniform * math.pi / 2)
+    elif spec.schedule == "arccos":
+        ratios = np.arccos(uniform) * 2 / math.pi
+    return np.maximum(ratios, spec.low)
 
 
 def draw_masks(spec: MaskSpec, batch: int, positions: int, levels: int, by_level: bool, draws: Draws) -> Masks:

@@ -16,6 +16,7 @@ from tokenshard.loading.decoding import Batch
 from tokenshard.loading.loader import TokenLoader
 from tokenshard.quantizers.lookup import Lookup
 from tokenshard.spec.job import TrainMtm
+from tokenshard.spec.training import MaskSpec
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import tokenizer_from
 from tokenshard.training.augment.draws import Draws
@@ -35,8 +36,6 @@ VALIDATION_SEED = 1
 class MtmTask:
     """The likelihood of hidden codes, of those alone; drawn images at each validation."""
 
-    module: MaskedModel
-
     def __init__(
         self,
         module: MaskedModel,
@@ -49,23 +48,21 @@ class MtmTask:
         self.module, self._job, self._val, self._device, self._show = module, job, val, device, show
         self._augmentation: Augmentation | None = None
         spec, grid = job.augment, module.config.encoder.grid
-        if spec.synonyms or spec.swap or self._changes_vectors(codes):
+        self._quantizer: Lookup | None = None
+        moved = spec.crop_scale != (1.0, 1.0) or bool(spec.noise or spec.color_adapt) or grid != codes.grid
+        if moved or spec.synonyms or spec.swap:
             assert codes.codebooks is not None
             self._augmentation = Augmentation(spec, grid, codes.codebooks).to(device)
-        self._quantizer = Lookup.of(codes.codebooks).to(device) if self._changes_vectors(codes) else None
-
-    def _changes_vectors(self, codes: CodeSpace) -> bool:
-        spec = self._job.augment
-        changed = spec.crop_scale != (1.0, 1.0) or bool(spec.noise or spec.color_adapt)
-        return changed or self.module.config.encoder.grid != codes.grid
+            self._quantizer = Lookup.of(codes.codebooks).to(device) if moved else None
 
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Augmented vectors become ids again, those of the nearest codes."""
         ids = ids_of(batch, self._device)
         if self._augmentation is not None:
             ids = self._augmentation.ids(ids, draws)
             if self._quantizer is not None:
                 ids = self._quantizer.encode(self._augmentation.vectors(self._quantizer.vectors(ids), draws))
-        nll = hidden_nll(self.module, ids, self._job, draws)
+        nll = hidden_nll(self.module, ids, self._job.mask, draws)
         return nll.mean(), bits_per_token(nll, self.module)
 
     @torch.inference_mode()
@@ -76,14 +73,14 @@ class MtmTask:
             self._show(draw_codes(module, self._job.samples, Draws(VALIDATION_SEED, 0, self._device)), step)
         if self._val is None:
             return {}
-        figures = masked_figures(module, self._val, self._job, self._device)
+        figures = masked_figures(module, self._val, self._job.mask)
         return {f"val_{name}": value for name, value in figures.items()}
 
 
-def hidden_nll(module: MaskedModel, ids: Tensor, job: TrainMtm, draws: Draws) -> Tensor:
+def hidden_nll(module: MaskedModel, ids: Tensor, mask: MaskSpec, draws: Draws) -> Tensor:
     """Nats of the hidden codes of ids [B, L, H, W], float32 [hidden positions, stride²]."""
     levels, (rows, columns) = ids.shape[1], module.config.encoder.positions
-    masks = draw_masks(job.mask, len(ids), rows * columns, levels, module.head.by_level, draws)
+    masks = draw_masks(mask, len(ids), rows * columns, levels, module.head.by_level, draws)
     return module.nll(module(ids, masks.kept, masks.visible), ids, masks.kept)
 
 
@@ -94,16 +91,16 @@ def bits_per_token(nll: Tensor, module: MaskedModel) -> dict[str, Tensor]:
     return {"bits_per_token": nll.detach().mean() / (math.log(2) * len(module.config.encoder.alphabets))}
 
 
-def masked_figures(module: MaskedModel, loader: TokenLoader, job: TrainMtm, device: torch.device) -> dict[str, float]:
+def masked_figures(module: MaskedModel, loader: TokenLoader, mask: MaskSpec) -> dict[str, float]:
     """`loss` (nats a code, all levels) and `bits_per_token` on all samples of a loader, with fixed masks."""
     total, count = 0.0, 0
     loader.set_epoch(0)
-    quantizer_grid = module.config.encoder.grid
+    device, grid = module.shown.device, module.config.encoder.grid
     for number, batch in enumerate(loader):
         ids = ids_of(batch, device)
-        if tuple(ids.shape[2:]) != quantizer_grid:
-            ids = _middle(ids, quantizer_grid)
-        nll = hidden_nll(module, ids, job, Draws(VALIDATION_SEED, number, device))
+        if tuple(ids.shape[2:]) != grid:
+            ids = _middle(ids, grid)
+        nll = hidden_nll(module, ids, mask, Draws(VALIDATION_SEED, number, device))
         total, count = total + float(nll.double().sum()), count + nll.numel()
     mean = torch.tensor(total / max(1, count))
     return {"loss": float(mean), **{name: float(value) for name, value in bits_per_token(mean, module).items()}}
@@ -186,16 +183,11 @@ def _shower(tokenizer: Tokenizer, setting: Setting) -> Callable[[Tensor, int], N
     def show(ids: Tensor, step: int) -> None:
         images = tokenizer.decode(ids.cpu().numpy().astype(np.int32))
         columns = math.ceil(len(images) ** 0.5)
-        blank = [np.zeros_like(images[0])] * (-len(images) % columns)
-        rows = [np.concatenate(row, 1) for row in _rows([*images, *blank], columns)]
+        blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
+        rows = np.split(np.concatenate([images, blank]), (len(images) + len(blank)) // columns)
+        picture = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
         file = io.BytesIO()
-        Image.fromarray(np.concatenate(rows, 0)).save(file, "PNG")
+        Image.fromarray(picture).save(file, "PNG")
         setting.output.put(f"{FOLDER}/samples-{step:08d}.png", file.getvalue())
 
     return show
-
-
-def _rows(
-    images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]], columns: int
-) -> list[list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]]:
-    return [images[start : start + columns] for start in range(0, len(images), columns)]

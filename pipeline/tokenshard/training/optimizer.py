@@ -1,4 +1,4 @@
-"""AdamW as vision transformers are trained with it: groups of parameters, learning rates by layer, warm-up and cosine."""
+"""AdamW as vision transformers are trained with it: weight decay of matrices, rates by layer, warm-up and cosine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 def make_optimizer(module: nn.Module, spec: OptimizerSpec, fused: bool = False) -> torch.optim.AdamW:
     """AdamW over what learns in ``module``. Vectors have no weight decay; each group holds its `scale` of the rate."""
-    depth = 1 + max(
-        (int(match[1]) for name, _ in module.named_parameters() if (match := _BLOCK.match(name))), default=0
-    )
+    matches = (_BLOCK.match(name) for name, _ in module.named_parameters())
+    depth = 1 + max((int(match[1]) for match in matches if match), default=-1)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

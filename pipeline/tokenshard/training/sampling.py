@@ -67,6 +67,6 @@ def _revealed(visible: Tensor, score: Tensor, wanted: int) -> Tensor:
     shown = depth < visible[..., None]
     score = torch.where(shown, torch.inf, score).cummin(2).values
     by_depth = score.transpose(1, 2).flatten(1)  # of equal scores the lower depth is taken
-    best = by_depth.argsort(1, descending=True, stable=True)[:, :wanted]
+    best = by_depth.argsort(stable=True, dim=1, descending=True)[:, :wanted]
     chosen = torch.zeros_like(by_depth, dtype=torch.bool).scatter(1, best, True)
-    return chosen.unflatten(1, (score.shape[2], -1)).sum(1)
+    return chosen.view(len(score), score.shape[2], -1).sum(1)

@@ -34,9 +34,8 @@ class Augmentation(nn.Module):
         self.spec, self.grid = spec, grid
         self.levels = len(codebooks) if spec.synonyms else 0
         for level in range(self.levels):
-            self.register_buffer(
-                f"synonyms_{level}", synonym_table(codebooks[level], spec.neighbours), persistent=False
-            )
+            table = synonym_table(codebooks[level], spec.neighbours)
+            self.register_buffer(f"synonyms_{level}", table, persistent=False)
 
     def ids(self, ids: Tensor, draws: Draws) -> Tensor:
         """Token-EDA: a sample gets synonyms, or a swap, or nothing."""

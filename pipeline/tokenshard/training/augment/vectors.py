@@ -6,6 +6,8 @@ stand for give the same: only ids have to reach the device.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -64,7 +66,7 @@ def random_boxes(
     """
     rng = draws.rng
     area = rng.uniform(*scale, (TRIES, count)) * grid[0] * grid[1]
-    aspect = np.exp(rng.uniform(*np.log(ratio), (TRIES, count)))
+    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (TRIES, count)))
     rows = np.maximum(1, np.round(np.sqrt(area / aspect))).astype(np.int64)
     columns = np.maximum(1, np.round(np.sqrt(area * aspect))).astype(np.int64)
     fits = (rows <= grid[0]) & (columns <= grid[1])

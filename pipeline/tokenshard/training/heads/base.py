@@ -49,7 +49,7 @@ class LevelHead(nn.Module, ABC):
     def sample(self, features: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Ids int64 [M] drawn from the distribution at that temperature, and their log p (at temperature 1)."""
         ids, scores = [], []
-        for part in features.split(max(1, LOGITS // self.codes)):
+        for part in torch.split(features, max(1, LOGITS // self.codes)):
             log_p = self.log_probabilities(part)
             drawn = (log_p + temperature * gumbel(log_p.shape, generator, log_p.device)).argmax(1)
             ids.append(drawn)
@@ -65,7 +65,7 @@ def in_parts(function: Callable[..., Tensor], row_cost: int, *rows: Tensor) -> T
     size = max(1, LOGITS // row_cost)
     if len(rows[0]) <= size:
         return function(*rows)
-    parts = zip(*(tensor.split(size) for tensor in rows), strict=True)
+    parts = zip(*(torch.split(tensor, size) for tensor in rows), strict=True)
     return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
 
 

@@ -44,7 +44,8 @@ class TiedHead(LevelHead):
         return in_parts(part, self.row_cost, features, ids)
 
     def log_probabilities(self, features: Tensor) -> Tensor:
-        return self.logits(features, self.vectors()).log_softmax(1)
+        found: Tensor = self.logits(features, self.vectors()).log_softmax(1)
+        return found
 
 
 class VQLogitsHead(LevelHead):
@@ -74,4 +75,5 @@ class VQLogitsHead(LevelHead):
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         logits: Tensor = self.linear(features).float()
-        return (logits - (logits + self.sizes.log()).logsumexp(1, keepdim=True))[:, self.cluster]
+        by_cluster = logits - (logits + self.sizes.log()).logsumexp(1, keepdim=True)
+        return by_cluster[:, self.cluster]

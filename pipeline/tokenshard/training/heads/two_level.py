@@ -80,11 +80,12 @@ class TwoLevelHead(LevelHead):
     def _nll(self, features: Tensor, ids: Tensor) -> Tensor:
         cluster = self.cluster[ids]
         coarse = functional.cross_entropy(self.coarse(features).float(), cluster, reduction="none")
-        return coarse + functional.cross_entropy(self._within(features, cluster), self.place[ids], reduction="none")
+        fine = functional.cross_entropy(self._within(features, cluster), self.place[ids], reduction="none")
+        return coarse + fine
 
     def log_probabilities(self, features: Tensor) -> Tensor:
-        coarse = self.coarse(features).float().log_softmax(1)
-        out = coarse.new_empty(len(features), self.codes)
+        coarse: Tensor = self.coarse(features).float().log_softmax(1)
+        out: Tensor = coarse.new_empty(len(features), self.codes)
         for cluster, members in enumerate(self.members):
             given = torch.full((len(features),), cluster, device=features.device)
             fine = self._within(features, given).log_softmax(1)
@@ -103,5 +104,5 @@ class TwoLevelHead(LevelHead):
     def _within(self, features: Tensor, cluster: Tensor) -> Tensor:
         """Logits [M, largest] of the places within a cluster [M]; -inf where it has no code."""
         query = self.norm(functional.gelu(self.query(features) + self.given(cluster)))
-        logits = self.fine(query).float() + self.fine_bias[cluster]
+        logits: Tensor = self.fine(query).float() + self.fine_bias[cluster]
         return logits.masked_fill(~self.members[cluster], -torch.inf)

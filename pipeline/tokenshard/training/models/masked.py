@@ -65,7 +65,8 @@ class MaskedModel(nn.Module):
             nn.GELU(),
             nn.LayerNorm(FEATURES, EPS),
         )
-        initialise(self.enter), initialise(self.blocks), initialise(self.norm), initialise(self.leave)
+        for part in (self.enter, self.blocks, self.leave):
+            initialise(part)
         nn.init.normal_(self.shown, std=0.02)
         self.head = self._head(clusters)
 
@@ -111,15 +112,16 @@ class MaskedModel(nn.Module):
     def codes_of(self, ids: Tensor) -> Tensor:
         """Ids [B, L, H, W] -> [B, N, stride², L]: the codes of each position."""
         stride = self.config.encoder.stride
-        parts = ids.unflatten(3, (-1, stride)).unflatten(2, (-1, stride))  # [B, L, rows, s, columns, s]
-        return parts.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+        batch, levels, height, width = ids.shape
+        parts = ids.view(batch, levels, height // stride, stride, width // stride, stride)
+        return parts.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, stride * stride, levels)
 
     def grid_of(self, codes: Tensor) -> Tensor:
         """The reverse of :meth:`codes_of`."""
         rows, columns = self.config.encoder.positions
         stride = self.config.encoder.stride
-        parts = codes.unflatten(1, (rows, columns)).unflatten(3, (stride, stride))  # [B, rows, columns, s, s, L]
-        return parts.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        parts = codes.view(len(codes), rows, columns, stride, stride, codes.shape[3])
+        return parts.permute(0, 5, 1, 3, 2, 4).reshape(len(codes), -1, rows * stride, columns * stride)
 
     def nll(self, hidden: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
         """Nats of the hidden codes of each position that hides any, float32 [positions, stride²].

@@ -69,7 +69,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
+        batch, length, width = x.shape  # q, k and v get [B, h, N, D / h]
         q, k, v = (
             self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         )  # [B,h,N,·]
