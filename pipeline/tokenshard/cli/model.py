@@ -63,11 +63,9 @@ def evaluate(
 @click.option("--val", required=True, help="Token dataset that it is measured on.")
 @click.option("--kind", type=click.Choice(["linear", "knn", "attentive"]), default="linear", show_default=True)
 @click.option("--label", default="label", show_default=True, help="Column with the classes.")
+@click.option("--layer", default="all", show_default=True, help="Blocks before the features; all: find the best.")
 @click.option(
-    "--layer", default="all", show_default=True, help="Blocks before the features; all: the best is looked for."
-)
-@click.option(
-    "--neighbours", type=click.IntRange(1), default=20, show_default=True, help="Of knn, and to choose a layer."
+    "--neighbours", type=click.IntRange(1), default=20, show_default=True, help="Of knn, and to find a layer."
 )
 @click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Of the attentive probe.")
 @click.option("--where", help="Learn only from samples for which this holds.")

@@ -1,4 +1,4 @@
-"""How much an encoder knows, measured without training it: k nearest neighbours, and a linear classifier on its features.
+"""How much an encoder knows, measured without training it: nearest neighbours, and a linear classifier on features.
 
 Features are means over positions, behind any block: middle layers of generative models often know more than the last
 one (iGPT, VIM), so the layer may be chosen on held-out training samples.

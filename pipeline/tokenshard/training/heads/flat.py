@@ -75,5 +75,5 @@ class VQLogitsHead(LevelHead):
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         logits: Tensor = self.linear(features).float()
-        by_cluster = logits - (logits + self.sizes.log()).logsumexp(1, keepdim=True)
+        by_cluster: Tensor = logits - (logits + self.sizes.log()).logsumexp(1, keepdim=True)
         return by_cluster[:, self.cluster]

@@ -139,9 +139,7 @@ class MaskedModel(nn.Module):
 def check_whole_positions(config: EncoderConfig) -> None:
     """Raises SpecError for an encoder that masks would leak through or leave codes over."""
     if config.stem != "patch":
-        raise SpecError(
-            "masked token modeling needs the stem `patch`: kernels of `overlap` reach into hidden positions"
-        )
+        raise SpecError("masked token modeling needs stem `patch`: kernels of `overlap` reach into hidden positions")
     if config.grid[0] % config.stride or config.grid[1] % config.stride:
         raise SpecError(
             f"a grid of {config.grid[0]}x{config.grid[1]} codes is no multiple of the stride {config.stride}; "
