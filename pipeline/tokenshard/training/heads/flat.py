@@ -69,11 +69,12 @@ class VQLogitsHead(LevelHead):
         return in_parts(self._nll, self.row_cost, features, ids)
 
     def _nll(self, features: Tensor, ids: Tensor) -> Tensor:
-        logits = self.linear(features).float()
+        logits: Tensor = self.linear(features).float()
         own = logits.gather(1, self.cluster[ids][:, None])[:, 0]
         return (logits + self.sizes.log()).logsumexp(1) - own
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         logits: Tensor = self.linear(features).float()
         by_cluster: Tensor = logits - (logits + self.sizes.log()).logsumexp(1, keepdim=True)
-        return by_cluster[:, self.cluster]
+        found: Tensor = by_cluster[:, self.cluster]
+        return found
