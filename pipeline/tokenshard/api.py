@@ -14,7 +14,7 @@ from tokenshard.errors import SpecError
 from tokenshard.shards.cache import Cache
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import read_manifest
-from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, build_job, parse_job
+from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, LearnJob, TrainTokenizer, build_job, parse_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
@@ -22,6 +22,8 @@ from tokenshard.tokenizers.folder import load_tokenizer
 if TYPE_CHECKING:
     from tokenshard.loading.loader import TokenLoader
     from tokenshard.loading.order import Shuffle
+    from tokenshard.training.job import Training
+    from tokenshard.training.setting import Outcome
 
 
 class TokenDataset(Dataset):
@@ -80,15 +82,26 @@ def load_job(path: str | PathLike[str]) -> JobSpec:
     return parse_job(text, fspath(path))
 
 
-def run(job: str | PathLike[str] | JobSpec, mode: Mode | None = None, progress: Progress | None = None) -> Conversion:
-    """Run or resume a job, given as a YAML file or a spec; returns when the dataset is committed.
+def run(
+    job: str | PathLike[str] | JobSpec, mode: Mode | None = None, progress: Progress | None = None
+) -> Conversion | Training | Outcome:
+    """Run or resume a job, given as a YAML file or a spec; returns when the dataset is committed, or the model saved.
 
-    Raises SpecError, StoreError, JobError, and TooManyRejects when more inputs were bad than ``max_rejects`` allows.
+    ``mode`` and ``progress`` are for conversions. Raises SpecError, StoreError, JobError, and TooManyRejects when more
+    inputs were bad than ``max_rejects`` allows.
     """
     spec = job if isinstance(job, JobSpec) else load_job(job)
-    if not isinstance(spec, ConvertJob):
-        raise SpecError(f"{spec.kind}: not a conversion job")
-    return run_conversion(spec, mode, progress)
+    if isinstance(spec, ConvertJob):
+        return run_conversion(spec, mode, progress)
+    if isinstance(spec, LearnJob):
+        from tokenshard.training.start import train
+
+        return train(spec)
+    if not isinstance(spec, TrainTokenizer):
+        raise SpecError(f"{spec.kind}: a job of this kind cannot be run")
+    from tokenshard.training.job import train_tokenizer
+
+    return train_tokenizer(spec, print)
 
 
 def convert_images(
@@ -106,4 +119,4 @@ def convert_images(
     """
     source = {"path": fspath(src), **fields.pop("source", {})}
     job = build_job(ConvertImages, {"source": source, "output": fspath(out), "tokenizer": tokenizer, **fields})
-    return run(job, mode, progress)
+    return run_conversion(job, mode, progress)

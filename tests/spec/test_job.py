@@ -175,6 +175,7 @@ RUNNING = {
     "engine": st.builds(EngineSpec, kind=st.sampled_from(["auto", "local", "ray"]), workers=st.integers(0, 9)),
     "retry": st.builds(RetrySpec, attempts=st.integers(1, 9)),
     "max_rejects": st.floats(0, 1),
+    "encoder": st.none() | st.text(min_size=1),
     "source": st.builds(ImageSourceSpec, path=st.text(min_size=1), image_root=st.none() | st.text(min_size=1)),
 }
 

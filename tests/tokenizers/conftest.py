@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import skimage.data
 from numpy.typing import NDArray
+from PIL import Image
 
 from tokenshard.tokenizers.patch import PatchTokenizer
 
@@ -23,6 +26,16 @@ def crops(photos: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         photo[: 32 * 8, : 32 * 12].reshape(8, 32, 12, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for photo in photos
     ]
     return np.ascontiguousarray(np.concatenate(tiles)[::4][:64])
+
+
+@pytest.fixture
+def photo_folder(photos: list[NDArray[np.uint8]], tmp_path: Path) -> Path:
+    """A folder of three PNGs of 64 x 64 pixels."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, photo in enumerate(photos):
+        Image.fromarray(photo[100:164, 100:164]).save(folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ def test_a_finished_run_is_left_alone_and_one_with_other_options_is_refused(
     assert train(classifier_job(tokens, out), said.append).finished
     assert "nothing was done" in said[0]
     assert (out / "config.json").stat().st_mtime_ns == before
-    with pytest.raises(SpecError, match="holds a model trained otherwise; choose another output folder"):
+    with pytest.raises(SpecError, match="trained otherwise; choose another output folder"):
         train(classifier_job(tokens, out, steps=61), quiet)
 
 
@@ -380,7 +380,7 @@ def mistaken(
         ("train classifier --data TRAIN --batch 500 OUT", "96 samples do not fill a batch of 500; give --batch 96"),
         (
             "train classifier --data TRAIN --from MTM --size small OUT",
-            "another model: its depth is 4, not 12; leave",
+            "another model: its width is 96, not 384; leave",
         ),
         ("train classifier --data other-tokenizer --from MTM OUT", "reads ids of tokenizer .*convert with --tokenizer"),
         ("train classifier --data truncated --batch 8 OUT", r"data/.*parquet: .*(truncated|damaged|ends|bytes)"),

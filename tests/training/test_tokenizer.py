@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +20,30 @@ from PIL import Image
 from integration.command import command_line, refused, tokenshard_command
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.report.tokenizer_quality import ssim, tokenizer_quality
+from tokenshard.spec.recipe import Losses
+from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
-from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.training.crops import PixelPool
+from tokenshard.training.losses import learning_rate, reconstruction_loss
 from tokenshard.training.metrics import code_statistics
-from tokenshard.training.recipe import Losses, TokenizerRecipe
-from tokenshard.training.tokenizer import TokenizerTraining, learning_rate, reconstruction_loss
+from tokenshard.training.recipe import TokenizerRecipe
+from tokenshard.training.tokenizer import TokenizerTraining
+from training.small import photos, tiny, training
 
-TINY = NetworkConfig(
-    dim=4,
-    encoder=StackConfig(stem=4, channels=(16,), blocks=(1,)),
-    decoder=StackConfig(stem=4, channels=(16,), blocks=(1,)),
-)
-STEPS = 40
-
-
-def tiny(**changes: Any) -> TokenizerRecipe:
-    fields: dict[str, Any] = {"network": TINY, "quantizer_options": {"size": 32}, "crop": 32, "batch": 4}
-    return TokenizerRecipe.model_validate({**fields, "steps": STEPS, "warmup": 5, "lr": 3e-3, **changes})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small tensors gain nothing from threads, and lose much where other work runs beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def pools() -> tuple[PixelPool, PixelPool]:
-    photos = [skimage.data.coffee()[:200, :300], skimage.data.chelsea()[:150], skimage.data.rocket()[:64, :64]]
-    return PixelPool.of(photos), PixelPool.of([skimage.data.astronaut()[:160, :160]])
-
-
-def training(recipe: TokenizerRecipe, pools: tuple[PixelPool, PixelPool], out: Path | str) -> TokenizerTraining:
-    return TokenizerTraining(recipe, *pools, Store(out), say=lambda text: None)
+    return photos()
 
 
 @pytest.fixture(scope="module")
 def run(pools: tuple[PixelPool, PixelPool], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ConvVQ]:
     out = tmp_path_factory.mktemp("run")
-    made = training(tiny(), pools, out).run(checkpoint_every=20, log_every=10)
+    made = training(tiny(), pools, out).run(TrainingLogSpec(checkpoint_every=20, every=10))
     assert made is not None
     return out, made
 
@@ -129,9 +107,9 @@ def test_a_run_that_stops_goes_on_to_the_same_weights(
 def test_time_that_is_up_leaves_a_state_to_go_on_from(
     run: tuple[Path, ConvVQ], pools: tuple[PixelPool, PixelPool], tmp_path: Path
 ) -> None:
-    assert training(tiny(), pools, tmp_path).run(max_seconds=0, log_every=10) is None
+    assert training(tiny(), pools, tmp_path).run(TrainingLogSpec(every=10), max_seconds=0) is None
     assert not (tmp_path / "tokenizer.json").exists()
-    made = training(tiny(), pools, tmp_path).run(log_every=10)
+    made = training(tiny(), pools, tmp_path).run(TrainingLogSpec(every=10))
     assert made is not None
     assert made.spec.fingerprint == run[1].spec.fingerprint
     rows = [json.loads(line) for line in (tmp_path / "training/metrics.jsonl").read_text().splitlines()]
@@ -159,7 +137,7 @@ def test_the_alarm_is_raised_when_few_codes_are_used(pools: tuple[PixelPool, Pix
     one = TokenizerTraining(recipe, *pools, Store(tmp_path), say=said.append)
     with torch.no_grad():
         one.quantizer.get_parameter("codebook")[1:] += 1e4  # all latents fall to one code
-    one.run(log_every=4)
+    one.run(TrainingLogSpec(every=4))
     rows = [json.loads(line) for line in (tmp_path / "training/metrics.jsonl").read_text().splitlines()]
     assert [row["collapsed"] for row in rows][-2:] == [True, True]
     assert "CODEBOOK COLLAPSE" in said[-1]
@@ -291,7 +269,10 @@ def test_eval_measures_a_tokenizer_and_list_names_what_there_is(folder: Path) ->
     ("words", "message"),
     [
         (["nowhere/", "OUT"], "nowhere"),
-        (["photos", "OUT", "--network", "f9"], "--network f9: .*use one of f8, f16, f4, vqgan-f16, or a JSON file"),
+        (
+            ["photos", "OUT", "--network", "f9"],
+            "--network f9: .*use one of f8, f16, f4, patch-f8, vqgan-f16, or a JSON file",
+        ),
         (["photos", "OUT", "--quantizer", "vqq"], "unknown quantizer 'vqq'"),
         (["photos", "OUT", "--crop", "20"], ": recipe: crop 20 is not a multiple of 8"),
         (["photos", "OUT", "--scale", "2,1"], "range of positive factors"),

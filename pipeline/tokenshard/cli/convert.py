@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.cli.options import encoder_option, json_option, print_json, print_table, storage_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,13 +57,12 @@ def split_options(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def run_and_print(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
-    from tokenshard.api import run as run_job
-    from tokenshard.engine.convert import Mode
+    from tokenshard.engine.convert import Mode, run_conversion
     from tokenshard.engine.progress import Progress
     from tokenshard.readable import readable_bytes
 
     with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout, which belongs to the result
-        result = run_job(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
+        result = run_conversion(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
     if as_json:
         print_json(result.json())
         return
@@ -106,6 +105,7 @@ def convert() -> None:
     show_default=True,
     help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), `default`, or a saved tokenizer's folder.",
 )
+@encoder_option
 @click.option(
     "--codec",
     type=click.Choice(["auto", "pack", "zstd", "context"]),
@@ -152,7 +152,7 @@ def images(src: str, out: str, **values: Any) -> None:
         source["max_pixels"] = values["max_pixels"]
     if values["unit_samples"]:
         fields["unit"] = {"samples": values["unit_samples"]}
-    fields |= {name: values[name] for name in ("tokenizer", "codec", "seed", "storage")}
+    fields |= {name: values[name] for name in ("tokenizer", "encoder", "codec", "seed", "storage")}
     run_and_print(build_job(ConvertImages, {"source": source, "output": out, **fields}), mode, **display)
 
 
@@ -174,7 +174,9 @@ def _with_fields(spec: Any, fields: dict[str, Any]) -> Any:
     data = spec.model_dump(mode="json")
     for name, value in fields.items():
         if isinstance(value, dict):
-            data[name] = {**data[name], **{field: v for field, v in value.items() if v is not None}}
+            given = {field: v for field, v in value.items() if v is not None}
+            if given:
+                data[name] = {**data.get(name, {}), **given}
         else:
             data[name] = value
     return build_job(type(spec), data)
@@ -192,15 +194,27 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
     Example:
       tokenshard run jobs/convert-images.yaml
       tokenshard run jobs/convert-images.yaml --source photos/ --output tokens/
+      tokenshard run jobs/train-tokenizer.yaml --workers 2
     """
     from tokenshard.api import load_job
+    from tokenshard.cli.train import train_and_print as learn_and_print
+    from tokenshard.cli.training import train_and_print
+    from tokenshard.spec.job import ConvertJob, LearnJob
 
     fields, mode, display = split_options(values)
     if output:
         fields["output"] = output
     if source:
         fields["source"] = {"path": source}
-    run_and_print(_with_fields(load_job(job), fields), mode, **display)
+    spec = _with_fields(load_job(job), fields)
+    if isinstance(spec, ConvertJob):
+        run_and_print(spec, mode, **display)
+    elif mode["append"] or mode["overwrite"] or mode["dry_run"] or not mode["resume"]:
+        raise click.UsageError(f"a {spec.kind} job has no --append, --overwrite, --dry-run or --no-resume")
+    elif isinstance(spec, LearnJob):
+        learn_and_print(spec, **display)
+    else:
+        train_and_print(spec, **display)
 
 
 @click.command()

@@ -35,6 +35,15 @@ def storage_option(command: F) -> F:
     )(command)
 
 
+def encoder_option(command: F) -> F:
+    """`--encoder NAME`: what a tokenizer was trained around; the only way to have its code imported."""
+    return click.option(
+        "--encoder",
+        metavar="NAME",
+        help="Encoder of a tokenizer trained around one: MODULE:FUNCTION, or a transformers folder. Its code is run.",
+    )(command)
+
+
 def json_option(command: F) -> F:
     """`--json`: results for machines on stdout."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)

@@ -73,6 +73,7 @@ def training_options(command: F) -> F:
         click.option("--max-minutes", type=click.FloatRange(0), help="Stop in time, with a checkpoint to go on from."),
         click.option("--log-every", type=click.IntRange(1), help="Steps. [default: 50]"),
         click.option("--checkpoint-every", type=click.IntRange(1), help="Steps. [default: 500]"),
+        click.option("--quiet", "-q", is_flag=True, help="No lines on the way."),
         click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Any field of the job spec."),
     ]
     for option in reversed(options):
@@ -117,7 +118,7 @@ def _put(fields: dict[str, Any], path: str, value: Any) -> None:
     fields[last] = value
 
 
-def train_and_print(job: Any, as_json: bool, quiet: bool = False) -> None:
+def train_and_print(job: Any, as_json: bool, quiet: bool) -> None:
     """Run a training job; what it came to goes to stdout, lines on the way to stderr."""
     from tokenshard.training.start import train as run
 
@@ -126,6 +127,7 @@ def train_and_print(job: Any, as_json: bool, quiet: bool = False) -> None:
         print_json(outcome.json())
         return
     rows = [("model", outcome.output), ("samples", f"{outcome.samples:,}"), ("steps", f"{outcome.steps:,}")]
+    rows += [("fingerprint", outcome.fingerprint)] if outcome.finished else []
     rows += [(name.replace("_", " "), f"{value:,.4f}") for name, value in outcome.metrics.items()]
     print_table(rows)
 
@@ -147,7 +149,7 @@ def train() -> None:
 @click.option("--label", help="Column with the classes. [default: label]")
 @click.option("--classes", type=click.IntRange(2), help="[default: the names of the column, else its values]")
 @click.option("--from", "start", metavar="MODEL", help="Begin with the encoder of a trained model.")
-def classifier(run_folder: str, data: str, as_json: bool, **values: Any) -> None:
+def classifier(run_folder: str, data: str, as_json: bool, quiet: bool, **values: Any) -> None:
     """Train a vision transformer that tells classes apart.
 
     RUN_FOLDER is a folder or URL that gets the model, and below `training/` its metrics.
@@ -159,7 +161,7 @@ def classifier(run_folder: str, data: str, as_json: bool, **values: Any) -> None
     """
     from tokenshard.spec.job import TrainClassifier
 
-    train_and_print(build(TrainClassifier, data, run_folder, values), as_json)
+    train_and_print(build(TrainClassifier, data, run_folder, values), as_json, quiet)
 
 
 @train.command()
@@ -168,7 +170,7 @@ def classifier(run_folder: str, data: str, as_json: bool, **values: Any) -> None
 @click.option("--head", help="auto, tied, two-level, vq-logits, summed. [default: auto]")
 @click.option("--schedule", help="truncated-normal, cosine, arccos, uniform. [default: truncated-normal]")
 @click.option("--samples", type=click.IntRange(0), help="Images drawn at each validation. [default: 8]")
-def mtm(run_folder: str, data: str, as_json: bool, **values: Any) -> None:
+def mtm(run_folder: str, data: str, as_json: bool, quiet: bool, **values: Any) -> None:
     """Train a masked token model: to begin other trainings with, or to draw images.
 
     RUN_FOLDER is a folder or URL that gets the model, and below `training/` its metrics and drawn images.
@@ -180,4 +182,4 @@ def mtm(run_folder: str, data: str, as_json: bool, **values: Any) -> None:
     """
     from tokenshard.spec.job import TrainMtm
 
-    train_and_print(build(TrainMtm, data, run_folder, values), as_json)
+    train_and_print(build(TrainMtm, data, run_folder, values), as_json, quiet)

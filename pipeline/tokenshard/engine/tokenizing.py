@@ -52,7 +52,9 @@ class Tokenizing:
             data = [window.sample.data for window in windows]
             tokenizer = trainable_class(kind).fit(data, self._spec.seed, **options)
         else:
-            tokenizer = load_tokenizer(saved_tokenizer(self._spec.tokenizer, self._spec.storage))
+            tokenizer = _with_encoder(
+                load_tokenizer(saved_tokenizer(self._spec.tokenizer, self._spec.storage)), self._spec
+            )
         save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint))
         entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=tokenizer.spec.numerics)
         return entry, TokenizerEncoder(tokenizer, len(self._axes.extents))
@@ -69,7 +71,8 @@ class Tokenizing:
         )
 
     def load(self, pilot: PilotResult, output: Store) -> TokenizerEncoder:
-        return TokenizerEncoder(load_tokenizer(output, _folder(pilot.tokenizer)), len(self._axes.extents))
+        tokenizer = _with_encoder(load_tokenizer(output, _folder(pilot.tokenizer)), self._spec)
+        return TokenizerEncoder(tokenizer, len(self._axes.extents))
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,16 @@ def check_tokenizer(spec: TokenizeJob) -> None:
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
         check_trainable(parse_tokenizer(spec.tokenizer)[0])
     else:
-        load_tokenizer(saved)
+        _with_encoder(load_tokenizer(saved), spec)
+
+
+def _with_encoder(tokenizer: Tokenizer, spec: TokenizeJob) -> Tokenizer:
+    """The tokenizer with the encoder of the spec, where it needs one that is not part of it."""
+    if spec.encoder is None and tokenizer.spec.kind != "conv":
+        return tokenizer  # without an import of torch
+    from tokenshard.tokenizers.encoders import with_encoder
+
+    return with_encoder(tokenizer, spec.encoder)
 
 
 def _is_kind(spec: TokenizeJob) -> bool:

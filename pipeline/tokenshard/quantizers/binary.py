@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tokenshard.errors import SpecError
 from tokenshard.quantizers.base import Quantized, Quantizer, from_rows, no_autocast, straight_through, to_rows
+from tokenshard.quantizers.distributed import mean_of_all
 
 MOST_BITS = 16
 
@@ -86,7 +87,7 @@ class LFQ(Quantizer):
     def _entropy_loss(self, rows: Tensor) -> Tensor:
         """Mean entropy of the bits of a latent, minus the entropy of the bits' mean: nats a bit."""
         share = torch.sigmoid(2 * self.scale * rows / self.temperature)
-        return _entropy(share).mean() - self.diversity * _entropy(share.mean(0)).mean()
+        return _entropy(share).mean() - self.diversity * _entropy(mean_of_all(share.mean(0))).mean()
 
 
 class BSQ(LFQ):

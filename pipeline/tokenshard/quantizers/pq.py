@@ -77,7 +77,8 @@ class PQ(Quantizer):
             functional.pad(part.codes(), (level * width, self.dim - (level + 1) * width))
             for level, part in enumerate(parts)
         ]
-        return Lookup.of([self.turned_back(codes) for codes in padded], [part.penalty() for part in parts])
+        with no_autocast(padded[0]):
+            return Lookup.of([self.turned_back(codes) for codes in padded], [part.penalty() for part in parts])
 
 
 class OPQ(PQ):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenshard.quantizers.base import Quantized, Quantizer, no_autocast, straight_through
+from tokenshard.quantizers.distributed import rank_and_world
 from tokenshard.quantizers.lookup import Lookup
 from tokenshard.quantizers.vq import VQ
 
@@ -74,6 +75,8 @@ class RVQ(Quantizer):
         depths = torch.full((batch,), len(self.levels))
         if not self.training or not self.dropout:
             return depths
+        rank, world = rank_and_world()
         generator = torch.Generator().manual_seed((self.seed << 32) + self.part(0).steps_made)
-        drawn = torch.randint(1, len(self.levels) + 1, (batch,), generator=generator)
-        return torch.where(torch.rand(batch, generator=generator) < self.dropout, drawn, depths)
+        drawn = torch.randint(1, len(self.levels) + 1, (world, batch), generator=generator)[rank]
+        chances = torch.rand(world, batch, generator=generator)[rank]
+        return torch.where(chances < self.dropout, drawn, depths)

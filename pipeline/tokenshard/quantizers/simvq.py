@@ -22,10 +22,16 @@ class CodebookByGradient(Quantizer):
     """Base of quantizers whose codebook is a function of learned weights, trained by the gradient of its distance."""
 
     commitment: float
+    weight: nn.Parameter
 
     @abstractmethod
+    def moved(self) -> Tensor:
+        """The effective codebook [levels[0], dim], computed from ``weight``."""
+
     def codes(self) -> Tensor:
-        """The effective codebook, float32 [levels[0], dim]."""
+        """The effective codebook, float32 [levels[0], dim], also inside autocast."""
+        with no_autocast(self.weight):
+            return self.moved()
 
     def forward(self, z: Tensor) -> Quantized:
         with no_autocast(z):
@@ -61,7 +67,7 @@ class SimVQ(CodebookByGradient):
         self.register_buffer("frozen", torch.randn(size, dim, generator=generator) / dim**0.5)
         self.weight = nn.Parameter(torch.eye(dim))
 
-    def codes(self) -> Tensor:
+    def moved(self) -> Tensor:
         return self.frozen @ self.weight
 
     def options(self) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 van den Oord et al. 2017 (arXiv:1711.00937), with the codebook as moving averages of the latents (its appendix A.1) and
 restarts of dead codes (Dhariwal et al. 2020, arXiv:2005.00341). Options: the codebook learned by gradient instead,
-codes and latents of length one (Yu et al. 2021, arXiv:2110.04627), and rate-aware assignment (Chou, Lookabaugh and
-Gray 1989, entropy-constrained vector quantization).
+codes and latents of length one (Yu et al. 2021, arXiv:2110.04627), rate-aware assignment (Chou, Lookabaugh and Gray
+1989, entropy-constrained vector quantization), and its opposite, balanced assignment (see :mod:`.balance`).
+
+Where several processes train together, all learn from the global batch: see :mod:`.distributed`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenshard.errors import SpecError
+from tokenshard.quantizers.balance import balancing_prices
 from tokenshard.quantizers.base import Quantized, Quantizer, from_rows, no_autocast, straight_through, to_rows
+from tokenshard.quantizers.distributed import own_rows, rank_and_world, summed
 from tokenshard.quantizers.lookup import Lookup
 from tokenshard.quantizers.search import nearest, nearest_in_training
 
@@ -27,8 +32,11 @@ class VQ(Quantizer):
     commitment: weight of the pull of the latents to their codes
     rate: squared distance, in multiples of the mean quantization error, that a bit of an id's code length costs. Codes
         are then chosen by distance and by how often they occur: ids cost fewer bits after entropy coding
+    balance: in training, choose codes at prices that make a batch use all of them equally; the temperature of
+        :func:`.balance.balancing_prices`, e.g. 0.3; 0 turns it off
     restart: codes used less than this share of the mean use are put where a random latent is; 0 turns it off (ema only)
     start: training steps in which latents pass unquantized; then codes start at random latents (ema only)
+    init: codes at first: normal with mean length 1, or uniform within ±1/size as in the paper
     """
 
     name = "vq"
@@ -48,16 +56,26 @@ class VQ(Quantizer):
         decay: float = 0.99,
         commitment: float = 0.25,
         rate: float = 0.0,
+        balance: float = 0.0,
         restart: float = 0.1,
         start: int = 0,
+        init: Literal["normal", "uniform"] = "normal",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if rate and balance:
+            raise SpecError("vq: rate prefers frequent codes and balance rare ones; set one of them to 0")
+        if init not in ("normal", "uniform"):
+            raise SpecError(f"vq: init is normal or uniform, not {init!r}")
         self.dim, self.levels = dim, (size,)
         self.ema, self.normalized, self.decay = ema, normalized, decay
-        self.commitment, self.rate, self.restart = commitment, rate, restart
-        self.start, self.seed = start, seed
-        codes = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed)) / dim**0.5
+        self.commitment, self.rate, self.balance, self.restart = commitment, rate, balance, restart
+        self.start, self.init, self.seed = start, init, seed
+        generator = torch.Generator().manual_seed(seed)
+        if init == "normal":
+            codes = torch.randn(size, dim, generator=generator) / dim**0.5
+        else:
+            codes = (2 * torch.rand(size, dim, generator=generator) - 1) / size
         codes = functional.normalize(codes, dim=1) if normalized else codes
         if ema:
             self.register_buffer("codebook", codes)
@@ -88,7 +106,7 @@ class VQ(Quantizer):
             if self.training and self.ema:
                 self._start(rows.detach())
             codes = self.codes()
-            ids = nearest_in_training(rows.detach(), codes.detach(), self.penalty())
+            ids = nearest_in_training(rows.detach(), codes.detach(), self._prices(rows.detach(), codes.detach()))
             chosen = codes[ids]
             loss = self.commitment * functional.mse_loss(rows, chosen.detach())
             if not self.ema:
@@ -112,7 +130,7 @@ class VQ(Quantizer):
         return self.codes()[ids[:, 0].long()].movedim(-1, 1)
 
     def options(self) -> dict[str, Any]:
-        names = ("ema", "normalized", "decay", "commitment", "rate", "restart", "start", "seed")
+        names = ("ema", "normalized", "decay", "commitment", "rate", "balance", "restart", "start", "init", "seed")
         return {"dim": self.dim, "size": self.levels[0], **{name: getattr(self, name) for name in names}}
 
     def exported(self) -> Lookup:
@@ -129,42 +147,51 @@ class VQ(Quantizer):
         super()._load_from_state_dict(*args, **kwargs)
         self._known_steps = None
 
-    def _draw(self, count: int, rows: int) -> Tensor:
-        """``count`` random row numbers below ``rows``: a function of the seed and of the steps made so far."""
+    def _prices(self, rows: Tensor, codes: Tensor) -> Tensor | None:
+        """What is added to squared distances [size] in the search of a training step."""
+        if self.balance and self.training:
+            return balancing_prices(rows, codes, self.balance)
+        return self.penalty()
+
+    def _drawn(self, rows: Tensor) -> Tensor:
+        """For each code a random latent of the global batch, this rank's share of them (the others are zero):
+        a function of the seed and of the steps made so far."""
         generator = torch.Generator().manual_seed((self.seed << 32) + self.steps_made)
-        return torch.randint(rows, (count,), generator=generator).to(self.use.device, non_blocking=True)
+        total = len(rows) * rank_and_world()[1]
+        chosen = torch.randint(total, (len(self.use),), generator=generator)
+        return own_rows(rows, chosen.to(rows.device, non_blocking=True))
 
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
         """Codes where random latents are, at every step until quantization starts."""
         if self.steps_made > self.start:
             return
-        chosen = self._draw(len(self.use), len(rows))
-        self.codebook.copy_(rows[chosen])
-        self.use.fill_(len(rows) / len(self.use))
+        self.codebook.copy_(summed(self._drawn(rows))[0])
+        self.use.fill_(len(rows) * rank_and_world()[1] / len(self.use))
         self.sums.copy_(self.codebook * self.use[:, None])
 
     @torch.no_grad()
     def _update(self, rows: Tensor, ids: Tensor, chosen: Tensor) -> None:
+        total = len(rows) * rank_and_world()[1]
         counts = torch.zeros_like(self.use).index_add_(0, ids, torch.ones_like(rows[:, 0]))
-        first = self.steps_made <= self.start
-        # follow a young encoder closely
-        decay = (
-            min(self.decay, (self.steps_made - self.start + 1) / (self.steps_made - self.start + 10))
-            if not first
-            else 0.9
-        )
-        self.use.lerp_(counts, 1 - decay)
-        error = (rows - chosen).square().sum(1).mean()
-        self.error.copy_(error) if first else self.error.lerp_(error, 1 - decay)
+        error = (rows - chosen).square().sum()
         if self.ema:
-            self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, ids, rows), 1 - decay)
-            mean_use = len(rows) / len(self.use)
+            sums = torch.zeros_like(self.sums).index_add_(0, ids, rows)
+            counts, error, sums, drawn = summed(counts, error, sums, self._drawn(rows))
+        else:
+            counts, error = summed(counts, error)
+        first = self.steps_made <= self.start
+        age = self.steps_made - self.start
+        decay = 0.9 if first else min(self.decay, (age + 1) / (age + 10))  # follow a young encoder closely
+        self.use.lerp_(counts, 1 - decay)
+        self.error.copy_(error / total) if first else self.error.lerp_(error / total, 1 - decay)
+        if self.ema:
+            self.sums.lerp_(sums, 1 - decay)
             if self.restart:
+                mean_use = total / len(self.use)
                 dead = self.use < self.restart * mean_use
                 self.use.masked_fill_(dead, 3 * self.restart * mean_use)
-                lively = rows[self._draw(len(dead), len(rows))] * self.use[:, None]
-                self.sums.copy_(torch.where(dead[:, None], lively, self.sums))
+                self.sums.copy_(torch.where(dead[:, None], drawn * self.use[:, None], self.sums))
             use = self.use[:, None]
             codebook = torch.where(use > 1e-6, self.sums / use, self.codebook)  # unused codes stay where they are
             self.codebook.copy_(functional.normalize(codebook, dim=1) if self.normalized else codebook)

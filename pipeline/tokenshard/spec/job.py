@@ -9,16 +9,18 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Hashable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from tokenshard.errors import SpecError
 from tokenshard.spec.base import Document, SourceSpec, digest
 from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
+from tokenshard.spec.recipe import RecipeSpec
+from tokenshard.spec.train import FrozenEncoderSpec, TrainingEngineSpec, TrainingImagesSpec, TrainingLogSpec
 from tokenshard.spec.training import (
     MTM_AUGMENT,
     AugmentSpec,
@@ -30,6 +32,8 @@ from tokenshard.spec.training import (
     OptimizerSpec,
     TokensSpec,
 )
+
+Job = TypeVar("Job", bound="JobSpec")
 
 
 class UnitSpec(Document):
@@ -117,6 +121,12 @@ class TokenizeJob(ConvertJob):
         min_length=1,
         description="`NAME:OPTIONS` trained on the input, `default`, or a saved folder",
     )
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`MODULE:FUNCTION`, or a transformers folder: the encoder of a tokenizer trained around one. Its "
+        "code is imported and run",
+    )
 
     def output_fields(self) -> dict[str, JsonValue]:
         return {**super().output_fields(), "tokenizer": self.tokenizer}
@@ -200,12 +210,33 @@ class TrainMtm(LearnJob):
     samples: int = Field(default=8, ge=0, le=256, description="images drawn by the model at each validation")
 
 
+class TrainTokenizer(JobSpec):
+    """`train-tokenizer`: raw images in, a tokenizer out."""
+
+    kind: Literal["train-tokenizer"] = "train-tokenizer"
+    source: TrainingImagesSpec
+    recipe: RecipeSpec = RecipeSpec()
+    encoder: FrozenEncoderSpec | None = None
+    lpips_weights: str | None = Field(
+        default=None, description="safetensors or .pth file with VGG16 and the linear layers of LPIPS, for losses.lpips"
+    )
+    engine: TrainingEngineSpec = TrainingEngineSpec()
+    log: TrainingLogSpec = TrainingLogSpec()
+
+    @model_validator(mode="after")
+    def _lpips_has_weights(self) -> Self:
+        if self.recipe.losses.lpips and self.lpips_weights is None:
+            raise ValueError("recipe.losses.lpips needs lpips_weights: a local file, see docs/tokenizers.md")
+        return self
+
+
 JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
     "transcode": Transcode,
     "import": Import,
     "train-classifier": TrainClassifier,
     "train-mtm": TrainMtm,
+    "train-tokenizer": TrainTokenizer,
 }
 """Every kind of job; a new one is a model and a line here."""
 
@@ -258,7 +289,7 @@ def parse_job(text: str, name: str = "job spec") -> JobSpec:
         raise SpecError(_explain(error, name, node, model, data)) from error
 
 
-def build_job(model: type[JobSpec], data: dict[str, Any]) -> JobSpec:
+def build_job(model: type[Job], data: dict[str, Any]) -> Job:
     """A job spec from Python or command-line values, with the same one-line errors."""
     try:
         return model.model_validate(data)

@@ -7,7 +7,7 @@ the network one by one in float32, so that ids depend neither on the batch nor o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
@@ -23,21 +23,32 @@ from tokenshard.quantizers.base import Quantizer
 from tokenshard.quantizers.registry import make_quantizer
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
-from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, to_signed, to_uint8
+from tokenshard.tokenizers.conv_network import AutoEncoder, to_signed, to_uint8, to_unit
+from tokenshard.tokenizers.frozen import FrozenEncoder
+from tokenshard.tokenizers.networks import Network, first_error
+from tokenshard.tokenizers.patch_network import PatchLocalConfig
+from tokenshard.tokenizers.tiling import Span, reach, spans
 from tokenshard.tokenizers.weights import check_tensors, weights_sha256, weights_to_bytes
 
 Numerics = Literal["fp32", "bf16"]
 STORED_DTYPES = {"float16": np.float16, "float32": np.float32}
-MAX_CODES = 1 << 16
+MAX_CODES = 1 << 20
 MAX_LEVELS = 64
 DECODE_PIXELS = 1 << 21
-"""Pixels decoded at a time on an accelerator."""
+"""Pixels decoded at a time on an accelerator; larger images go through the network in tiles."""
+TILE = 1024
+"""Side of a tile in pixels, without its halo."""
+MAX_WHOLE_PIXELS = 1 << 22
+"""Largest image for a network that sees all of it at once."""
+CANVAS = 32
+"""Patches along each side of the square in which a patch-local encoder gets them: always the same shape, so that the
+arithmetic is always the same."""
 
 
 class ConvConfig(StoredDocument):
     """`config` of a conv tokenizer in `tokenizer.json`."""
 
-    network: NetworkConfig
+    network: Network
     quantizer: str = Field(description="registered name of the quantizer")
     quantizer_options: dict[str, JsonValue] = Field(default_factory=dict)
     stored: Literal["float16", "float32"] = Field(
@@ -69,6 +80,9 @@ class ConvVQ:
         self.network = network.to(self.device).eval().requires_grad_(False)
         if self.device.type != "cpu":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        seen = reach(network.encoder)
+        self._halo_in = None if seen is None else -(-seen // config.network.downsample)
+        self._halo_out = reach(network.decoder)
         self._encoder: Callable[[Tensor], Tensor] = torch.compile(network.encoder) if compiled else network.encoder
         self._decoder: Callable[[Tensor], Tensor] = torch.compile(network.decoder) if compiled else network.decoder
 
@@ -78,8 +92,8 @@ class ConvVQ:
         try:
             config = ConvConfig.model_validate(spec.config)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise FormatError(f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            place, message = first_error(error)
+            raise FormatError(f"config.{place}: {message}") from error
         side = config.network.downsample
         if not 1 <= len(spec.levels) <= MAX_LEVELS or max(spec.levels) > MAX_CODES or spec.downsample != (side, side):
             raise FormatError(
@@ -105,6 +119,8 @@ class ConvVQ:
         """The same tokenizer on another device, in another numerics mode, or compiled by ``torch.compile``."""
         network, quantizer = AutoEncoder(self.config.network), _quantizer(self.config, self.quantizer.levels)
         _load(network, quantizer, self._weights)
+        if isinstance(network.encoder, FrozenEncoder) and isinstance(self.network.encoder, FrozenEncoder):
+            network.encoder.borrowed = self.network.encoder.borrowed
         return ConvVQ(self.config, network, quantizer, numerics or self.numerics, device, compiled)
 
     @cached_property
@@ -125,28 +141,77 @@ class ConvVQ:
         side = self.config.network.downsample
         return -(-height // side), -(-width // side)
 
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """uint8 [B, height, width, 3] -> uint16 [B, levels, rows, columns].
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """uint8 [B, height, width, 3] -> uint16 (int32 above 65,536 codes) [B, levels, rows, columns].
 
-        Edges are mirrored below and to the right up to whole tokens. Raises :class:`InputError` on other arrays.
+        Edges are mirrored below and to the right up to whole tokens. Large images are encoded in tiles, with as much
+        around each as the network sees. Raises :class:`InputError` on other arrays, and on images that are too large
+        for a network that sees all of them at once.
         """
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or 0 in images.shape[1:]:
             raise InputError(
                 f"expected images uint8 [batch, height, width, 3], not {images.dtype} {list(images.shape)}"
             )
-        ids = np.empty((len(images), len(self.quantizer.levels), *self.grid(*images.shape[1:3])), np.uint16)
-        step = 1 if self.device.type == "cpu" else max(1, DECODE_PIXELS // (images.shape[1] * images.shape[2]))
+        levels, side = self.quantizer.levels, self.config.network.downsample
+        dtype = np.uint16 if max(levels) <= 1 << 16 else np.int32
+        ids = np.empty((len(images), len(levels), *self.grid(*images.shape[1:3])), dtype)
+        if isinstance(self.config.network, PatchLocalConfig):
+            self._encode_patches(_pad(images, side), ids)
+            return ids
+        step = self._images_at_once(images.shape[1], images.shape[2])
         for start in range(0, len(images), step):
-            batch = _pad(images[start : start + step], self.config.network.downsample)
-            pixels = torch.from_numpy(batch).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            ids[start : start + step] = self.encode_tensor(pixels).cpu().numpy()
+            batch = _pad(images[start : start + step], side)
+            for down, right in self._windows(ids.shape[2], ids.shape[3], self._halo_in):
+                pixels = self._to_device(batch[:, down.read(side), right.read(side)])
+                found = self.encode_tensor(pixels)[..., down.inside(1), right.inside(1)]
+                ids[start : start + step, :, down.kept(1), right.kept(1)] = found.cpu().numpy()
         return ids
+
+    def _encode_patches(self, images: NDArray[np.uint8], ids: NDArray[Any]) -> None:
+        """Fill ids [B, levels, rows, columns] of images of whole patches, a canvas of patches at a time."""
+        side = self.config.network.downsample
+        batch, levels, rows, columns = ids.shape
+        patches = images.reshape(batch, rows, side, columns, side, 3)
+        count = CANVAS * CANVAS * (1 if self.device.type == "cpu" else 64)
+        for start in range(0, batch * rows * columns, count):
+            places = np.arange(start, min(start + count, batch * rows * columns))
+            image, row, column = np.unravel_index(places, (batch, rows, columns))
+            canvas = np.zeros((count, side, side, 3), np.uint8)
+            canvas[: len(places)] = patches[image, row, :, column]
+            canvas = canvas.reshape(-1, CANVAS, CANVAS, side, side, 3).swapaxes(2, 3)
+            found = self.encode_tensor(self._to_device(canvas.reshape(-1, CANVAS * side, CANVAS * side, 3)))
+            flat = found.movedim(1, -1).reshape(-1, levels)[: len(places)]
+            ids[image, :, row, column] = flat.cpu().numpy()
+
+    def _to_device(self, images: NDArray[np.uint8]) -> Tensor:
+        """[B, height, width, 3] -> [B, 3, height, width] on the device."""
+        images = np.require(images, requirements=["C", "W"])  # torch warns of arrays that are read-only
+        return torch.from_numpy(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+
+    def _images_at_once(self, height: int, width: int) -> int:
+        """On the CPU one, so that ids do not depend on the batch."""
+        return 1 if self.device.type == "cpu" else max(1, DECODE_PIXELS // (height * width))
+
+    def _windows(self, rows: int, columns: int, halo: int | None) -> Iterator[tuple[Span, Span]]:
+        """Tiles of a grid with that halo in tokens; one where the image is small, or (halo None) has to be whole."""
+        side = self.config.network.downsample
+        pixels = rows * columns * side**2
+        if halo is None and pixels > MAX_WHOLE_PIXELS:
+            raise InputError(
+                f"an image of {rows * side}x{columns * side} pixels is too large for this tokenizer: its network has "
+                f"normalization or attention over the whole image, so it cannot be tiled, and takes at most "
+                f"{MAX_WHOLE_PIXELS:,} pixels at once; give smaller images (--size) or another tokenizer"
+            )
+        tile = max(1, TILE // side) if halo is not None and pixels > DECODE_PIXELS else max(rows, columns)
+        for down in spans(rows, tile, halo or 0):
+            for right in spans(columns, tile, halo or 0):
+                yield down, right
 
     @torch.inference_mode()
     def encode_tensor(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, height, width] on the device, sizes multiples of f -> int64 ids [B, levels, rows, columns]."""
         with self._precision():
-            z = self._encoder(to_signed(pixels))
+            z = self._encoder(to_signed(pixels) if self.config.network.pixels == "signed" else to_unit(pixels))
         return self.quantizer.encode(z.float())
 
     def decode(self, codes: NDArray[Any], size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -158,11 +223,14 @@ class ConvVQ:
         side = self.config.network.downsample
         height, width = size or (codes.shape[2] * side, codes.shape[3] * side)
         images = np.empty((len(codes), height, width, 3), np.uint8)
-        step = 1 if self.device.type == "cpu" else max(1, DECODE_PIXELS // (height * width))
+        step = self._images_at_once(height, width)
         for start in range(0, len(codes), step):
-            ids = torch.from_numpy(codes[start : start + step].astype(np.int64)).to(self.device)
-            pixels = self.decode_tensor(ids)[:, :, :height, :width]
-            images[start : start + step] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+            for down, right in self._windows(codes.shape[2], codes.shape[3], self._halo_out):
+                window = codes[start : start + step, :, down.read(1), right.read(1)]
+                pixels = self.decode_tensor(torch.from_numpy(window.astype(np.int64)).to(self.device))
+                pixels = pixels[:, :, down.inside(side), right.inside(side)]
+                place = images[start : start + step, down.kept(side), right.kept(side)]
+                place[:] = pixels[:, :, : place.shape[1], : place.shape[2]].permute(0, 2, 3, 1).cpu().numpy()
         return images
 
     @torch.inference_mode()
@@ -171,7 +239,7 @@ class ConvVQ:
         vectors = self.quantizer.vectors(ids)
         with self._precision():
             pixels = self._decoder(vectors)
-        return to_uint8(pixels)
+        return to_uint8(pixels, self.config.network.pixels)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights `encoder.*`, `decoder.*` and `quantizer.*`, in the stored dtype."""
@@ -204,7 +272,7 @@ def _pad(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     below, right = -images.shape[1] % side, -images.shape[2] % side
     if below or right:
         images = np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="reflect")
-    return np.require(images, requirements=["C", "W"])  # torch warns of arrays that are read-only
+    return images
 
 
 def _quantizer(config: ConvConfig, levels: tuple[int, ...]) -> Quantizer:

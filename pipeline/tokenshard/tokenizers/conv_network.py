@@ -7,7 +7,7 @@ network is a plain chain of convolutions (as in EDSR, arXiv:1707.02921): an id d
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Protocol, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -46,6 +46,31 @@ class StackConfig(Document):
         return int(self.stem << (len(self.channels) - 1))
 
 
+Pixels = Literal["signed", "unit"]
+"""What pixels are to a network: numbers in [-1, 1] or in [0, 1]."""
+
+
+class NetworkDescription(Protocol):
+    """What a description of a network answers, whatever its architecture."""
+
+    @property
+    def dim(self) -> int:
+        """Channels of the latents that are quantized."""
+        ...
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a token covers along each axis."""
+        ...
+
+    @property
+    def pixels(self) -> Pixels: ...
+
+    def modules(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder: float pixels [B, 3, rows * f, columns * f] -> latents [B, dim, rows, columns]; and decoder, back."""
+        ...
+
+
 class NetworkConfig(Document):
     """Encoder, decoder and the latents between them."""
 
@@ -67,6 +92,15 @@ class NetworkConfig(Document):
         """Pixels a token covers along each axis."""
         return self.encoder.downsample
 
+    @property
+    def pixels(self) -> Pixels:
+        """Networks trained here see pixels in [-1, 1]."""
+        return "signed"
+
+    def modules(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder, with random weights."""
+        return Encoder(self.encoder, self.dim, self.norm), Decoder(self.decoder, self.dim, self.norm)
+
 
 def convolution(inputs: int, outputs: int, side: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution that keeps the size (or halves it, with stride 2)."""
@@ -81,12 +115,12 @@ def normalization(norm: str, channels: int) -> nn.Module:
 class ResidualBlock(nn.Module):
     """x + conv(silu(conv(silu(x)))), each convolution after the normalization. Starts as the identity."""
 
-    def __init__(self, channels: int, norm: str) -> None:
+    def __init__(self, channels: int, norm: str, side: int = 3) -> None:
         super().__init__()
         self.norm1 = normalization(norm, channels)
-        self.conv1 = convolution(channels, channels)
+        self.conv1 = convolution(channels, channels, side)
         self.norm2 = normalization(norm, channels)
-        self.conv2 = convolution(channels, channels)
+        self.conv2 = convolution(channels, channels, side)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(cast(Tensor, self.conv2.bias))
 
@@ -169,11 +203,10 @@ class Decoder(nn.Sequential):
 class AutoEncoder(nn.Module):
     """Encoder and decoder; what stands between them is the quantizer's."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkDescription) -> None:
         super().__init__()
         self.downsample = config.downsample
-        self.encoder = Encoder(config.encoder, config.dim, config.norm)
-        self.decoder = Decoder(config.decoder, config.dim, config.norm)
+        self.encoder, self.decoder = config.modules()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Latents of images, and what the decoder makes of them without quantization."""
@@ -186,9 +219,16 @@ def to_signed(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """float [B, 3, H, W] about in [-1, 1] -> uint8, rounded and clipped."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def to_uint8(images: Tensor, pixels: Pixels = "signed") -> Tensor:
+    """float [B, 3, H, W] about in the range of ``pixels`` -> uint8, rounded and clipped."""
+    images = images.float()
+    scaled = (images + 1) * 127.5 if pixels == "signed" else images * 255
+    return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 def parameter_count(module: nn.Module) -> int:

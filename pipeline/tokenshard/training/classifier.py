@@ -95,9 +95,8 @@ def train_classifier(job: TrainClassifier, say: Callable[[str], None] = print) -
         assert setting.codes.codebooks is not None
         module.encoder.embedding.fill(setting.codes.codebooks)
     loader, val = setting.loader(job.label), setting.val_loader(job.label)
-    if setting.done:
-        say(f"{job.output}: holds the trained model already; nothing was done")
-        return Outcome(job.output, loader.epoch_length(0), 0, True, {})
+    if (done := setting.done()) is not None:
+        return done
     task = ClassifierTask(module, job, val, setting.device)
     document = setting.document("classifier", config.model_dump(mode="json"), label=job.label, names=labels.names)
     return setting.learn(task, loader, document)

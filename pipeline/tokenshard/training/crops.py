@@ -56,8 +56,14 @@ class PixelPool:
         """The same pool with its pixels on a device."""
         return PixelPool(self.pixels.to(device), self.heights, self.widths)
 
-    def draw(self, count: int, side: int, scale: tuple[float, float], seed: int, step: int) -> Tensor:
-        """``count`` random crops of ``step``: float32 [count, 3, side, side] in [-1, 1].
+    def checksum(self) -> int:
+        """A number that differs where images do: the sum of their pixels."""
+        return int(self.pixels.sum(dtype=torch.int64))
+
+    def draw(
+        self, count: int, side: int, scale: tuple[float, float], seed: int, step: int, part: slice = slice(None)
+    ) -> Tensor:
+        """Those of ``part`` of ``count`` random crops of ``step``: float32 [count, 3, side, side] in [-1, 1].
 
         Images are drawn in proportion to their pixels. A step resizes its crops by one factor drawn log-uniformly from
         ``scale``: the crops cover ``side * factor`` pixels of the image. Crops are flipped and transposed at random.
@@ -68,8 +74,8 @@ class PixelPool:
         chosen = np.minimum(np.searchsorted(self._areas, rng.random(count)), len(self) - 1)
         top = np.floor(rng.random(count) * np.maximum(1, self.heights[chosen] - cut + 1)).astype(np.int64)
         left = np.floor(rng.random(count) * np.maximum(1, self.widths[chosen] - cut + 1)).astype(np.int64)
-        turns = torch.from_numpy(rng.integers(0, 2, (3, count)).astype(bool))
-        crops = to_signed(self._gather(chosen, top, left, cut))
+        turns = torch.from_numpy(rng.integers(0, 2, (3, count)).astype(bool)[:, part])
+        crops = to_signed(self._gather(chosen[part], top[part], left[part], cut))
         if cut != side:
             crops = functional.interpolate(crops, (side, side), mode="bicubic", antialias=cut > side).clamp_(-1, 1)
         for axis, mask in zip((2, 3), turns, strict=False):

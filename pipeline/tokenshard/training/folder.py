@@ -49,6 +49,11 @@ class ModelDocument(StoredDocument):
     job: dict[str, JsonValue] = Field(default_factory=dict, description="what decided the weights")
     weights_sha256: str = ""
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the weights."""
+        return self.weights_sha256[:16]
+
 
 @dataclass(frozen=True)
 class TrainedModel:

@@ -70,7 +70,7 @@ class Learning:
         self.steps = total_steps(job, loader)
         self.step = 0
         self.seconds = 0.0
-        self.metrics = MetricsLog(output, f"{FOLDER}/metrics")
+        self.metrics = MetricsLog(output, FOLDER)
         self._resume()
         if job.engine.compile:
             self.module.compile()
@@ -94,7 +94,6 @@ class Learning:
                     self._say(f"time is up at step {self.step:,} of {self.steps:,}; run again to go on")
                     return None
                 self._start_interval()
-        self.metrics.write()
         return self.average
 
     def finish(self) -> None:
@@ -183,12 +182,10 @@ class Learning:
         return {**state, "job": digest(self.job.output_fields())}
 
     def _checkpoint(self) -> None:
-        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
         tensors = {f"learner.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.named_parameters()}
-        tensors |= optimizer_tensors(self.optimizer, names)
+        tensors |= optimizer_tensors(self.optimizer, self.module, "optimizer")
         save_state(self.output, FOLDER, tensors, self._facts())
-        self.metrics.write()
 
     def _resume(self) -> None:
         found = load_state(self.output, FOLDER)
@@ -202,7 +199,7 @@ class Learning:
             for head, module in (("learner.", self.module), ("average.", self.average)):
                 mine = {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}
                 module.load_state_dict({**module.state_dict(), **mine})
-            load_optimizer(self.optimizer, self.module, tensors)
+            load_optimizer(self.optimizer, self.module, tensors, "optimizer")
             self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
             self.loader.load_state_dict(facts["loader"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -131,9 +131,8 @@ def train_mtm(job: TrainMtm, say: Callable[[str], None] = print) -> Outcome:
     elif books is None and job.augment.model_dump() != type(job).model_fields["augment"].get_default().model_dump():
         raise missing_codebooks(setting.train, "augmentation")
     loader = setting.loader()
-    if setting.done:
-        say(f"{job.output}: holds the trained model already; nothing was done")
-        return Outcome(job.output, loader.epoch_length(0), 0, True, {})
+    if (done := setting.done()) is not None:
+        return done
     _say_references(setting, say)
     tokenizer = tokenizer_from(*setting.train.tokenizer_files())
     show = None if tokenizer.spec.kind == "external" else _shower(tokenizer, setting)

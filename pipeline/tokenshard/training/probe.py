@@ -36,7 +36,7 @@ class Features(NamedTuple):
         return Features(self.x[:, number, None], self.y)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_features(encoder: TokenEncoder, loader: TokenLoader, label: str, layers: list[int]) -> Features:
     """Means over positions behind blocks ``layers`` (0: before the first) of all samples of a loader."""
     encoder.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,15 +54,20 @@ class Outcome:
     output: str
     samples: int
     steps: int
-    finished: bool
+    fingerprint: str
+    """of the weights, empty where the time was up before the end"""
     metrics: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.fingerprint)
 
     def json(self) -> dict[str, Any]:
         return {
             "output": self.output,
             "num_samples": self.samples,
             "steps": self.steps,
-            "finished": self.finished,
+            "fingerprint": self.fingerprint,
             **self.metrics,
         }
 
@@ -85,16 +89,15 @@ class Setting:
             self.val = self.train
         self.codes: CodeSpace = code_space(self.train, source.crop)
 
-    @cached_property
-    def done(self) -> bool:
-        """Whether the output holds the model of this very job. Raises SpecError where it holds another one."""
+    def done(self) -> Outcome | None:
+        """What came out where the output holds the model of this very job. SpecError where it holds another one."""
         if not is_model(self.output):
-            return False
-        if digest(read_document(self.output).job) != digest(self.job.output_fields()):
-            raise SpecError(
-                f"{self.job.output}: holds a model that was trained otherwise; choose another output folder"
-            )
-        return True
+            return None
+        document = read_document(self.output)
+        if digest(document.job) != digest(self.job.output_fields()):
+            raise SpecError(f"{self.job.output}: holds a model trained otherwise; choose another output folder")
+        self.say(f"{self.job.output}: holds the trained model already; nothing was done")
+        return Outcome(self.job.output, len(self.train), 0, document.fingerprint, dict(document.metrics))
 
     def loader(self, *columns: str) -> TokenLoader:
         """Shuffled batches of the training samples; all of them full, from one epoch into the next."""
@@ -157,12 +160,13 @@ class Setting:
         keep = ("loss", "seconds", "images_per_second", "loader_images_per_second")
         last = run.metrics.rows[-1] if run.metrics.rows else {}
         metrics = {name: value for name, value in last.items() if name in keep or name.startswith("val_")}
+        fingerprint = ""
         if average is not None:
             datasets = {"train": self.train} | ({} if self.val is None or self.val is self.train else {"val": self.val})
             document = document.model_copy(update={"metrics": metrics, "job": job.output_fields()})
-            save_model(self.output, document, average, datasets)
+            fingerprint = save_model(self.output, document, average, datasets).fingerprint
             run.finish()
-        return Outcome(job.output, loader.epoch_length(0), run.step, average is not None, metrics)
+        return Outcome(job.output, loader.epoch_length(0), run.step, fingerprint, metrics)
 
     def document(self, kind: str, config: dict[str, Any], **fields: Any) -> ModelDocument:
         return ModelDocument(

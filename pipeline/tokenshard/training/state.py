@@ -14,7 +14,7 @@ from tokenshard.errors import FormatError
 from tokenshard.store import Store
 
 FORMAT = "tokenshard-training-state"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_BYTES = 1 << 34
 
 
@@ -39,7 +39,7 @@ def load_state(store: Store, prefix: str) -> tuple[dict[str, Tensor], dict[str, 
     where = store.url(f"{prefix}/state.json")
     try:
         facts = json.loads(store.read(f"{prefix}/state.json"))
-        if facts["format"] != FORMAT or facts["format_version"] > FORMAT_VERSION:
+        if facts["format"] != FORMAT or facts["format_version"] != FORMAT_VERSION:
             raise FormatError(f"{where}: not a training state this version reads; remove it to train anew")
         if store.size(facts["tensors"]) > MAX_BYTES:
             raise FormatError(f"{where}: {facts['tensors']} is larger than the {MAX_BYTES} bytes allowed")
@@ -48,20 +48,21 @@ def load_state(store: Store, prefix: str) -> tuple[dict[str, Tensor], dict[str, 
         raise FormatError(f"{where}: damaged ({error}); remove it to train anew") from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """State of an optimizer by name of the parameter; ``names`` by id of the parameter."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, head: str) -> dict[str, Tensor]:
+    """State of the optimizer of a module, by head and name of the parameter."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
-        f"optimizer.{names[id(parameter)]}.{key}": torch.as_tensor(value)
+        f"{head}.{names[id(parameter)]}.{key}": torch.as_tensor(value)
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor], head: str) -> None:
     """The reverse of :func:`optimizer_tensors`. The step counter stays where the optimizer keeps it."""
     for name, parameter in module.named_parameters():
-        head = f"optimizer.{name}."
-        mine = {key.removeprefix(head): value for key, value in tensors.items() if key.startswith(head)}
+        inside = f"{head}.{name}."
+        mine = {key.removeprefix(inside): value for key, value in tensors.items() if key.startswith(inside)}
         if mine:
             device = parameter.device
             optimizer.state[parameter] = {

@@ -2,6 +2,8 @@
 
 Three stages. Until ``recipe.frozen_from`` everything learns. Then the encoder is replaced by its average and stays; for
 a quarter of the rest the codebook still follows it. To the end only the decoder learns, for codes that no longer move.
+
+In several processes (see :mod:`.distributed`) each computes its part of the global batch, and the first one writes.
 """
 
 from __future__ import annotations
@@ -16,31 +18,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenshard.errors import FormatError
-from tokenshard.quantizers.base import Quantized
-from tokenshard.quantizers.registry import make_quantizer
+from tokenshard.errors import FormatError, SpecError
+from tokenshard.quantizers.distributed import rank_and_world
+from tokenshard.quantizers.registry import trainable_quantizer
 from tokenshard.spec.base import digest
+from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder
 from tokenshard.tokenizers.folder import save_tokenizer
+from tokenshard.training.adversary import Adversary
 from tokenshard.training.crops import PixelPool
-from tokenshard.training.metrics import MetricsLog, code_statistics, validate
-from tokenshard.training.recipe import Losses, TokenizerRecipe
+from tokenshard.training.distributed import any_of_all, check_equal, data_parallel, own_part
+from tokenshard.training.learner import Average, Learner
+from tokenshard.training.losses import learning_rate, reconstruction_loss
+from tokenshard.training.metrics import MetricsLog, RunningMetrics, validate
+from tokenshard.training.perceptual import Lpips
+from tokenshard.training.recipe import TokenizerRecipe
 from tokenshard.training.state import load_optimizer, load_state, optimizer_tensors, save_state
 
 FOLDER = "training"
 """Below the output: state, metrics and sample pictures of the run."""
 SETTLE = 0.25
 """Share of the last stage in which the codebook still follows the encoder."""
-COLLAPSED = 0.05
-"""Below this perplexity, as a share of the codebook size, the alarm is raised."""
+ADVICE = "few codes are used; try a lower lr, another quantizer, or balance=0.3 of this one"
 
 
 class TokenizerTraining:
     """One run: a network on a device, with its optimizer, averages and metrics. Resumes what ``output`` holds of it.
 
-    pool: images to train on; held_out: images for validation, never trained on.
+    pool: images to train on; held_out: images for validation, never trained on; lpips: for ``recipe.losses.lpips``;
+    prepare: is given the network before anything else, to put into it what is not trained
     """
 
     def __init__(
@@ -52,18 +60,25 @@ class TokenizerTraining:
         *,
         device: str = "cpu",
         compiled: bool = False,
+        lpips: Lpips | None = None,
+        tensorboard: bool = False,
+        prepare: Callable[[AutoEncoder], None] = lambda _: None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.recipe, self.output, self.device, self._say = recipe, output, torch.device(device), say
+        self._rank, world = rank_and_world()
+        if recipe.losses.lpips and lpips is None:
+            raise SpecError("losses.lpips needs a file of weights")
         self.pool, self.held_out = pool.to(device), held_out.to(device)
         torch.manual_seed(recipe.seed)
         self.network = AutoEncoder(recipe.network).to(self.device)
+        prepare(self.network)
         options = {"dim": recipe.network.dim, "seed": recipe.seed, **recipe.quantizer_options}
-        self.quantizer = make_quantizer(recipe.quantizer, **options).to(self.device)
+        self.quantizer = trainable_quantizer(recipe.quantizer, **options).to(self.device)
         if self.device.type != "cpu":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.learner = nn.ModuleDict({"network": self.network, "quantizer": self.quantizer})
+        self.average = Average(self.network, recipe.ema)
+        self.learner = Learner(self.network, self.quantizer, recipe.precision)
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in self.learner.parameters() if parameter.requires_grad],
             recipe.lr,
@@ -71,37 +86,39 @@ class TokenizerTraining:
             weight_decay=0.0,
             fused=self.device.type == "cuda",
         )
+        self.lpips = lpips.to(self.device) if lpips is not None else None
+        self.adversary = Adversary(self.device) if recipe.losses.gan else None
         self.step = 0
         self.seconds = 0.0
-        self.metrics = MetricsLog(output, f"{FOLDER}/metrics")
+        self.metrics = MetricsLog(output, FOLDER, tensorboard)
         self._resume()
-        self._encode: Callable[[Tensor], Tensor] = (
-            torch.compile(self.network.encoder) if compiled else self.network.encoder
-        )
-        self._decode: Callable[[Tensor], Tensor] = (
-            torch.compile(self.network.decoder) if compiled else self.network.decoder
-        )
-        self._sums = torch.zeros(4, device=self.device)
-        self._counts = [torch.zeros(size, device=self.device) for size in self.quantizer.levels]
-        self._summed = 0
+        if world > 1:
+            check_equal({"step": self.step, "images": len(pool), "sum of pixels": pool.checksum()}, self.device)
+        if compiled:
+            self.network.encoder.compile()
+            self.network.decoder.compile()
+        if self.step > recipe.frozen_from:
+            self.learner.freeze()
+        self._forward = data_parallel(self.learner)
+        self._running = RunningMetrics(self.quantizer.levels, self.device)
 
-    def run(
-        self, *, checkpoint_every: int = 1000, log_every: int = 100, max_seconds: float = math.inf
-    ) -> ConvVQ | None:
+    def run(self, log: TrainingLogSpec | None = None, max_seconds: float = math.inf) -> ConvVQ | None:
         """Train to the end and save the tokenizer to the output; None where the time was up before.
 
-        State, metrics and sample pictures are written every ``checkpoint_every`` steps and when the time is up.
+        A state to go on from is written as ``log`` says and when the time is up.
         """
+        log = log or TrainingLogSpec()
+        validate_every = log.validate_every or log.checkpoint_every
         started = before = time.monotonic()
         while self.step < self.recipe.steps:
             self._one_step()
             last = self.step == self.recipe.steps
-            checkpoint = last or self.step % checkpoint_every == 0
-            if checkpoint or self.step % log_every == 0 or self.step in (1, 10):
-                self._log(validated=checkpoint)  # waits for the device, so that the clock below tells the truth
+            checkpoint, validated = (last or self.step % n == 0 for n in (log.checkpoint_every, validate_every))
+            if checkpoint or validated or self.step % log.every == 0 or self.step in (1, 10):
+                self._log(validated)  # waits for the device, so that the clock below tells the truth
                 now = time.monotonic()
                 self.seconds, before = self.seconds + now - before, now
-                up = now - started > max_seconds
+                up = any_of_all(now - started > max_seconds, self.device)
                 if (checkpoint or up) and not last:
                     self._checkpoint()
                 if up and not last:
@@ -112,16 +129,15 @@ class TokenizerTraining:
     def tokenizer(self) -> ConvVQ:
         """The tokenizer as it is now, made of the averaged weights, on the CPU."""
         quantizer = copy.deepcopy(self.quantizer).cpu().exported()
-        options = quantizer.options()
         config = ConvConfig(
             network=self.recipe.network,
             quantizer=quantizer.name,
-            quantizer_options=options,
+            quantizer_options=quantizer.options(),
             stored=self.recipe.stored,
             recipe=self.recipe.model_dump(mode="json", exclude={"network"}),
         )
         network = AutoEncoder(self.recipe.network)
-        network.load_state_dict({name: tensor.cpu() for name, tensor in self.average.state_dict().items()})
+        network.load_state_dict({name: tensor.cpu() for name, tensor in self.average.network.state_dict().items()})
         return ConvVQ(config, network, quantizer)
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -129,92 +145,91 @@ class TokenizerTraining:
     def _one_step(self) -> None:
         recipe, frozen = self.recipe, self.step >= self.recipe.frozen_from
         if self.step == recipe.frozen_from:
-            self.network.encoder.load_state_dict(self.average.encoder.state_dict())
+            self.network.encoder.load_state_dict(self.average.network.encoder.state_dict())
+            self.learner.freeze()
+            self._forward = data_parallel(self.learner)
         settled = frozen and self.step >= recipe.frozen_from + SETTLE * (recipe.steps - recipe.frozen_from)
         self.learner.train()
         self.quantizer.train(not settled)
-        images = self.pool.draw(recipe.batch, recipe.crop, recipe.scale, recipe.seed, self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            with torch.set_grad_enabled(not frozen):
-                z = (self.network.encoder if frozen else self._encode)(self._laid_out(images))
-                quantized: Quantized = self.quantizer(z.float())
-            # a compiled decoder would be compiled again for an input without gradient
-            made = self._decode(self._laid_out(quantized.vectors).requires_grad_())
-        loss, parts = reconstruction_loss(made.float(), images, recipe.losses)
-        total = loss if frozen else loss + quantized.loss
+        part = own_part(recipe.batch)
+        images = self.pool.draw(recipe.batch, recipe.crop, recipe.scale, recipe.seed, self.step, part)
+        made, quantizer_loss, ids = self._forward(images, frozen)
+        loss, (l1, l2) = reconstruction_loss(made, images, recipe.losses)
+        terms = {"l1": l1, "l2": l2, "quantizer_loss": quantizer_loss.detach()}
+        loss = loss if frozen else loss + quantizer_loss
+        loss = self._optional_losses(loss, made, images, terms)
         rate = learning_rate(recipe, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.learner.parameters(), recipe.clip)
         self.optimizer.step()
-        self._average(frozen)
+        if self.adversary is not None and self.step >= recipe.adversarial_from:
+            terms["discriminator_loss"] = self.adversary.learn(images, made, rate)
+        self.average.follow(self.network, self.step, frozen)
         self.step += 1
-        with torch.no_grad():
-            self._sums += torch.stack([total.detach(), parts[0], parts[1], quantized.loss.detach()])
-            for counts, ids in zip(self._counts, quantized.ids.unbind(1), strict=True):
-                counts += torch.bincount(ids.flatten(), minlength=len(counts))
-        self._summed += 1
+        self._running.add({"loss": loss.detach(), **terms}, ids)
 
-    def _laid_out(self, x: Tensor) -> Tensor:
-        return x if self.device.type == "cpu" else x.contiguous(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def _average(self, frozen: bool) -> None:
-        """Averages follow the weights, faster in the beginning."""
-        kept = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
-        mine, own = (self.average.decoder, self.network.decoder) if frozen else (self.average, self.network)
-        torch._foreach_lerp_(list(mine.parameters()), list(own.parameters()), 1 - kept)
+    def _optional_losses(self, loss: Tensor, made: Tensor, images: Tensor, terms: dict[str, Tensor]) -> Tensor:
+        """The loss with perceptual and adversarial terms, which are noted in ``terms``."""
+        losses = self.recipe.losses
+        if self.lpips is not None and losses.lpips:
+            terms["lpips"] = self.lpips(made, images).mean()
+            loss = loss + losses.lpips * terms["lpips"]
+        if self.adversary is not None and self.step >= self.recipe.adversarial_from:
+            terms["gan"] = self.adversary.loss(made)
+            loss = loss + losses.gan * terms["gan"]
+        terms |= {name: term.detach() for name, term in terms.items()}
+        return loss
 
     # -- what a run leaves behind -------------------------------------------------------------------------------------
 
     def _log(self, validated: bool) -> None:
-        means = (self._sums / max(1, self._summed)).tolist()
-        statistics = [code_statistics(counts) for counts in self._counts]
+        figures = self._running.take()
+        if self._rank:
+            return
         row: dict[str, Any] = {
             "step": self.step,
             "seconds": round(self.seconds, 2),
             "lr": learning_rate(self.recipe, self.step - 1),
-            **dict(zip(("loss", "l1", "l2", "quantizer_loss"), means, strict=True)),
-            "train_psnr": 10 * math.log10(4 / max(means[2], 1e-10)),
-            "usage": min(one.usage for one in statistics),
-            "perplexity": min(one.perplexity for one in statistics),
-            "entropy": sum(one.entropy for one in statistics),
+            **figures,
         }
+        row["collapsed"] = figures["collapsed"] and self.step > self.recipe.warmup
+        picture = None
         if validated:
-            picture = f"{FOLDER}/samples-{self.step:08d}.png"
-            row["psnr"], row["val_entropy"] = validate(
-                self.average, self.quantizer, self.held_out, self.output, picture
-            )
-        ids = float(self._counts[0].sum())
-        collapsed = any(
-            len(counts) >= 16 and one.perplexity < COLLAPSED * min(len(counts), ids / 20)
-            for counts, one in zip(self._counts, statistics, strict=True)
-        )
-        row["collapsed"] = collapsed and self.step > self.recipe.warmup
-        self._sums.zero_()
-        for counts in self._counts:
-            counts.zero_()
-        self._summed = 0
-        self.metrics.add(row)
+            row["psnr"], row["val_entropy"], picture = validate(self.average.network, self.quantizer, self.held_out)
+        self.metrics.add(row, picture)
         self._say(
             f"step {self.step:>7,}  {self.seconds:7.1f} s  loss {row['loss']:.4f}  train {row['train_psnr']:.2f} dB"
             + (f"  held-out {row['psnr']:.2f} dB" if validated else "")
             + f"  perplexity {row['perplexity']:.0f}"
-            + ("  CODEBOOK COLLAPSE: few codes are used; try a lower lr or another quantizer" if collapsed else "")
+            + (f"  CODEBOOK COLLAPSE: {ADVICE}" if row["collapsed"] else "")
         )
 
     def _facts(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "recipe": digest(self.recipe.model_dump(mode="json"))}
+        facts = {"step": self.step, "seconds": self.seconds, "recipe": digest(self.recipe.model_dump(mode="json"))}
+        return facts | ({"lpips": self.lpips.sha256} if self.lpips is not None else {})
+
+    def _modules(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer | None]]:
+        """What has a state, by the head of its names."""
+        found: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {
+            "learner": (self.learner, self.optimizer),
+            "average": (self.average.network, None),
+        }
+        if self.adversary is not None:
+            found["adversary"] = (self.adversary.discriminator, self.adversary.optimizer)
+        return found
 
     def _checkpoint(self) -> None:
-        names = {id(parameter): name for name, parameter in self.learner.named_parameters()}
-        tensors = {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer, names)
+        if self._rank:
+            return
+        tensors: dict[str, Tensor] = {}
+        for head, (module, optimizer) in self._modules().items():
+            tensors |= {f"{head}.{name}": tensor for name, tensor in module.state_dict().items()}
+            if optimizer is not None:
+                tensors |= optimizer_tensors(optimizer, module, f"optimizer.{head}")
         save_state(self.output, FOLDER, tensors, self._facts())
-        self.metrics.write()
 
     def _resume(self) -> None:
         found = load_state(self.output, FOLDER)
@@ -222,13 +237,18 @@ class TokenizerTraining:
             return
         tensors, facts = found
         where = self.output.url(f"{FOLDER}/state.json")
-        if facts.get("recipe") != self._facts()["recipe"]:
+        if any(facts.get(name) != self._facts().get(name) for name in ("recipe", "lpips")):
             raise FormatError(f"{where}: belongs to another recipe; choose another output folder")
         try:
-            for head, module in (("learner.", self.learner), ("average.", self.average)):
-                mine = {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}
-                module.load_state_dict(mine)
-            load_optimizer(self.optimizer, self.learner, tensors)
+            for head, (module, optimizer) in self._modules().items():
+                own = {
+                    name.removeprefix(f"{head}."): value
+                    for name, value in tensors.items()
+                    if name.startswith(f"{head}.")
+                }
+                module.load_state_dict(own)
+                if optimizer is not None:
+                    load_optimizer(optimizer, module, tensors, f"optimizer.{head}")
         except RuntimeError as error:
             raise FormatError(f"{where}: does not fit the recipe ({error})") from error
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
@@ -237,32 +257,12 @@ class TokenizerTraining:
 
     def _finish(self) -> ConvVQ:
         made = self.tokenizer()
-        save_tokenizer(made, self.output, "")
-        self.metrics.write()
-        self.output.put(f"{FOLDER}/recipe.json", self.recipe.model_dump_json(indent=1).encode())
-        if (facts := load_state(self.output, FOLDER)) is not None:
-            with suppress(FileNotFoundError):
-                self.output.delete(f"{FOLDER}/state.json")
-                self.output.delete(facts[1]["tensors"])
+        if self._rank == 0:
+            save_tokenizer(made, self.output, "")
+            self.output.put(f"{FOLDER}/recipe.json", self.recipe.model_dump_json(indent=1).encode())
+            if (facts := load_state(self.output, FOLDER)) is not None:
+                with suppress(FileNotFoundError):
+                    self.output.delete(f"{FOLDER}/state.json")
+                    self.output.delete(facts[1]["tensors"])
+        any_of_all(False, self.device)  # all wait until it is saved
         return made
-
-
-def learning_rate(recipe: TokenizerRecipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth; a second, lower one for the decoder alone."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    start, end, top = recipe.warmup, recipe.frozen_from, 1.0
-    if step >= recipe.frozen_from:
-        start, end, top = recipe.frozen_from, recipe.steps, 0.5
-    place = (step - start) / max(1, end - start)
-    return recipe.lr * (0.01 + (top - 0.01) * 0.5 * (1 + math.cos(math.pi * min(1.0, place))))
-
-
-def reconstruction_loss(made: Tensor, images: Tensor, losses: Losses) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The weighted loss of float images [B, 3, H, W], and mean |error| and error² without gradient."""
-    error = made - images
-    l1, l2 = error.abs().mean(), error.square().mean()
-    loss = losses.l1 * l1 + losses.l2 * l2
-    if losses.gradient:
-        loss = loss + losses.gradient * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
-    return loss, (l1.detach(), l2.detach())

@@ -1,0 +1,160 @@
+"""Training jobs from end to end: images in, a saved tokenizer out; in this process, under torchrun, or on Ray Train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from tokenshard.errors import SpecError
+from tokenshard.quantizers.distributed import rank_and_world
+from tokenshard.quantizers.registry import trainable_quantizer
+from tokenshard.spec.job import TrainTokenizer
+from tokenshard.spec.train import FrozenEncoderSpec
+from tokenshard.store import Store
+from tokenshard.tokenizers.encoders import load_encoder
+from tokenshard.tokenizers.folder import read_tokenizer_spec
+from tokenshard.tokenizers.frozen import frozen_network
+from tokenshard.tokenizers.networks import first_error
+from tokenshard.training.distributed import device_of, on_ray, process_group, started_by_torchrun
+from tokenshard.training.frozen import decoder_for, preparation
+from tokenshard.training.images import training_images
+from tokenshard.training.metrics import last_figures
+from tokenshard.training.perceptual import load_lpips
+from tokenshard.training.recipe import TokenizerRecipe
+from tokenshard.training.tokenizer import FOLDER, TokenizerTraining
+
+DONE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training job did. ``fingerprint`` is empty where the time was up before the end."""
+
+    output: str
+    fingerprint: str
+    steps: int
+    seconds: float
+    psnr: float | None
+    """of held-out images, dB; None before the first validation"""
+    perplexity: float | None
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train_tokenizer(spec: TrainTokenizer, say: Callable[[str], None]) -> Training:
+    """Run or resume a training job; a finished one is left as it is. In all processes that torchrun started.
+
+    Raises SpecError, StoreError, FormatError, and JobError where workers are lost too often.
+    """
+    encoder = None if spec.encoder is None else load_encoder(spec.encoder.name)
+    recipe = recipe_of(spec, encoder)
+    output = Store(spec.output, spec.storage)
+    if output.exists(DONE):
+        say(f"{spec.output}: holds a trained tokenizer already; nothing was done")
+    elif started_by_torchrun():
+        device = device_of(spec.engine.device)
+        with process_group(device):
+            _train_here(spec, recipe, encoder, device, say)
+    elif spec.engine.workers > 1:
+        _check_shared(recipe, spec.engine.workers)
+        on_ray(_train_on_ray, spec.model_dump(mode="json"), spec.engine, say)
+    else:
+        _train_here(spec, recipe, encoder, device_of(spec.engine.device), say)
+    return _result(spec, output)
+
+
+def recipe_of(spec: TrainTokenizer, encoder: nn.Module | None = None) -> TokenizerRecipe:
+    """The recipe with its network; SpecError where the two, or quantizer and options, do not fit."""
+    fields = spec.recipe.model_dump()
+    if spec.encoder is not None and encoder is not None:
+        fields["network"] = _network_around(encoder, spec.encoder, spec.recipe.network)
+    elif fields["network"] is None:
+        fields["network"] = "f8"
+    try:
+        recipe = TokenizerRecipe.model_validate(fields)
+    except ValidationError as error:
+        place, message = first_error(error)
+        raise SpecError(f"recipe{'.' if place else ''}{place}: {message}") from error
+    options = {"dim": recipe.network.dim, "seed": recipe.seed, **recipe.quantizer_options}
+    trainable_quantizer(recipe.quantizer, **options)
+    return recipe
+
+
+def _network_around(encoder: nn.Module, spec: FrozenEncoderSpec, network: Any) -> dict[str, Any]:
+    """The network given where it is one around an encoder, else a new one with the decoder of the network of a name."""
+    if isinstance(network, dict) and network.get("architecture") == "frozen":
+        return network
+    if isinstance(network, dict):
+        raise SpecError("recipe.network: with an encoder given, the name of a network, for its decoder")
+    return frozen_network(
+        spec.name, encoder, decoder_for(encoder, spec.name, network), spec.dim, spec.reweight
+    ).model_dump()
+
+
+def _train_here(
+    spec: TrainTokenizer,
+    recipe: TokenizerRecipe,
+    encoder: nn.Module | None,
+    device: str,
+    say: Callable[[str], None],
+) -> None:
+    """This process's part of the training, or all of it."""
+    rank, world = rank_and_world()
+    say = say if rank == 0 else lambda text: None
+    _check_shared(recipe, world)
+    output = Store(spec.output, spec.storage)
+    lpips = None
+    if spec.lpips_weights is not None and recipe.losses.lpips:
+        lpips = load_lpips(spec.lpips_weights, spec.storage)
+    pool, held_out = training_images(spec.source, spec.storage, say)
+    shared = f", {world} workers" if world > 1 else ""
+    say(f"{len(pool):,} images to train on, {len(held_out):,} held out; {device}{shared}")
+    options: dict[str, Any] = {}
+    if spec.encoder is not None and encoder is not None:
+        options["prepare"] = preparation(encoder, spec.encoder.name, pool, recipe)
+    training = TokenizerTraining(
+        recipe,
+        pool,
+        held_out,
+        output,
+        device=device,
+        compiled=spec.engine.compile,
+        lpips=lpips,
+        tensorboard=spec.log.tensorboard and rank == 0,
+        say=say,
+        **options,
+    )
+    minutes = spec.engine.max_minutes
+    training.run(spec.log, math.inf if minutes is None else 60 * minutes)
+
+
+def _train_on_ray(config: dict[str, Any], device: str, say: Callable[[str], None]) -> None:
+    """What a worker of Ray Train does on the device it was given; its process group is up."""
+    spec = TrainTokenizer.model_validate(config)
+    encoder = None if spec.encoder is None else load_encoder(spec.encoder.name)
+    device = device if spec.engine.device == "auto" else spec.engine.device
+    _train_here(spec, recipe_of(spec, encoder), encoder, device, say)
+
+
+def _check_shared(recipe: TokenizerRecipe, workers: int) -> None:
+    if recipe.batch % workers:
+        raise SpecError(f"a batch of {recipe.batch} cannot be shared equally by {workers} workers; change one of them")
+
+
+def _result(spec: TrainTokenizer, output: Store) -> Training:
+    fingerprint = read_tokenizer_spec(output).fingerprint if output.exists(DONE) else ""
+    last = last_figures(output, FOLDER)
+    return Training(
+        spec.output,
+        fingerprint,
+        int(last.get("step", 0)),
+        float(last.get("seconds", 0.0)),
+        last.get("psnr"),
+        last.get("perplexity"),
+    )
