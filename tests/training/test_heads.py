@@ -147,7 +147,7 @@ def test_parallel_levels_are_independent() -> None:
 def residual_codes(rows: int, depth: int = 4) -> tuple[CodeEmbedding, torch.Tensor]:
     """A residual codebook and codes as its quantizer makes them."""
     torch.manual_seed(1)
-    books = [torch.randn(64, 8) * 0.5**level for level in range(depth)]
+    books = [torch.randn(64, 8) * 0.25**level for level in range(depth)]
     book = CodeEmbedding((64,) * depth, 8, frozen=True)
     book.fill(books)
     return book, Lookup.of(books).encode(torch.randn(rows, 8, 1))[..., 0]
