@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
     np.save(place / "codes.npy", np.arange(2048, dtype=np.int16).reshape(8, 16, 16) % 1024)
     for photo in ("astronaut", "chelsea"):
         (place / "classes" / photo).mkdir(parents=True)
-        (place / "classes" / photo / "1.png").symlink_to(place / "photos" / f"{photo}.png")
+        shutil.copy(place / "photos" / f"{photo}.png", place / "classes" / photo)
     run("convert", "images", "classes/", "labelled/", "--quiet")
     sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy", "train-tokenizer": "photos/"}
     sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from PIL import Image
 from tokenshard.api import convert_images
 from tokenshard.engine.progress import Progress
 from tokenshard.quantizers.lookup import Lookup
+from tokenshard.spec.job import TrainClassifier, TrainMtm, build_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import save_tokenizer
+from tokenshard.training.setting import Outcome
+from tokenshard.training.start import train
 
 CLASSES = ("horizontal", "rings", "vertical")
 SIDE = 32
@@ -84,3 +88,52 @@ def residual_tokens(pictures: Path) -> Path:
     config = ConvConfig(network=network, quantizer="lookup", quantizer_options=quantizer.options())
     save_tokenizer(ConvVQ(config, AutoEncoder(network), quantizer), Store(pictures / "residual"), "")
     return converted(pictures / "train", pictures / "residual-tokens", str(pictures / "residual"))
+
+
+def quiet(text: str) -> None:
+    """Where nobody listens."""
+
+
+def classifier_job(tokens: Path, out: Path, **changes: Any) -> TrainClassifier:
+    fields: dict[str, Any] = {
+        "source": {"path": str(tokens / "train"), "val": str(tokens / "val")},
+        "output": str(out),
+        "model": {"size": "micro"},
+        "optimizer": {"lr": 2e-3, "ema": 0.9},
+        "augment": {"cutmix": 0, "synonyms": 0, "swap": 0, "noise": 0, "crop_scale": [0.6, 1]},
+        "batch": 16,
+        "steps": 100,
+        "log": {"every": 25, "checkpoint_every": 50},
+    }
+    job = build_job(TrainClassifier, {**fields, **changes})
+    assert isinstance(job, TrainClassifier)
+    return job
+
+
+def mtm_job(tokens: Path, out: Path, **changes: Any) -> TrainMtm:
+    fields: dict[str, Any] = {
+        "source": {"path": str(tokens / "train"), "val": str(tokens / "val")},
+        "output": str(out),
+        "model": {"size": "micro", "stem": "patch"},
+        "decoder": {"depth": 1},
+        "optimizer": {"lr": 3e-3, "ema": 0.9},
+        "batch": 16,
+        "steps": 150,
+        "samples": 5,
+        "log": {"every": 50, "checkpoint_every": 150},
+    }
+    job = build_job(TrainMtm, {**fields, **changes})
+    assert isinstance(job, TrainMtm)
+    return job
+
+
+@pytest.fixture(scope="package")
+def classified(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    out = tmp_path_factory.mktemp("models") / "classifier"
+    return out, train(classifier_job(tokens, out), quiet)
+
+
+@pytest.fixture(scope="package")
+def pretrained(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    out = tmp_path_factory.mktemp("models") / "mtm"
+    return out, train(mtm_job(tokens, out), quiet)

@@ -96,9 +96,6 @@ def build(model: Any, data: str, run_folder: str, values: dict[str, Any]) -> Any
         if not equals:
             raise click.BadParameter(f"{text!r}: expected FIELD=VALUE, e.g. augment.noise=0.1", param_hint="--set")
         _put(fields, name, _parsed(value))
-    for part in ("augment", "optimizer", "model"):
-        default = model.model_fields[part].get_default()
-        fields[part] = {**default.model_dump(exclude_unset=part == "model"), **fields.get(part, {})}
     return build_job(model, fields)
 
 

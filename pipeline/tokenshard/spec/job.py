@@ -182,6 +182,16 @@ class LearnJob(JobSpec):
     engine: LearningEngineSpec = LearningEngineSpec()
     log: LearningLogSpec = LearningLogSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_have_the_defaults_of_the_kind(cls, data: Any) -> Any:
+        """What a part of the job leaves out is as this kind of job has it, not as the part alone would."""
+        if not isinstance(data, dict):
+            return data
+        given = {name: data[name] for name in ("model", "augment", "optimizer") if isinstance(data.get(name), dict)}
+        defaults = {name: cls.model_fields[name].get_default().model_dump(exclude_unset=True) for name in given}
+        return {**data, **{name: {**defaults[name], **part} for name, part in given.items()}}
+
     def output_fields(self) -> dict[str, JsonValue]:
         """The fields that decide the weights: all but the places, the engine and what is logged when."""
         fields = self.model_dump(mode="json", exclude={"output", "storage", "engine", "log"})
@@ -208,6 +218,12 @@ class TrainMtm(LearnJob):
     decoder: DecoderSpec = DecoderSpec()
     optimizer: OptimizerSpec = OptimizerSpec(lr=1e-3, betas=(0.9, 0.95))
     samples: int = Field(default=8, ge=0, le=256, description="images drawn by the model at each validation")
+
+    @model_validator(mode="after")
+    def _codes_are_not_mixed(self) -> Self:
+        if self.augment.cutmix or self.augment.mixup:
+            raise ValueError("augment.cutmix and augment.mixup mix classes; masked token modeling has none")
+        return self
 
 
 class TrainTokenizer(JobSpec):

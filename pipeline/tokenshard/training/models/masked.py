@@ -2,7 +2,8 @@
 
 The encoder–decoder of MAE (He et al. 2022, arXiv:2111.06377) on tokens, as in MAGE (arXiv:2211.09117) and SeiT++
 (arXiv:2312.10105). Nothing of a hidden code reaches the network: its vector is replaced by zeros before the stem, whose
-kernel is its stride, and a learned vector says how many levels of the position are visible.
+kernel is its stride, and a learned vector says how many levels of the position are visible (none where all are, so that
+an encoder goes on as it is in other models).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tokenshard.errors import SpecError
 from tokenshard.spec.base import StoredDocument
@@ -53,7 +55,7 @@ class MaskedModel(nn.Module):
         self.config = config
         self.encoder = TokenEncoder(config.encoder)
         levels, width = len(config.encoder.alphabets), config.width
-        self.shown = nn.Parameter(torch.zeros(levels + 1, config.encoder.width))
+        self.shown = nn.Parameter(torch.zeros(levels, config.encoder.width))
         self.enter = nn.Sequential(nn.LayerNorm(config.encoder.width, EPS), nn.Linear(config.encoder.width, width))
         self.register_buffer("positions", positions_2d(*config.encoder.positions, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, width // 32, config.encoder.dropout, 0.0) for _ in range(config.depth))
@@ -90,7 +92,7 @@ class MaskedModel(nn.Module):
         ids [B, L, H, W]; kept [B, N]: visible levels of a position; visible [B, n]: positions the encoder gets.
         """
         x = self.encoder.patches(self.encoder.embed(ids, self.by_code(kept)))
-        x = x + self.shown[kept].to(x.dtype)
+        x = x + functional.pad(self.shown, (0, 0, 0, 1))[kept].to(x.dtype)
         seen = visible[..., None].expand(-1, -1, x.shape[2])
         y = self.enter(self.encoder(x.gather(1, seen)))
         # what the encoder never saw is filled with the class token, which knows the sample as a whole
