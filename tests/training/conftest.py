@@ -116,11 +116,12 @@ def mtm_job(tokens: Path, out: Path, **changes: Any) -> TrainMtm:
         "output": str(out),
         "model": {"size": "micro", "stem": "patch"},
         "decoder": {"depth": 1},
-        "optimizer": {"lr": 3e-3, "ema": 0.9},
+        "optimizer": {"lr": 1e-3, "ema": 0.9},
+        "mask": {"mean": 0.3, "low": 0.3, "drop": 0.3},
         "batch": 16,
-        "steps": 150,
+        "steps": 200,
         "samples": 5,
-        "log": {"every": 50, "checkpoint_every": 150},
+        "log": {"every": 100, "checkpoint_every": 200},
     }
     job = build_job(TrainMtm, {**fields, **changes})
     assert isinstance(job, TrainMtm)

@@ -198,7 +198,7 @@ def test_masked_modeling_starts_at_ln_v_learns_and_draws_images(pretrained: tupl
     assert rows[0]["loss"] == pytest.approx(np.log(32), abs=0.1)
     assert rows[0]["bits_per_token"] == pytest.approx(rows[0]["loss"] / np.log(2), rel=1e-5)
     assert outcome.metrics["val_bits_per_token"] < unigram_entropy(open_dataset(tokens / "train")) - 0.1
-    with Image.open(out / "training" / "samples-00000150.png") as picture:
+    with Image.open(out / "training" / "samples-00000200.png") as picture:
         assert picture.size == (3 * 32, 2 * 32)  # five images in a square of three a row
         assert len(set(picture.getdata())) > 20
     found = evaluate(load_model(Store(out)), open_dataset(tokens / "val"), batch=16)
@@ -265,7 +265,7 @@ def test_a_classifier_begins_with_the_encoder_of_a_masked_model(
     assert mine.config.stem == "patch"
     decayed = {"lr": 2e-3, "layer_decay": 0.8, "ema": 0.9}
     outcome = train(classifier_job(tokens, tmp_path / "two", optimizer=decayed, **start), quiet)
-    assert outcome.metrics["val_top1"] > 0.5
+    assert outcome.metrics["val_top1"] > 0.7
 
 
 @pytest.mark.parametrize("kind", ["knn", "linear", "attentive"])
