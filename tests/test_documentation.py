@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,12 +63,21 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
 
     run("convert", "images", "photos/", "tokens/", "--quiet")
     np.save(place / "codes.npy", np.arange(2048, dtype=np.int16).reshape(8, 16, 16) % 1024)
+    for photo in ("astronaut", "chelsea"):
+        (place / "classes" / photo).mkdir(parents=True)
+        shutil.copy(place / "photos" / f"{photo}.png", place / "classes" / photo)
+    run("convert", "images", "classes/", "labelled/", "--quiet")
     sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy", "train-tokenizer": "photos/"}
+    sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)
         if job.kind.startswith("train-"):
             fields = yaml.safe_load(spec.read_text(encoding="utf-8"))
-            fields["recipe"] |= {"steps": 3, "batch": 2, "crop": 32}
+            small = {"steps": 3, "batch": 2}
+            if "recipe" in fields:
+                fields["recipe"] |= {**small, "crop": 32}
+            else:
+                fields |= {**small, "model": {**fields["model"], "size": "micro"}}
             spec = place / spec.name
             spec.write_text(yaml.safe_dump(fields), encoding="utf-8")
         words = ["run", str(spec), "--source", sources[job.kind], "--output", str(place / "out" / spec.stem), "--quiet"]

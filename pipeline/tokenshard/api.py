@@ -14,7 +14,7 @@ from tokenshard.errors import SpecError
 from tokenshard.shards.cache import Cache
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import read_manifest
-from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, TrainTokenizer, build_job, parse_job
+from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, LearnJob, TrainTokenizer, build_job, parse_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenshard.loading.order import Shuffle
     from tokenshard.tokenizers.coarse import CoarseFine
     from tokenshard.training.job import Training
+    from tokenshard.training.setting import Outcome
 
 
 class TokenDataset(Dataset):
@@ -94,7 +95,7 @@ def load_job(path: str | PathLike[str]) -> JobSpec:
 
 def run(
     job: str | PathLike[str] | JobSpec, mode: Mode | None = None, progress: Progress | None = None
-) -> Conversion | Training:
+) -> Conversion | Training | Outcome:
     """Run or resume a job, given as a YAML file or a spec; returns when the dataset is committed, or the model saved.
 
     ``mode`` and ``progress`` are for conversions. Raises SpecError, StoreError, JobError, and TooManyRejects when more
@@ -103,6 +104,10 @@ def run(
     spec = job if isinstance(job, JobSpec) else load_job(job)
     if isinstance(spec, ConvertJob):
         return run_conversion(spec, mode, progress)
+    if isinstance(spec, LearnJob):
+        from tokenshard.training.start import train
+
+        return train(spec)
     if not isinstance(spec, TrainTokenizer):
         raise SpecError(f"{spec.kind}: a job of this kind cannot be run")
     from tokenshard.training.job import train_tokenizer

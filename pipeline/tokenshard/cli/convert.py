@@ -197,8 +197,9 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
       tokenshard run jobs/train-tokenizer.yaml --workers 2
     """
     from tokenshard.api import load_job
+    from tokenshard.cli.train import train_and_print as learn_and_print
     from tokenshard.cli.training import train_and_print
-    from tokenshard.spec.job import ConvertJob
+    from tokenshard.spec.job import ConvertJob, LearnJob
 
     fields, mode, display = split_options(values)
     if output:
@@ -210,6 +211,8 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
         run_and_print(spec, mode, **display)
     elif mode["append"] or mode["overwrite"] or mode["dry_run"] or not mode["resume"]:
         raise click.UsageError(f"a {spec.kind} job has no --append, --overwrite, --dry-run or --no-resume")
+    elif isinstance(spec, LearnJob):
+        learn_and_print(spec, **display)
     else:
         train_and_print(spec, **display)
 

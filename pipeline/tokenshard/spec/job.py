@@ -21,6 +21,17 @@ from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.recipe import RecipeSpec
 from tokenshard.spec.train import FrozenEncoderSpec, TrainingEngineSpec, TrainingImagesSpec, TrainingLogSpec
+from tokenshard.spec.training import (
+    MTM_AUGMENT,
+    AugmentSpec,
+    DecoderSpec,
+    LearningEngineSpec,
+    LearningLogSpec,
+    MaskSpec,
+    ModelSpec,
+    OptimizerSpec,
+    TokensSpec,
+)
 
 Job = TypeVar("Job", bound="JobSpec")
 
@@ -156,6 +167,65 @@ class Import(CodesJob):
         return digest({**fields, "source": source, "tokenizer": tokenizer})
 
 
+class LearnJob(JobSpec):
+    """Token shards in, a model out. The model behind the kinds of job that train on tokens."""
+
+    source: TokensSpec
+    model: ModelSpec = ModelSpec()
+    augment: AugmentSpec = AugmentSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    batch: int = Field(default=256, ge=1, description="samples a step")
+    epochs: float = Field(default=100, gt=0, description="passes over the samples")
+    steps: int | None = Field(default=None, ge=1, description="instead of epochs")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: mixed precision")
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    engine: LearningEngineSpec = LearningEngineSpec()
+    log: LearningLogSpec = LearningLogSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_have_the_defaults_of_the_kind(cls, data: Any) -> Any:
+        """What a part of the job leaves out is as this kind of job has it, not as the part alone would."""
+        if not isinstance(data, dict):
+            return data
+        given = {name: data[name] for name in ("model", "augment", "optimizer") if isinstance(data.get(name), dict)}
+        defaults = {name: cls.model_fields[name].get_default().model_dump(exclude_unset=True) for name in given}
+        return {**data, **{name: {**defaults[name], **part} for name, part in given.items()}}
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        """The fields that decide the weights: all but the places, the engine and what is logged when."""
+        fields = self.model_dump(mode="json", exclude={"output", "storage", "engine", "log"})
+        return {**fields, "source": self.source.model_dump(mode="json", exclude={"path", "val", "val_where"})}
+
+
+class TrainClassifier(LearnJob):
+    """`train-classifier`: a vision transformer on tokens that tells classes apart."""
+
+    kind: Literal["train-classifier"] = "train-classifier"
+    label: str = Field(default="label", min_length=1, description="column with whole numbers from 0")
+    classes: int | None = Field(default=None, ge=2, description="default: the names of the column, else its values")
+    smoothing: float = Field(default=0.1, ge=0, lt=1, description="of the labels")
+    start: str | None = Field(default=None, description="folder of a trained model whose encoder is where this begins")
+
+
+class TrainMtm(LearnJob):
+    """`train-mtm`: masked token modeling, to be fine-tuned or to draw samples."""
+
+    kind: Literal["train-mtm"] = "train-mtm"
+    model: ModelSpec = ModelSpec(stem="patch")
+    augment: AugmentSpec = MTM_AUGMENT
+    mask: MaskSpec = MaskSpec()
+    decoder: DecoderSpec = DecoderSpec()
+    optimizer: OptimizerSpec = OptimizerSpec(lr=1e-3, betas=(0.9, 0.95))
+    samples: int = Field(default=8, ge=0, le=256, description="images drawn by the model at each validation")
+
+    @model_validator(mode="after")
+    def _codes_are_not_mixed(self) -> Self:
+        if self.augment.cutmix or self.augment.mixup:
+            raise ValueError("augment.cutmix and augment.mixup mix classes; masked token modeling has none")
+        return self
+
+
 class TrainTokenizer(JobSpec):
     """`train-tokenizer`: raw images in, a tokenizer out."""
 
@@ -180,6 +250,8 @@ JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
     "transcode": Transcode,
     "import": Import,
+    "train-classifier": TrainClassifier,
+    "train-mtm": TrainMtm,
     "train-tokenizer": TrainTokenizer,
 }
 """Every kind of job; a new one is a model and a line here."""

@@ -1,0 +1,119 @@
+"""Augmentation of code vectors [B, d, H, W]: crops, noise, colours and mixtures, on the device.
+
+Resizing is linear in the vectors, so cropping codes as one-hot maps, as SeiT does on CPUs, and cropping what they
+stand for give the same: only ids have to reach the device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenshard.training.augment.draws import Draws
+
+SHARPNESS = -0.5
+"""a of the cubic kernel of Keys 1981, as Pillow and antialiased torch have it."""
+TRIES = 10
+EPS = 1e-5
+
+
+def resample(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
+    """Weights float32 [B, target, source] of an antialiased bicubic resize of places [start, start + length) to
+    ``target`` places; what lies outside has none. ``start``, ``length``: [B]."""
+    start, length = start.float()[:, None, None], length.float()[:, None, None]
+    scale = length / target
+    centre = start + (torch.arange(target, device=start.device) + 0.5)[None, :, None] * scale
+    place = torch.arange(source, device=start.device)[None, None, :] + 0.5
+    weight = _cubic((place - centre) / scale.clamp_min(1.0))
+    weight = torch.where((place > start) & (place < start + length), weight, 0.0)
+    return weight / weight.sum(2, keepdim=True)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    x, a = x.abs(), SHARPNESS
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def crop_and_resize(vectors: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Of each sample the box [top, left, rows, columns] (boxes [B, 4], whole numbers), resized: [B, d, *grid]."""
+    top, left, rows, columns = boxes.unbind(1)
+    down = resample(top, rows, vectors.shape[2], grid[0]).to(vectors.dtype)
+    across = resample(left, columns, vectors.shape[3], grid[1]).to(vectors.dtype)
+    return torch.einsum("byh,bdhw,bxw->bdyx", down, vectors, across)
+
+
+def resize(vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, d, H, W] -> [B, d, *grid]."""
+    if tuple(vectors.shape[2:]) == tuple(grid):
+        return vectors
+    whole = torch.tensor([[0, 0, *vectors.shape[2:]]], device=vectors.device)
+    return crop_and_resize(vectors, whole.expand(len(vectors), -1), grid)
+
+
+def random_boxes(
+    count: int, grid: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> NDArray[np.int64]:
+    """Boxes int64 [count, 4] (top, left, rows, columns) of a random resized crop (Szegedy et al. 2015).
+
+    Area uniform in ``scale``, width : height log-uniform in ``ratio``. A sample none of whose drawn shapes fits gets
+    the whole grid.
+    """
+    rng = draws.rng
+    area = rng.uniform(*scale, (TRIES, count)) * grid[0] * grid[1]
+    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (TRIES, count)))
+    rows = np.maximum(1, np.round(np.sqrt(area / aspect))).astype(np.int64)
+    columns = np.maximum(1, np.round(np.sqrt(area * aspect))).astype(np.int64)
+    fits = (rows <= grid[0]) & (columns <= grid[1])
+    first, any_fits, sample = fits.argmax(0), fits.any(0), np.arange(count)
+    rows = np.where(any_fits, rows[first, sample], grid[0])
+    columns = np.where(any_fits, columns[first, sample], grid[1])
+    top = (rng.random(count) * (grid[0] - rows + 1)).astype(np.int64)
+    left = (rng.random(count) * (grid[1] - columns + 1)).astype(np.int64)
+    return np.stack([top, left, rows, columns], 1)
+
+
+def add_noise(vectors: Tensor, chosen: Tensor, scale: float, draws: Draws) -> Tensor:
+    """Emb-Noise: normal noise that a channel shares, and normal noise by element, both with deviation ``scale``."""
+    batch, dim = vectors.shape[:2]
+    noise = draws.normal(batch, dim, 1, 1) + draws.normal(*vectors.shape)
+    return vectors + noise * (scale * chosen[:, None, None, None])
+
+
+def adapt_color(vectors: Tensor, chosen: Tensor, partner: Tensor) -> Tensor:
+    """ColorAdapt (SeiT++, arXiv:2312.10105): channels of the ``chosen`` [B] samples get mean and deviation over the
+    grid that the sample ``partner`` [B] has there."""
+    mean = vectors.mean((2, 3), keepdim=True)
+    deviation = vectors.var((2, 3), keepdim=True, unbiased=False).add(EPS**2).sqrt()
+    adapted = (vectors - mean) / deviation * deviation[partner] + mean[partner]
+    return torch.where(chosen[:, None, None, None], adapted, vectors)
+
+
+def mix_boxes(vectors: Tensor, partner: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019): the box [top, left, rows, columns] of each sample is that of ``partner`` [B].
+
+    The mixed vectors, and the share [B] that is a sample's own.
+    """
+    y = torch.arange(vectors.shape[2], device=vectors.device)[None, :, None]
+    x = torch.arange(vectors.shape[3], device=vectors.device)[None, None, :]
+    top, left, rows, columns = boxes[:, :, None, None].unbind(1)
+    inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
+    mixed = torch.where(inside[:, None], vectors[partner], vectors)
+    return mixed, 1 - inside.float().mean((1, 2))
+
+
+def cutmix_boxes(share: NDArray[np.float64], grid: tuple[int, int], draws: Draws) -> NDArray[np.int64]:
+    """Boxes int64 [B, 4] that cover about 1 - ``share`` of the grid: a scaled grid around a random place, cut off at
+    the edges."""
+    centre_y, centre_x = draws.rng.random((2, len(share))) * np.array(grid)[:, None]
+    half = np.sqrt(1 - share) / 2
+    top, left = np.round(centre_y - half * grid[0]), np.round(centre_x - half * grid[1])
+    bottom, right = np.round(centre_y + half * grid[0]), np.round(centre_x + half * grid[1])
+    top, bottom = np.clip(top, 0, grid[0]), np.clip(bottom, 0, grid[0])
+    left, right = np.clip(left, 0, grid[1]), np.clip(right, 0, grid[1])
+    return np.stack([top, left, bottom - top, right - left], 1).astype(np.int64)

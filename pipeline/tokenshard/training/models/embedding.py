@@ -1,0 +1,48 @@
+"""Codes to vectors, on the device: what a pixel normalisation is to an image model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class CodeEmbedding(nn.Module):
+    """ids [B, L, H, W] -> vectors [B, d, H, W]. The vectors of the L levels of a place are added up (RVQ, PQ).
+
+    frozen: the table is a buffer, to be filled with the tokenizer's codebooks; else it is learned.
+    """
+
+    table: Tensor
+    first: Tensor
+
+    def __init__(self, alphabets: Sequence[int], dim: int, frozen: bool) -> None:
+        super().__init__()
+        self.alphabets, self.dim = tuple(alphabets), dim
+        table = torch.randn(sum(alphabets), dim) / len(self.alphabets) ** 0.5
+        if frozen:
+            self.register_buffer("table", table)
+        else:
+            self.table = nn.Parameter(table)
+        first = torch.tensor([sum(alphabets[:level]) for level in range(len(alphabets))])
+        self.register_buffer("first", first[:, None, None], persistent=False)
+
+    def codebook(self, level: int) -> Tensor:
+        """[alphabet, d] of a level."""
+        start = sum(self.alphabets[:level])
+        return self.table[start : start + self.alphabets[level]]
+
+    def fill(self, codebooks: Sequence[Tensor]) -> None:
+        """Take these vectors [alphabet, d], one tensor a level."""
+        with torch.no_grad():
+            self.table.copy_(torch.cat(list(codebooks)))
+
+    def forward(self, ids: Tensor, kept: Tensor | None = None) -> Tensor:
+        """``kept`` [B, H, W]: of each place only the first so many levels count; where it is 0 the vector is 0."""
+        vectors = functional.embedding(ids + self.first, self.table)  # [B, L, H, W, d]
+        if kept is not None:
+            levels = torch.arange(len(self.alphabets), device=ids.device)[:, None, None]
+            vectors = torch.where((levels < kept[:, None])[..., None], vectors, 0.0)
+        return vectors.sum(1).movedim(-1, 1)

@@ -1,0 +1,192 @@
+"""Masked token modeling on token shards: pre-training of encoders, and models to draw images from."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tokenshard.errors import SpecError
+from tokenshard.loading.decoding import Batch
+from tokenshard.loading.loader import TokenLoader
+from tokenshard.quantizers.lookup import Lookup
+from tokenshard.spec.job import TrainMtm
+from tokenshard.spec.training import MaskSpec
+from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.folder import tokenizer_from
+from tokenshard.training.augment.draws import Draws
+from tokenshard.training.augment.recipe import Augmentation
+from tokenshard.training.codes import CodeSpace, ids_of, missing_codebooks, unigram_entropy
+from tokenshard.training.heads.two_level import cluster_codes
+from tokenshard.training.loop import FOLDER
+from tokenshard.training.masks import draw_masks
+from tokenshard.training.models.masked import LARGE_CODEBOOK, MaskedConfig, MaskedModel, check_whole_positions
+from tokenshard.training.models.vit import EncoderConfig
+from tokenshard.training.sampling import draw_codes
+from tokenshard.training.setting import Outcome, Setting
+
+VALIDATION_SEED = 1
+
+
+class MtmTask:
+    """The likelihood of hidden codes, of those alone; drawn images at each validation."""
+
+    def __init__(
+        self,
+        module: MaskedModel,
+        job: TrainMtm,
+        codes: CodeSpace,
+        val: TokenLoader | None,
+        device: torch.device,
+        show: Callable[[Tensor, int], None] | None,
+    ) -> None:
+        self.module, self._job, self._val, self._device, self._show = module, job, val, device, show
+        self._augmentation: Augmentation | None = None
+        spec, grid = job.augment, module.config.encoder.grid
+        self._quantizer: Lookup | None = None
+        moved = spec.crop_scale != (1.0, 1.0) or bool(spec.noise or spec.color_adapt) or grid != codes.grid
+        if moved or spec.synonyms or spec.swap:
+            assert codes.codebooks is not None
+            self._augmentation = Augmentation(spec, grid, codes.codebooks).to(device)
+            self._quantizer = Lookup.of(codes.codebooks).to(device) if moved else None
+
+    def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Augmented vectors become ids again, those of the nearest codes."""
+        ids = ids_of(batch, self._device)
+        if self._augmentation is not None:
+            ids = self._augmentation.ids(ids, draws)
+            if self._quantizer is not None:
+                ids = self._quantizer.encode(self._augmentation.vectors(self._quantizer.vectors(ids), draws))
+        nll = hidden_nll(self.module, ids, self._job.mask, draws)
+        return nll.mean(), bits_per_token(nll, self.module)
+
+    @torch.inference_mode()
+    def validate(self, module: nn.Module, step: int) -> dict[str, float]:
+        """Nats and bits of held-out samples, with the same masks each time."""
+        assert isinstance(module, MaskedModel)
+        if self._show is not None and self._job.samples:
+            self._show(draw_codes(module, self._job.samples, Draws(VALIDATION_SEED, 0, self._device)), step)
+        if self._val is None:
+            return {}
+        figures = masked_figures(module, self._val, self._job.mask)
+        return {f"val_{name}": value for name, value in figures.items()}
+
+
+def hidden_nll(module: MaskedModel, ids: Tensor, mask: MaskSpec, draws: Draws) -> Tensor:
+    """Nats of the hidden codes of ids [B, L, H, W], float32 [hidden positions, stride²]."""
+    levels, (rows, columns) = ids.shape[1], module.config.encoder.positions
+    masks = draw_masks(mask, len(ids), rows * columns, levels, module.head.by_level, draws)
+    return module.nll(module(ids, masks.kept, masks.visible), ids, masks.kept)
+
+
+def bits_per_token(nll: Tensor, module: MaskedModel) -> dict[str, Tensor]:
+    """Bits an id, of the heads that give probabilities of ids; none of `summed`, whose loss is a density."""
+    if module.head.by_level:
+        return {}
+    return {"bits_per_token": nll.detach().mean() / (math.log(2) * len(module.config.encoder.alphabets))}
+
+
+def masked_figures(module: MaskedModel, loader: TokenLoader, mask: MaskSpec) -> dict[str, float]:
+    """`loss` (nats a code, all levels) and `bits_per_token` on all samples of a loader, with fixed masks."""
+    total, count = 0.0, 0
+    loader.set_epoch(0)
+    device, grid = module.shown.device, module.config.encoder.grid
+    for number, batch in enumerate(loader):
+        ids = ids_of(batch, device)
+        if tuple(ids.shape[2:]) != grid:
+            ids = _middle(ids, grid)
+        nll = hidden_nll(module, ids, mask, Draws(VALIDATION_SEED, number, device))
+        total, count = total + float(nll.double().sum()), count + nll.numel()
+    mean = torch.tensor(total / max(1, count))
+    return {"loss": float(mean), **{name: float(value) for name, value in bits_per_token(mean, module).items()}}
+
+
+def _middle(ids: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The middle of token grids; SpecError where they are smaller."""
+    top, left = ids.shape[2] - grid[0], ids.shape[3] - grid[1]
+    if top < 0 or left < 0:
+        raise SpecError(
+            f"token grids of {ids.shape[2]}x{ids.shape[3]} are smaller than the {grid[0]}x{grid[1]} of the model"
+        )
+    return ids[:, :, top // 2 : top // 2 + grid[0], left // 2 : left // 2 + grid[1]]
+
+
+def train_mtm(job: TrainMtm, say: Callable[[str], None] = print) -> Outcome:
+    """Train the masked token model of a job, or go on with it."""
+    setting = Setting(job, say)
+    encoder = setting.encoder(job.model)
+    check_whole_positions(encoder)
+    config, clusters = masked_config(job, setting, encoder)
+    torch.manual_seed(job.seed)
+    module = MaskedModel(config, clusters)
+    books = setting.codes.codebooks
+    if encoder.embedding == "frozen":
+        assert books is not None
+        module.encoder.embedding.fill(books)
+    elif books is None and job.augment.model_dump() != type(job).model_fields["augment"].get_default().model_dump():
+        raise missing_codebooks(setting.train, "augmentation")
+    loader = setting.loader()
+    if (done := setting.done()) is not None:
+        return done
+    _say_references(setting, say)
+    tokenizer = tokenizer_from(*setting.train.tokenizer_files())
+    show = None if tokenizer.spec.kind == "external" else _shower(tokenizer, setting)
+    task = MtmTask(module, job, setting.codes, setting.val_loader(), setting.device, show)
+    return setting.learn(task, loader, setting.document("mtm", config.model_dump(mode="json")))
+
+
+def masked_config(job: TrainMtm, setting: Setting, encoder: EncoderConfig) -> tuple[MaskedConfig, tuple[Tensor, ...]]:
+    """The configuration of the model, and the clusters of codes where its head has some."""
+    spec, codes = job.decoder, setting.codes
+    head = spec.head
+    if head == "auto":
+        large = max(codes.alphabets) >= LARGE_CODEBOOK and codes.codebooks is not None
+        head = "two-level" if large else "tied"
+        if len(codes.alphabets) > 1 and encoder.embedding == "frozen":
+            head = "summed"
+    if head == "summed" and encoder.embedding != "frozen":
+        raise SpecError("the head `summed` predicts vectors of the codebook; it needs --embedding frozen")
+    clusters: tuple[Tensor, ...] = ()
+    if head in ("two-level", "vq-logits"):
+        if codes.codebooks is None:
+            raise missing_codebooks(setting.train, f"--head {head}")
+        clusters = tuple(cluster_codes(book, spec.clusters, job.seed) for book in codes.codebooks)
+    config = MaskedConfig(
+        encoder=encoder,
+        width=spec.width or encoder.width,
+        depth=spec.depth,
+        head=head,
+        clusters=tuple(int(one.max()) + 1 for one in clusters),
+        components=spec.components,
+    )
+    return config, clusters
+
+
+def _say_references(setting: Setting, say: Callable[[str], None]) -> None:
+    """What the loss is to be compared with."""
+    uniform = float(np.mean(np.log2(setting.codes.alphabets)))
+    say(
+        f"bits an id: {uniform:.2f} where all codes are equally likely (ln: {uniform * math.log(2):.2f}), "
+        f"{unigram_entropy(setting.train):.2f} by their frequency alone"
+    )
+
+
+def _shower(tokenizer: Tokenizer, setting: Setting) -> Callable[[Tensor, int], None]:
+    """Writes drawn samples as one picture."""
+
+    def show(ids: Tensor, step: int) -> None:
+        images = tokenizer.decode(ids.cpu().numpy().astype(np.int32))
+        columns = math.ceil(len(images) ** 0.5)
+        blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
+        rows = np.split(np.concatenate([images, blank]), (len(images) + len(blank)) // columns)
+        picture = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        setting.output.put(f"{FOLDER}/samples-{step:08d}.png", file.getvalue())
+
+    return show
