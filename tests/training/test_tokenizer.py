@@ -20,7 +20,8 @@ from PIL import Image
 
 from integration.command import command_line, refused, tokenshard_command
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.report.tokenizer_quality import ssim, tokenizer_quality
+from tokenshard.report.similarity import ssim
+from tokenshard.report.tokenizer_quality import tokenizer_quality
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig

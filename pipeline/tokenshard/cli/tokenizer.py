@@ -93,9 +93,11 @@ def train(src: tuple[str, ...], out: str, **values: Any) -> None:
 @click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda (conv tokenizers).")
+@click.option("--codes", metavar="FILE", help="Write a CSV: how often each code occurs, and in which images most.")
+@click.option("--top", type=click.IntRange(0), default=3, show_default=True, help="Images a code in --codes.")
 @storage_option
 @json_option
-def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
+def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **values: Any) -> None:
     """Measure a tokenizer on images: PSNR, SSIM, use of the codes, and bits as stored.
 
     TOKENIZER is `default`, the folder of a saved tokenizer, or NAME:OPTIONS to be fitted on these very images.
@@ -103,28 +105,70 @@ def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
     \b
     Example:
       tokenshard tokenizer eval default kodak/
-      tokenshard tokenizer eval patch:8x8,k=1024 kodak/
+      tokenshard tokenizer eval patch:8x8,k=1024 kodak/ --codes codes.csv
     """
     from tokenshard.report.tokenizer_quality import tokenizer_quality
 
-    images = _images((src,), values)
-    quality = tokenizer_quality(_tokenizer(tokenizer, images, values), images)
+    samples = _samples((src,), values)
+    images = [sample.data for sample in samples]
+    found, tables = _tokenizer(tokenizer, images, values)
+    quality = tokenizer_quality(found, images, tables, [sample.key for sample in samples], values["top"])
+    if codes is not None:
+        _write_codes(codes, quality.uses)
     if as_json:
         print_json(quality.json())
         return
+    stored = "+".join(quality.codecs) + (", with the tokenizer's tables" if any(quality.tables) else "")
     print_table(
         [
             ("images", f"{quality.images:,} ({quality.pixels:,} pixels, {quality.tokens:,} tokens)"),
             ("PSNR", f"{quality.psnr:.2f} dB"),
             ("SSIM", f"{quality.ssim:.4f}"),
+            ("MS-SSIM", "no image of 176 pixels" if quality.ms_ssim is None else f"{quality.ms_ssim:.4f}"),
             ("codes used", f"{quality.usage:.1%} (perplexity {quality.perplexity:.0f})"),
             ("entropy", f"{quality.order0_entropy:.2f} bits a token without context"),
-            ("stored", f"{quality.bits_per_token:.2f} bits a token ({'+'.join(quality.codecs)})"),
+            ("given one", f"{quality.left_entropy:.2f} bits given the left, {quality.up_entropy:.2f} the upper token"),
+            ("stored", f"{quality.bits_per_token:.2f} bits a token ({stored})"),
             ("bits per pixel", f"{quality.bits_per_pixel:.4f}"),
             ("encode", f"{quality.encode_images_per_second:.1f} images/s"),
             ("decode", f"{quality.decode_images_per_second:.1f} images/s"),
         ]
     )
+
+
+@tokenizer.command()
+@click.argument("tokenizer")
+@click.argument("src", nargs=-1, required=True)
+@click.argument("out")
+@click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
+@click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
+@storage_option
+def tables(tokenizer: str, src: tuple[str, ...], out: str, **values: Any) -> None:
+    """Save a tokenizer with entropy tables fitted on images.
+
+    TOKENIZER is the folder of a saved conv tokenizer. OUT gets the same tokenizer with a codec model beside it, which
+    conversions take where it is cheaper than one of their own: with few images.
+
+    \b
+    Example:
+      tokenshard tokenizer tables my-tokenizer/ photos/ my-tokenizer-with-tables/
+    """
+    from tokenshard.errors import SpecError
+    from tokenshard.store import Store
+    from tokenshard.tokenizers.conv import ConvVQ
+    from tokenshard.tokenizers.folder import save_tokenizer
+    from tokenshard.tokenizers.tables import fit_tables
+
+    images = _images(src, values)
+    found, _ = _tokenizer(tokenizer, images, values)
+    if not isinstance(found, ConvVQ):
+        raise SpecError(f"{tokenizer}: only conv tokenizers are saved with tables; those of {found.spec.kind} are not")
+    fitted = fit_tables(found, images)
+    made = found.with_tables(fitted)
+    save_tokenizer(made, Store(out, values["storage"]), "", fitted)
+    sizes = ", ".join(f"{len(table):,}" for table in fitted)
+    print_table([("tokenizer", out), ("fingerprint", made.spec.fingerprint), ("tables", f"{sizes} bytes")])
 
 
 @tokenizer.command(name="list")
@@ -230,13 +274,17 @@ def _source(path: str, values: dict[str, Any]) -> Any:
 
 def _images(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
     """The decoded images of some sources; says how many could not be read."""
+    return [sample.data for sample in _samples(paths, values)]
+
+
+def _samples(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
     import os
 
     from tokenshard.errors import SpecError
     from tokenshard.sources.base import Sample
     from tokenshard.sources.images.decoded import decoded_images
 
-    images: list[Any] = []
+    samples: list[Any] = []
     rejected, held, limit = 0, 0, values.get("memory_gb", 64.0) * 1e9
     for path in paths:
         source = _source(path, values)
@@ -244,13 +292,13 @@ def _images(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
             if not isinstance(item, Sample):
                 rejected += 1
             elif held + item.data.nbytes <= limit:
-                images.append(item.data)
+                samples.append(item)
                 held += item.data.nbytes
     if rejected:
         click.echo(f"{rejected:,} images could not be read and are left out", err=True)
-    if not images:
+    if not samples:
         raise SpecError(f"{', '.join(paths)}: no image could be read")
-    return images
+    return samples
 
 
 def _pools(paths: tuple[str, ...], values: dict[str, Any]) -> tuple[Any, Any]:
@@ -273,14 +321,28 @@ def _device(name: str) -> str:
     return name if name != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> Any:
+def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> tuple[Any, tuple[bytes, ...]]:
+    """A tokenizer, fitted on the images or saved, and the entropy tables that come with it."""
     from tokenshard.tokenizers.conv import ConvVQ
-    from tokenshard.tokenizers.folder import load_tokenizer
+    from tokenshard.tokenizers.folder import load_tokenizer, read_tables
     from tokenshard.tokenizers.packaged import saved_tokenizer
     from tokenshard.tokenizers.registry import KINDS, parse_tokenizer, trainable_class
 
     if text.partition(":")[0] in KINDS:
         kind, options = parse_tokenizer(text)
-        return trainable_class(kind).fit(images, 0, **options)
-    found = load_tokenizer(saved_tokenizer(text, values["storage"]))
-    return found.on(values["device"]) if isinstance(found, ConvVQ) and values["device"] != "cpu" else found
+        return trainable_class(kind).fit(images, 0, **options), ()
+    saved = saved_tokenizer(text, values["storage"])
+    found = load_tokenizer(saved)
+    moved = found.on(values["device"]) if isinstance(found, ConvVQ) and values["device"] != "cpu" else found
+    return moved, read_tables(saved, found.spec)
+
+
+def _write_codes(path: str, uses: Any) -> None:
+    """The use of each code as CSV."""
+    import csv
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("level", "code", "count", "samples"), lineterminator="\n")
+        writer.writeheader()
+        for level, use in enumerate(uses):
+            writer.writerows(use.rows(level))

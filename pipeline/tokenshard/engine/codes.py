@@ -96,6 +96,7 @@ class CodeEncoder:
     """Checks codes against a layout and gives them back. What does not fit is an InputError that says why."""
 
     layout: CodeLayout
+    tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         return [self._checked(sample) for sample in samples]

@@ -280,6 +280,7 @@ def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> P
         levels=parent.code.levels,
         codecs=parent.code.columns,
         models=parent.models,
+        tables=parent.tables,
         layout=layout,
     )
     check_columns(parent, plan, adopted)

@@ -37,6 +37,11 @@ class Encoder(Protocol):
         """Ids [levels, *grid] of each of some samples whose data have one shape. Raises when any of them is bad."""
         ...
 
+    @property
+    def tables(self) -> Sequence[bytes]:
+        """Codec models of the levels that come with the tokenizer; empty where none do."""
+        ...
+
     def size(self, sample: Sample) -> tuple[int, ...]:
         """What the shard writes down of the size of an encoded sample: its extents, or its token grid without them."""
         ...

@@ -16,7 +16,7 @@ from tokenshard.spec.job import TokenizeJob
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
-from tokenshard.tokenizers.folder import load_tokenizer, read_tokenizer_spec, save_tokenizer
+from tokenshard.tokenizers.folder import load_tokenizer, read_tables, read_tokenizer_spec, save_tokenizer
 from tokenshard.tokenizers.packaged import saved_tokenizer
 from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, trainable_class
 
@@ -47,15 +47,18 @@ class Tokenizing:
         return Window(replace(sample, data=np.ascontiguousarray(part), columns={}))
 
     def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, TokenizerEncoder]:
+        tables: Sequence[bytes] = ()
         if _is_kind(self._spec):
             kind, options = parse_tokenizer(self._spec.tokenizer)
             data = [window.sample.data for window in windows]
             tokenizer = trainable_class(kind).fit(data, self._spec.seed, **options)
         else:
-            tokenizer = load_tokenizer(saved_tokenizer(self._spec.tokenizer, self._spec.storage))
-        save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint))
+            saved = saved_tokenizer(self._spec.tokenizer, self._spec.storage)
+            tokenizer = load_tokenizer(saved)
+            tables = read_tables(saved, tokenizer.spec)
+        save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint), tables)
         entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=tokenizer.spec.numerics)
-        return entry, TokenizerEncoder(tokenizer, len(self._axes.extents))
+        return entry, TokenizerEncoder(tokenizer, len(self._axes.extents), tables)
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         described = read_tokenizer_spec(output, _folder(tokenizer.fingerprint))
@@ -78,6 +81,7 @@ class TokenizerEncoder:
 
     tokenizer: Tokenizer
     rank: int
+    tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         return list(self.tokenizer.encode(np.stack([sample.data for sample in samples])))
@@ -92,7 +96,7 @@ def check_tokenizer(spec: TokenizeJob) -> None:
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
         check_trainable(parse_tokenizer(spec.tokenizer)[0])
     else:
-        load_tokenizer(saved)
+        read_tables(saved, load_tokenizer(saved).spec)
 
 
 def _is_kind(spec: TokenizeJob) -> bool:

@@ -214,12 +214,13 @@ def _check_counts(store: Store, manifest: Manifest, errors: list[str]) -> None:
 def _check_tokenizer(store: Store, manifest: Manifest, errors: list[str]) -> None:
     with _collected(errors):
         Dataset(store, manifest).tokenizer_files()
-    for sha256, size in manifest.models.items():
-        with _collected(errors), damage_reported(store.url(f"models/{sha256}.tsm")):
+    listed = {**manifest.models, **manifest.tables}
+    for sha256, size in listed.items():
+        with _collected(errors), damage_reported(store.url(manifest.model_path(sha256))):
             found = len(read_model(store, manifest, sha256))
             require(found == size, f"{found} bytes instead of {size}")
     for spec in manifest.code.columns:
-        if spec.model is not None and spec.model not in manifest.models:
+        if spec.model is not None and spec.model not in listed:
             errors.append(f"{store.root}: the manifest does not list the model of column {spec.column!r}")
 
 

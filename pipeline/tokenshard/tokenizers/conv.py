@@ -7,7 +7,8 @@ the network one by one in float32, so that ids depend neither on the batch nor o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal
@@ -61,8 +62,10 @@ class ConvVQ:
         numerics: Numerics = "fp32",
         device: str | torch.device = "cpu",
         compiled: bool = False,
+        tables: tuple[str, ...] = (),
     ) -> None:
         self.config, self.numerics, self.device = config, numerics, torch.device(device)
+        self._tables = tables
         self._weights = _stored(network, quantizer, config.stored)
         _load(network, quantizer, self._weights)
         self.quantizer = quantizer.to(self.device).eval().requires_grad_(False)
@@ -99,13 +102,20 @@ class ConvVQ:
         _load(network, quantizer, tensors)
         if spec.numerics not in ("fp32", "bf16"):
             raise FormatError(f"numerics {spec.numerics!r} is not one of fp32, bf16")
-        return cls(config, network, quantizer, "bf16" if spec.numerics == "bf16" else "fp32")
+        return cls(config, network, quantizer, "bf16" if spec.numerics == "bf16" else "fp32", tables=spec.tables)
 
     def on(self, device: str, numerics: Numerics | None = None, compiled: bool = False) -> ConvVQ:
         """The same tokenizer on another device, in another numerics mode, or compiled by ``torch.compile``."""
         network, quantizer = AutoEncoder(self.config.network), _quantizer(self.config, self.quantizer.levels)
         _load(network, quantizer, self._weights)
-        return ConvVQ(self.config, network, quantizer, numerics or self.numerics, device, compiled)
+        return ConvVQ(self.config, network, quantizer, numerics or self.numerics, device, compiled, self._tables)
+
+    def with_tables(self, tables: Sequence[bytes]) -> ConvVQ:
+        """The same tokenizer with entropy tables, which are then saved beside it; without any, it has none."""
+        names = tuple(hashlib.sha256(table).hexdigest() for table in tables)
+        network, quantizer = AutoEncoder(self.config.network), _quantizer(self.config, self.quantizer.levels)
+        _load(network, quantizer, self._weights)
+        return ConvVQ(self.config, network, quantizer, self.numerics, self.device, tables=names)
 
     @cached_property
     def spec(self) -> TokenizerSpec:
@@ -118,6 +128,7 @@ class ConvVQ:
             config=self.config.model_dump(mode="json"),
             numerics=self.numerics,
             weights_sha256=weights_sha256(weights_to_bytes(self.tensors())),
+            tables=self._tables,
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
