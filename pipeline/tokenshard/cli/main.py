@@ -15,7 +15,7 @@ COMMANDS = {
     "import": ("tokenshard.cli.codes:import_", "Turn ids in another format into a token dataset."),
     "run": ("tokenshard.cli.convert:run", "Run or resume a job spec (YAML)."),
     "retry": ("tokenshard.cli.convert:retry", "Convert the rejected inputs of a dataset again."),
-    "tokenizer": ("tokenshard.cli.tokenizer:tokenizer", "Train, evaluate and list tokenizers."),
+    "tokenizer": ("tokenshard.cli.tokenizer_reports:tokenizer", "Train, evaluate and list tokenizers."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),

@@ -93,6 +93,9 @@ def train(src: tuple[str, ...], out: str, **values: Any) -> None:
 @click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda (conv tokenizers).")
+@click.option(
+    "--numerics", type=click.Choice(["fp32", "bf16", "int8"]), help="Of a conv tokenizer. [default: as it was saved]"
+)
 @click.option("--codes", metavar="FILE", help="Write a CSV: how often each code occurs, and in which images most.")
 @click.option("--top", type=click.IntRange(0), default=3, show_default=True, help="Images a code in --codes.")
 @storage_option
@@ -111,7 +114,7 @@ def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **value
 
     samples = _samples((src,), values)
     images = [sample.data for sample in samples]
-    found, tables = _tokenizer(tokenizer, images, values)
+    found, tables = saved_or_fitted(tokenizer, images, values)
     quality = tokenizer_quality(found, images, tables, [sample.key for sample in samples], values["top"])
     if codes is not None:
         _write_codes(codes, quality.uses)
@@ -160,8 +163,8 @@ def tables(tokenizer: str, src: tuple[str, ...], out: str, **values: Any) -> Non
     from tokenshard.tokenizers.folder import save_tokenizer
     from tokenshard.tokenizers.tables import fit_tables
 
-    images = _images(src, values)
-    found, _ = _tokenizer(tokenizer, images, values)
+    images = read_images(src, values)
+    found, _ = saved_or_fitted(tokenizer, images, values)
     if not isinstance(found, ConvVQ):
         raise SpecError(f"{tokenizer}: only conv tokenizers are saved with tables; those of {found.spec.kind} are not")
     fitted = fit_tables(found, images)
@@ -272,7 +275,7 @@ def _source(path: str, values: dict[str, Any]) -> Any:
     return ImageSourceSpec(path=path, labels="none", size=size, fit="center-crop" if size else "keep")
 
 
-def _images(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
+def read_images(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
     """The decoded images of some sources; says how many could not be read."""
     return [sample.data for sample in _samples(paths, values)]
 
@@ -306,7 +309,7 @@ def _pools(paths: tuple[str, ...], values: dict[str, Any]) -> tuple[Any, Any]:
     from tokenshard.errors import SpecError
     from tokenshard.training.crops import PixelPool
 
-    images = _images(paths, values)
+    images = read_images(paths, values)
     if len(images) < 2:
         raise SpecError(f"{', '.join(paths)}: one image is too few; the one held out must be another")
     count = min(values["held_out"], max(1, len(images) // 4))
@@ -321,8 +324,9 @@ def _device(name: str) -> str:
     return name if name != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> tuple[Any, tuple[bytes, ...]]:
+def saved_or_fitted(text: str, images: list[Any], values: dict[str, Any]) -> tuple[Any, tuple[bytes, ...]]:
     """A tokenizer, fitted on the images or saved, and the entropy tables that come with it."""
+    from tokenshard.errors import SpecError
     from tokenshard.tokenizers.conv import ConvVQ
     from tokenshard.tokenizers.folder import load_tokenizer, read_tables
     from tokenshard.tokenizers.packaged import saved_tokenizer
@@ -333,8 +337,12 @@ def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> tuple[An
         return trainable_class(kind).fit(images, 0, **options), ()
     saved = saved_tokenizer(text, values["storage"])
     found = load_tokenizer(saved)
-    moved = found.on(values["device"]) if isinstance(found, ConvVQ) and values["device"] != "cpu" else found
-    return moved, read_tables(saved, found.spec)
+    tables, numerics = read_tables(saved, found.spec), values.get("numerics")
+    if values["device"] == "cpu" and numerics is None:
+        return found, tables
+    if not isinstance(found, ConvVQ):
+        raise SpecError(f"{text}: device and numerics are for conv tokenizers")
+    return found.on(values["device"], numerics), tables
 
 
 def _write_codes(path: str, uses: Any) -> None:

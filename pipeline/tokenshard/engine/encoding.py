@@ -17,7 +17,7 @@ from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
 from tokenshard.spec.job import ConvertJob, TokenizeJob
-from tokenshard.spec.manifest import TokenizerEntry
+from tokenshard.spec.manifest import Manifest, TokenizerEntry
 from tokenshard.store import Store
 
 
@@ -75,6 +75,16 @@ def check_job(spec: ConvertJob) -> None:
         check_tokenizer(spec)
     elif Store(spec.source.path).root == Store(spec.output).root:
         raise SpecError(f"{spec.output}: is source and output at once; choose another output")
+
+
+def appended_numerics(spec: ConvertJob, parent: Manifest, output: Store) -> str:
+    """The numerics of ids that a job appends to a dataset, made with the dataset's own tokenizer."""
+    if not isinstance(spec, TokenizeJob):
+        return parent.tokenizer.numerics
+    from tokenshard.tokenizers.folder import read_tokenizer_spec
+
+    own = read_tokenizer_spec(output, f"tokenizer/{parent.tokenizer.fingerprint}").numerics
+    return spec.stated_numerics(own)
 
 
 def encoding_of(spec: ConvertJob, source: Source) -> Encoding:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tokenshard.engine.encoding import Window, cut
 from tokenshard.engine.job_folder import PilotResult
+from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, Sample
 from tokenshard.spec.job import TokenizeJob
 from tokenshard.spec.manifest import TokenizerEntry
@@ -54,10 +55,11 @@ class Tokenizing:
             tokenizer = trainable_class(kind).fit(data, self._spec.seed, **options)
         else:
             saved = saved_tokenizer(self._spec.tokenizer, self._spec.storage)
-            tokenizer = load_tokenizer(saved)
+            tokenizer = placed(load_tokenizer(saved), self._spec)
             tables = read_tables(saved, tokenizer.spec)
         save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint), tables)
-        entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=tokenizer.spec.numerics)
+        numerics = self._spec.stated_numerics(tokenizer.spec.numerics)
+        entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=numerics)
         return entry, TokenizerEncoder(tokenizer, len(self._axes.extents), tables)
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
@@ -72,7 +74,8 @@ class Tokenizing:
         )
 
     def load(self, pilot: PilotResult, output: Store) -> TokenizerEncoder:
-        return TokenizerEncoder(load_tokenizer(output, _folder(pilot.tokenizer)), len(self._axes.extents))
+        tokenizer = placed(load_tokenizer(output, _folder(pilot.tokenizer)), self._spec)
+        return TokenizerEncoder(tokenizer, len(self._axes.extents))
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,31 @@ class TokenizerEncoder:
         return sample.data.shape[: self.rank]
 
 
+def placed(tokenizer: Tokenizer, spec: TokenizeJob) -> Tokenizer:
+    """A tokenizer on the device and in the numerics mode of a job. Raises SpecError where it has no such mode."""
+    if spec.numerics is None and spec.device == "cpu" and not spec.compiled:
+        return tokenizer
+    from tokenshard.tokenizers.conv import ConvVQ
+
+    if not isinstance(tokenizer, ConvVQ):
+        raise SpecError(
+            f"a {tokenizer.spec.kind} tokenizer computes in {tokenizer.spec.numerics} on CPUs only; numerics, device "
+            "and compile are for conv tokenizers, e.g. --tokenizer default"
+        )
+    return tokenizer.on(spec.device, spec.numerics, spec.compiled)
+
+
 def check_tokenizer(spec: TokenizeJob) -> None:
     """Raises SpecError or FormatError, before any work, where the tokenizer is not one that can be fitted or loaded."""
     saved = saved_tokenizer(spec.tokenizer, spec.storage)
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
         check_trainable(parse_tokenizer(spec.tokenizer)[0])
+        if spec.numerics is not None or spec.device != "cpu" or spec.compiled:
+            raise SpecError(
+                f"{spec.tokenizer}: numerics, device and compile are for conv tokenizers, e.g. --tokenizer default"
+            )
     else:
-        read_tables(saved, load_tokenizer(saved).spec)
+        read_tables(saved, placed(load_tokenizer(saved), spec).spec)
 
 
 def _is_kind(spec: TokenizeJob) -> bool:

@@ -168,7 +168,11 @@ def _check_footer(reader: ShardReader, manifest: Manifest) -> None:
     stated = [_layout(spec) for spec in footer.columns.codes]
     listed = [_layout(spec) for spec in manifest.code.columns]
     require(stated == listed, "code columns of the footer differ from the manifest")
-    require(footer.tokenizer == manifest.tokenizer, "written with another tokenizer than the manifest names")
+    same = footer.tokenizer.fingerprint == manifest.tokenizer.fingerprint
+    require(
+        same and footer.tokenizer.modes <= manifest.tokenizer.modes,
+        "written with another tokenizer than the manifest names",
+    )
     require(footer.totals.raw_bytes == entry.raw_bytes, "raw bytes of the footer differ from the manifest")
     require(footer.columns.grid == entry.grid, "grid of the footer differs from the manifest")
     names = {column.name: column.type for column in manifest.columns}

@@ -101,7 +101,15 @@ class TokenizerEntry(StoredDocument):
     """The tokenizer of the dataset (stored below `tokenizer/<fingerprint>/`)."""
 
     fingerprint: str
-    numerics: str
+    numerics: str = Field(
+        description="what the ids depend on: the mode of the tokenizer and, if not a CPU, the device, e.g. "
+        "`bf16/cuda`. Where modes were mixed on purpose, all that occur: `bf16/cuda+fp32`"
+    )
+
+    @property
+    def modes(self) -> set[str]:
+        """The numerics of the shards: that of each is one of them."""
+        return set(self.numerics.split("+"))
 
 
 class ColumnEntry(StoredDocument):
