@@ -236,6 +236,8 @@ def _pad(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     below, right = -images.shape[1] % side, -images.shape[2] % side
     if below or right:
         images = np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="reflect")
+    if any(stride < 0 for stride in images.strides):  # torch takes none of these, even along an axis of one image
+        images = images.copy()
     return np.require(images, requirements=["C", "W"])  # torch warns of arrays that are read-only
 
 

@@ -1,8 +1,9 @@
 """Convolutions in eight bits: the `int8` numerics mode of conv tokenizers, and what a report on single layers needs.
 
-Weights are rounded once, with one scale an output channel; inputs at each call, with one scale an image (symmetric,
-absmax / 127: Nagel et al. 2021, arXiv:2106.08295). Sums are integers, the rest of the network stays float32. On x86
-CPUs oneDNN computes it, about twice as fast as float32; elsewhere the same integers go through a float convolution.
+Weights are rounded once, with one scale an output channel (absmax / 127); inputs at each call, to 256 steps from the
+least to the largest value of an image (Nagel et al. 2021, arXiv:2106.08295). Sums are integers, the rest of the network
+stays float32. On x86 CPUs oneDNN computes it, about twice as fast as float32; elsewhere the same integers go through a
+float convolution.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LARGEST = 127
+_TINY = torch.finfo(torch.float32).tiny
 _FAST = hasattr(torch.ops.onednn, "qconv2d_pointwise") and "onednn" in torch.backends.quantized.supported_engines
 
 
@@ -29,7 +31,7 @@ class Int8Convolution(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         weight = convolution.weight.detach().float()
-        scale = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+        scale = weight.abs().amax((1, 2, 3)).clamp_min(_TINY) / LARGEST
         bias = convolution.bias if convolution.bias is not None else torch.zeros_like(scale)
         self.register_buffer("weight", (weight / scale[:, None, None, None]).round())
         self.register_buffer("scale", scale)
@@ -40,8 +42,9 @@ class Int8Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if _FAST and x.device.type == "cpu":
             return torch.cat([self._integers(image) for image in torch.split(x, 1)])
-        step = x.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
-        sums = functional.conv2d((x / step).round(), self.weight, None, self._stride, self._padding)
+        step, zero = _steps(x)
+        inputs = ((x / step).round() + zero).clamp(0, 255) - zero
+        sums = functional.conv2d(inputs, self.weight, None, self._stride, self._padding)
         return sums * (self.scale[:, None, None] * step) + self.bias[:, None, None]
 
     def _integers(self, x: Tensor) -> Tensor:
@@ -50,15 +53,21 @@ class Int8Convolution(nn.Module):
             self._packed = torch.ops.onednn.qconv_prepack(
                 self.weight.to(torch.int8), self.scale, 1.0, 0, self._stride, self._padding, [1, 1], 1, None
             )
-        zero = LARGEST + 1  # inputs are unsigned there
-        step = max(float(x.abs().amax()), torch.finfo(torch.float32).tiny) / LARGEST
-        rounded = ((x / step).round() + zero).to(torch.uint8)
+        step, zero = (float(value) for value in _steps(x))
+        rounded = ((x / step).round() + zero).clamp(0, 255).to(torch.uint8)
         zeros = torch.zeros(len(self.scale), dtype=torch.int8)
         made = torch.ops.onednn.qconv2d_pointwise(
-            rounded, step, zero, self._packed, self.scale, zeros, self.bias, self._stride, self._padding, [1, 1], 1,
-            1.0, 0, torch.float32, "none", [], "",
+            rounded, step, int(zero), self._packed, self.scale, zeros, self.bias, self._stride, self._padding,
+            [1, 1], 1, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return cast(Tensor, made)
+
+
+def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The size of a step of each image of [B, C, H, W], and the number of steps below zero, float32 [B, 1, 1, 1]."""
+    low, high = (x.amin((1, 2, 3), keepdim=True).clamp_max(0), x.amax((1, 2, 3), keepdim=True).clamp_min(0))
+    step = ((high - low) / 255).clamp_min(_TINY)
+    return step, (-low / step).round()
 
 
 def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
