@@ -53,7 +53,7 @@ def test_an_int8_convolution_is_that_of_rounded_integers(fast: bool, monkeypatch
     step = (high - low) / 255
     scale = convolution.weight.abs().amax((1, 2, 3), keepdim=True) / 127
     integers = nn.functional.conv2d(
-        (x / step).round().double(), (convolution.weight / scale).round().double(), None, 2, 1
+        (x * (1 / step)).round().double(), (convolution.weight / scale).round().double(), None, 2, 1
     )
     expected = integers * step.double() * scale.reshape(1, 5, 1, 1) + convolution.bias.double()[:, None, None]
     assert (integers == integers.round()).all()

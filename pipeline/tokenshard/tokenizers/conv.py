@@ -55,7 +55,7 @@ class ConvVQ:
 
     ``fp32`` on the CPU is the reproducible mode. ``bf16`` computes the network in bfloat16 (the search stays float32):
     faster on a GPU, a few ids in a hundred differ, so it has a fingerprint of its own. ``int8`` computes convolutions
-    in eight bits: twice as fast on x86 CPUs, up to one id in ten differs. Raises :class:`SpecError` where ``int8`` is
+    in eight bits: half as fast again on x86 CPUs, one id in twenty differs. Raises :class:`SpecError` where ``int8`` is
     to be compiled.
     """
 
