@@ -18,6 +18,7 @@ from tokenshard.errors import FormatError
 from tokenshard.report.tokenizer_quality import tokenizer_quality
 from tokenshard.shards.stats import dataset_stats
 from tokenshard.shards.verify import verify
+from tokenshard.spec.job import Transcode, build_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.folder import load_tokenizer, read_tables, save_tokenizer
@@ -69,6 +70,14 @@ def test_what_is_appended_is_coded_with_them_too(
     tokenshard.convert_images(tmp_path / "more", output, tokenizer="default", mode=mode, engine={"workers": 0})
     assert tokenshard.open(output).manifest.tables == tokenshard.open(dataset).manifest.tables
     assert verify(Store(output), deep=True).errors == ()
+
+
+def test_a_transcoded_dataset_keeps_them(dataset: Path, tmp_path: Path) -> None:
+    job = {"source": {"path": str(dataset)}, "output": str(tmp_path / "again"), "engine": {"workers": 0}}
+    tokenshard.run(build_job(Transcode, job))
+    again = tokenshard.open(tmp_path / "again")
+    assert again.manifest.tables == tokenshard.open(dataset).manifest.tables
+    assert verify(Store(tmp_path / "again"), deep=True).errors == ()
 
 
 def test_damaged_tables_are_reported_and_refused(dataset: Path, tmp_path: Path) -> None:
