@@ -28,7 +28,7 @@ from PIL import Image
 import tokenshard
 from tokenshard.engine.convert import Mode
 from tokenshard.report.quality import psnr
-from tokenshard.report.tokenizer_quality import ssim
+from tokenshard.report.similarity import ssim
 
 Pixels = NDArray[np.uint8]
 RIVALS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {

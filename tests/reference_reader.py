@@ -33,7 +33,9 @@ class Sample:
 def read_dataset(folder: Path, version: int | None = None) -> tuple[dict[str, Any], list[Sample]]:
     """(manifest with its shard list filled in, all samples in order) of the newest or the given version."""
     manifest = read_manifest(folder, version)
-    models = {sha256: _model(folder, sha256, size) for sha256, size in manifest["models"].items()}
+    models = {sha256: _model(folder / "models", sha256, size) for sha256, size in manifest["models"].items()}
+    of_tokenizer = folder / "tokenizer" / manifest["tokenizer"]["fingerprint"]
+    models |= {sha256: _model(of_tokenizer, sha256, size) for sha256, size in manifest.get("tables", {}).items()}
     samples = [sample for entry in manifest["shards"] for sample in read_shard(folder, manifest, entry, models)]
     assert len({sample.key for sample in samples}) == len(samples) == manifest["totals"]["samples"]
     assert sum(sample.codes.size for sample in samples) == manifest["totals"]["ids"]
@@ -64,7 +66,7 @@ def read_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
 
 
 def _model(folder: Path, sha256: str, size: int) -> Model:
-    data = (folder / "models" / f"{sha256}.tsm").read_bytes()
+    data = (folder / f"{sha256}.tsm").read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha256)
     return read_model(data)
 

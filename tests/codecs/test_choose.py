@@ -85,7 +85,7 @@ def test_a_missing_or_foreign_model_is_refused() -> None:
     chosen, other = (choose_codec(skewed_ids(400 * 256, 64, skew, seed=1), GRIDS, 64, "context") for skew in (1, 2))
     spec = chosen.spec("codes")
     for model in (None, other.codec.model_bytes()):
-        with pytest.raises(FormatError, match=f"models/{spec.model}.tsm; it is missing or damaged"):
+        with pytest.raises(FormatError, match=f"{spec.model}.tsm; it is missing or damaged"):
             load_codec(spec, model)
     with pytest.raises(FormatError, match="alphabet of 65, its model one of 64"):
         load_codec(spec.model_copy(update={"alphabet": 65}), chosen.codec.model_bytes())

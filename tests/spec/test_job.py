@@ -191,6 +191,9 @@ def test_engine_retries_and_places_never_change_the_output(fields: dict[str, Any
         {"seed": 1},
         {"tokenizer": "patch:8x8"},
         {"codec": "pack"},
+        {"numerics": "int8"},
+        {"device": "cuda"},
+        {"compiled": True},
         {"unit": {"samples": 1}},
         {"unit": {"bytes": "1MiB"}},
         {"pilot": {"samples": 1}},
@@ -219,7 +222,7 @@ def test_every_other_field_changes_the_output(fields: dict[str, Any]) -> None:
 
 
 def test_no_field_is_forgotten_in_the_choice_between_the_two() -> None:
-    deciding = set(job().output_fields())
+    deciding = set(job(numerics="bf16", device="cuda", compiled=True).output_fields())
     assert deciding | set(RUNNING) == set(ConvertImages.model_fields)
     places = {"path", "image_root"}
     assert set(job().output_fields()["source"]) | places == set(ImageSourceSpec.model_fields)  # type: ignore[arg-type]

@@ -63,6 +63,7 @@ CHANGES: dict[str, Any] = {
     "code": MANIFEST.code.model_copy(update={"neighbours": ("left",)}),
     "tokenizer": TokenizerEntry(fingerprint="f" * 16, numerics="bf16"),
     "models": {"7" * 64: 1000},
+    "tables": {"6" * 64: 1000},
     "columns": (),
     "preprocess": {"fit": "pad"},
     "jobs": (),

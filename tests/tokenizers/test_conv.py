@@ -256,7 +256,7 @@ def set_config(path: str, value: Any) -> Change:
         (set_config("levels", [32, 1 << 40]), "do not fit an f4 conv tokenizer"),
         (set_config("levels", [32]), "levels"),
         (set_config("downsample", [8, 8]), "do not fit an f4 conv tokenizer"),
-        (set_config("numerics", "fp8"), "numerics 'fp8' is not one of fp32, bf16"),
+        (set_config("numerics", "fp8"), "numerics 'fp8' is not one of fp32, bf16, int8"),
     ],
 )
 def test_a_tampered_folder_is_refused_in_one_line_that_names_it(folder: Path, change: Change, message: str) -> None:

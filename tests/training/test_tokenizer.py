@@ -19,7 +19,8 @@ from PIL import Image
 
 from integration.command import command_line, refused, tokenshard_command
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.report.tokenizer_quality import ssim, tokenizer_quality
+from tokenshard.report.similarity import ssim
+from tokenshard.report.tokenizer_quality import tokenizer_quality
 from tokenshard.spec.recipe import Losses
 from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store

@@ -32,6 +32,7 @@ def job_options(command: F) -> F:
         ),
         click.option("--append", is_flag=True, help="Add new inputs to the dataset that is there."),
         click.option("--overwrite", is_flag=True, help="Remove the dataset that is there first."),
+        click.option("--mix-numerics", is_flag=True, help="With --append: ids of another numerics mode may join."),
         click.option("--dry-run", is_flag=True, help="Plan only; the output is not touched."),
         click.option("--quiet", "-q", is_flag=True, help="No progress."),
     ]
@@ -42,7 +43,7 @@ def job_options(command: F) -> F:
 
 def split_options(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Command-line values -> (job fields, mode, display); options not given leave the spec's values alone."""
-    mode = {name: values.pop(name) for name in ("resume", "append", "overwrite", "dry_run")}
+    mode = {name: values.pop(name) for name in ("resume", "append", "overwrite", "mix_numerics", "dry_run")}
     display = {name: values.pop(name) for name in ("quiet", "as_json")}
     engine = {"kind": values.pop("engine")}
     engine |= {name: values.pop(name) for name in ("address", "workers", "gpus", "decode_threads", "batch_size")}
@@ -113,6 +114,11 @@ def convert() -> None:
     show_default=True,
     help="auto: measured on a sample.",
 )
+@click.option(
+    "--numerics", type=click.Choice(["fp32", "bf16", "int8"]), help="Of a conv tokenizer. [default: as it was saved]"
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda", "mps", "xpu"]), help="Of a conv tokenizer. [default: cpu]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile a conv tokenizer with torch.compile.")
 @click.option("--size", help="Pixels: SIDE or HEIGHTxWIDTH; needs --fit.")
 @click.option(
     "--fit",
@@ -152,7 +158,9 @@ def images(src: str, out: str, **values: Any) -> None:
         source["max_pixels"] = values["max_pixels"]
     if values["unit_samples"]:
         fields["unit"] = {"samples": values["unit_samples"]}
-    fields |= {name: values[name] for name in ("tokenizer", "encoder", "codec", "seed", "storage")}
+    names = ("tokenizer", "encoder", "codec", "numerics", "compiled", "seed", "storage")
+    fields |= {name: values[name] for name in names}
+    fields["device"] = values["device"] or "cpu"
     run_and_print(build_job(ConvertImages, {"source": source, "output": out, **fields}), mode, **display)
 
 

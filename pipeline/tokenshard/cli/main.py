@@ -19,7 +19,7 @@ COMMANDS = {
     "eval": ("tokenshard.cli.model:evaluate", "Evaluate a trained model on a token dataset."),
     "probe": ("tokenshard.cli.model:probe", "Measure what the encoder of a model knows: linear, attentive, k-NN."),
     "predict": ("tokenshard.cli.model:predict", "Tokenize and classify raw images with a trained model."),
-    "tokenizer": ("tokenshard.cli.tokenizer:tokenizer", "Train, import, evaluate and list tokenizers."),
+    "tokenizer": ("tokenshard.cli.tokenizer_reports:tokenizer", "Train, import, evaluate and list tokenizers."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),

@@ -32,9 +32,14 @@ tokenizer.add_command(import_)
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda (conv tokenizers).")
 @encoder_option
+@click.option(
+    "--numerics", type=click.Choice(["fp32", "bf16", "int8"]), help="Of a conv tokenizer. [default: as it was saved]"
+)
+@click.option("--codes", metavar="FILE", help="Write a CSV: how often each code occurs, and in which images most.")
+@click.option("--top", type=click.IntRange(0), default=3, show_default=True, help="Images a code in --codes.")
 @storage_option
 @json_option
-def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
+def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **values: Any) -> None:
     """Measure a tokenizer on images: PSNR, SSIM, use of the codes, and bits as stored.
 
     TOKENIZER is `default`, the folder of a saved tokenizer, or NAME:OPTIONS to be fitted on these very images.
@@ -42,28 +47,70 @@ def evaluate(tokenizer: str, src: str, as_json: bool, **values: Any) -> None:
     \b
     Example:
       tokenshard tokenizer eval default kodak/
-      tokenshard tokenizer eval patch:8x8,k=1024 kodak/
+      tokenshard tokenizer eval patch:8x8,k=1024 kodak/ --codes codes.csv
     """
     from tokenshard.report.tokenizer_quality import tokenizer_quality
 
-    images = _images((src,), values)
-    quality = tokenizer_quality(_tokenizer(tokenizer, images, values), images)
+    samples = _samples((src,), values)
+    images = [sample.data for sample in samples]
+    found, tables = saved_or_fitted(tokenizer, images, values)
+    quality = tokenizer_quality(found, images, tables, [sample.key for sample in samples], values["top"])
+    if codes is not None:
+        _write_codes(codes, quality.uses)
     if as_json:
         print_json(quality.json())
         return
+    stored = "+".join(quality.codecs) + (", with the tokenizer's tables" if any(quality.tables) else "")
     print_table(
         [
             ("images", f"{quality.images:,} ({quality.pixels:,} pixels, {quality.tokens:,} tokens)"),
             ("PSNR", f"{quality.psnr:.2f} dB"),
             ("SSIM", f"{quality.ssim:.4f}"),
+            ("MS-SSIM", "no image of 176 pixels" if quality.ms_ssim is None else f"{quality.ms_ssim:.4f}"),
             ("codes used", f"{quality.usage:.1%} (perplexity {quality.perplexity:.0f})"),
             ("entropy", f"{quality.order0_entropy:.2f} bits a token without context"),
-            ("stored", f"{quality.bits_per_token:.2f} bits a token ({'+'.join(quality.codecs)})"),
+            ("given one", f"{quality.left_entropy:.2f} bits given the left, {quality.up_entropy:.2f} the upper token"),
+            ("stored", f"{quality.bits_per_token:.2f} bits a token ({stored})"),
             ("bits per pixel", f"{quality.bits_per_pixel:.4f}"),
             ("encode", f"{quality.encode_images_per_second:.1f} images/s"),
             ("decode", f"{quality.decode_images_per_second:.1f} images/s"),
         ]
     )
+
+
+@tokenizer.command()
+@click.argument("tokenizer")
+@click.argument("src", nargs=-1, required=True)
+@click.argument("out")
+@click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
+@click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
+@storage_option
+def tables(tokenizer: str, src: tuple[str, ...], out: str, **values: Any) -> None:
+    """Save a tokenizer with entropy tables fitted on images.
+
+    TOKENIZER is the folder of a saved conv tokenizer. OUT gets the same tokenizer with a codec model beside it, which
+    conversions take where it is cheaper than one of their own: with few images.
+
+    \b
+    Example:
+      tokenshard tokenizer tables my-tokenizer/ photos/ my-tokenizer-with-tables/
+    """
+    from tokenshard.errors import SpecError
+    from tokenshard.store import Store
+    from tokenshard.tokenizers.conv import ConvVQ
+    from tokenshard.tokenizers.folder import save_tokenizer
+    from tokenshard.tokenizers.tables import fit_tables
+
+    images = read_images(src, values)
+    found, _ = saved_or_fitted(tokenizer, images, values)
+    if not isinstance(found, ConvVQ):
+        raise SpecError(f"{tokenizer}: only conv tokenizers are saved with tables; those of {found.spec.kind} are not")
+    fitted = fit_tables(found, images)
+    made = found.with_tables(fitted)
+    save_tokenizer(made, Store(out, values["storage"]), "", fitted)
+    sizes = ", ".join(f"{len(table):,}" for table in fitted)
+    print_table([("tokenizer", out), ("fingerprint", made.spec.fingerprint), ("tables", f"{sizes} bytes")])
 
 
 @tokenizer.command(name="list")
@@ -95,7 +142,7 @@ def list_(as_json: bool) -> None:
     print_table([*rows, ("networks", ", ".join(PRESETS))])
 
 
-def _images(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
+def read_images(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
     """The decoded images of some sources; says how many could not be read."""
     return [sample.data for sample in _samples(paths, values)]
 
@@ -110,15 +157,34 @@ def _samples(paths: tuple[str, ...], values: dict[str, Any]) -> list[Any]:
     return read_samples(sources, values["storage"], lambda text: click.echo(text, err=True), values["most"])
 
 
-def _tokenizer(text: str, images: list[Any], values: dict[str, Any]) -> Any:
+def saved_or_fitted(text: str, images: list[Any], values: dict[str, Any]) -> tuple[Any, tuple[bytes, ...]]:
+    """A tokenizer, fitted on the images or saved, and the entropy tables that come with it."""
+    from tokenshard.errors import SpecError
     from tokenshard.tokenizers.conv import ConvVQ
     from tokenshard.tokenizers.encoders import with_encoder
-    from tokenshard.tokenizers.folder import load_tokenizer
+    from tokenshard.tokenizers.folder import load_tokenizer, read_tables
     from tokenshard.tokenizers.packaged import saved_tokenizer
     from tokenshard.tokenizers.registry import KINDS, parse_tokenizer, trainable_class
 
     if text.partition(":")[0] in KINDS:
         kind, options = parse_tokenizer(text)
-        return trainable_class(kind).fit(images, 0, **options)
-    found = with_encoder(load_tokenizer(saved_tokenizer(text, values["storage"])), values["encoder"])
-    return found.on(values["device"]) if isinstance(found, ConvVQ) and values["device"] != "cpu" else found
+        return trainable_class(kind).fit(images, 0, **options), ()
+    saved = saved_tokenizer(text, values["storage"])
+    found = with_encoder(load_tokenizer(saved), values["encoder"])
+    tables, numerics = read_tables(saved, found.spec), values.get("numerics")
+    if values["device"] == "cpu" and numerics is None:
+        return found, tables
+    if not isinstance(found, ConvVQ):
+        raise SpecError(f"{text}: device and numerics are for conv tokenizers")
+    return found.on(values["device"], numerics), tables
+
+
+def _write_codes(path: str, uses: Any) -> None:
+    """The use of each code as CSV."""
+    import csv
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("level", "code", "count", "samples"), lineterminator="\n")
+        writer.writeheader()
+        for level, use in enumerate(uses):
+            writer.writerows(use.rows(level))

@@ -37,6 +37,8 @@ class ChosenCodec:
     codec: Codec
     sizes: dict[CodecName, float]
     """Bits an id, the model file spread over all ids of the dataset."""
+    given: bool = False
+    """Whether the model is one that was there before: the dataset need not store it again."""
 
     def spec(self, column: str) -> CodecSpec:
         """The entry of this codec in a shard's footer and in the manifest."""
@@ -58,6 +60,7 @@ def choose_codec(
     want: Literal["auto"] | CodecName = "auto",
     expected_ids: int | None = None,
     earlier: Earlier | None = None,
+    table: bytes | None = None,
 ) -> ChosenCodec:
     """Fit and measure codecs on a pilot block, and take the smallest; within 3 % of it, the simplest.
 
@@ -65,7 +68,8 @@ def choose_codec(
     Codecs without a model are measured on all: `zstd` finds the more repetitions the more ids it sees.
     ``expected_ids`` is the size of the whole dataset where it is known, so that a model file is charged to all of it;
     by default the pilot is the dataset. ``want`` names one codec instead of choosing. ``earlier``: the level before of
-    the same samples, which the `context` codec may use. Deterministic.
+    the same samples, which the `context` codec may use. ``table``: a model of the `context` codec that comes with the
+    tokenizer; it is taken where a fitted one, with the bytes of its model, is dearer. Deterministic.
     """
     sizes = sample_sizes(grids)
     check_ids(ids, sizes, alphabet)
@@ -80,8 +84,13 @@ def choose_codec(
     codecs = {name: _fit(name, pilot, alphabet, group, total) for name in names}
     whole = _Block(ids, grids, earlier)
     costs = {name: _measure(codec, rest if name == "context" else whole, total) for name, codec in codecs.items()}
+    given = None if table is None or "context" not in names else _given(table, alphabet, group)
+    if given is not None:
+        cost = _measure(given, rest, total) - 8 * len(table or b"") / total
+        if cost < costs["context"]:
+            codecs["context"], costs["context"] = given, cost
     best = next(name for name in names if costs[name] <= _TIE * min(costs.values()))
-    return ChosenCodec(codecs[best], costs)
+    return ChosenCodec(codecs[best], costs, codecs[best] is given)
 
 
 def load_codec(spec: CodecSpec, model: bytes | None) -> Codec:
@@ -91,9 +100,7 @@ def load_codec(spec: CodecSpec, model: bytes | None) -> Codec:
     if spec.codec == "zstd":
         return ZstdCodec(spec.alphabet)
     if model is None or hashlib.sha256(model).hexdigest() != spec.model:
-        raise FormatError(
-            f"column {spec.column} needs the model file models/{spec.model}.tsm; it is missing or damaged"
-        )
+        raise FormatError(f"column {spec.column} needs the model file {spec.model}.tsm; it is missing or damaged")
     codec = ContextCodec.from_model(model)
     if codec.needs_earlier != spec.needs_earlier:
         raise FormatError(f"column {spec.column} and its model differ on whether the level before is needed")
@@ -126,6 +133,13 @@ def _fit(name: CodecName, pilot: _Block, alphabet: int, group: int, total_ids: i
         codec = ContextCodec.fit(pilot.ids, grids, alphabet, earlier=pilot.earlier, expected_ids=total_ids)
         return codec if group == 1 else Grouped(codec, group)
     raise SpecError(f"unknown codec {name!r}; choose auto, {', '.join(_BY_SIMPLICITY)}")
+
+
+def _given(table: bytes, alphabet: int, group: int) -> Codec:
+    codec = ContextCodec.from_model(table)
+    if codec.alphabet != alphabet:
+        raise FormatError(f"the tokenizer has tables of {codec.alphabet} ids for an alphabet of {alphabet}")
+    return codec if group == 1 else Grouped(codec, group)
 
 
 def _measure(codec: Codec, block: _Block, total_ids: int) -> float:

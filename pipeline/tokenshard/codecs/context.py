@@ -47,8 +47,9 @@ class ContextCodec(RandomAccess):
     layout: ClassVar[Literal["binary"]] = "binary"
     group: ClassVar[int] = 1
 
-    def __init__(self, model: ContextModel) -> None:
+    def __init__(self, model: ContextModel, data: bytes | None = None) -> None:
         self.model = model
+        self._data = data
         self.alphabet = model.alphabet
         # Own ids and those beside them have one dtype, so that there are only two versions of each loop to compile.
         self._ids = np.dtype(id_dtype(max(model.alphabet, model.earlier_alphabet or 0)))
@@ -87,13 +88,15 @@ class ContextCodec(RandomAccess):
     @classmethod
     def from_model(cls, data: bytes) -> ContextCodec:
         """The codec of a `.tsm` file. Raises :class:`FormatError` when the file is damaged."""
-        return cls(ContextModel.from_bytes(data))
+        return cls(ContextModel.from_bytes(data), data)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (ContextCodec.from_model, (self.model_bytes(),))
 
     def model_bytes(self) -> bytes:
-        return self.model.to_bytes()
+        if self._data is None:  # those it was read from are kept: another zstd may compress to other bytes
+            self._data = self.model.to_bytes()
+        return self._data
 
     def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
         sizes = sample_sizes(grids)

@@ -22,7 +22,7 @@ from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.external import ExternalTokenizer
-from tokenshard.tokenizers.folder import copy_tokenizer, read_tokenizer_spec, save_tokenizer
+from tokenshard.tokenizers.folder import copy_tokenizer, read_tables, read_tokenizer_spec, save_tokenizer
 
 WINDOW_IDS = 1 << 14
 """Most ids, of all levels together, that the pilot keeps of a sample."""
@@ -54,11 +54,12 @@ class PassingThrough:
         found = self._tokenizer()
         if isinstance(found, Store):
             described = copy_tokenizer(found, output)
+            tables = read_tables(found, described)[: len(self._layout.alphabets)]
         else:
-            described = found.spec
+            described, tables = found.spec, ()
             save_tokenizer(found, output, f"tokenizer/{described.fingerprint}")
         entry = TokenizerEntry(fingerprint=described.fingerprint, numerics=described.numerics)
-        return entry, CodeEncoder(ragged(self._layout))
+        return entry, CodeEncoder(ragged(self._layout), tables)
 
     def _tokenizer(self) -> Store | ExternalTokenizer:
         """The folder of the tokenizer that made the ids, or a description of one that is not at hand."""
@@ -95,6 +96,7 @@ class CodeEncoder:
     """Checks codes against a layout and gives them back. What does not fit is an InputError that says why."""
 
     layout: CodeLayout
+    tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         return [self._checked(sample) for sample in samples]

@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tokenshard.engine.encoding import check_job, encoding_of
-from tokenshard.engine.finalize import check_appendable, check_columns, check_layout, finalize
+from tokenshard.engine.encoding import appended_numerics, check_job, encoding_of
+from tokenshard.engine.finalize import check_appendable, check_columns, check_layout, check_numerics, finalize
 from tokenshard.engine.job_folder import JobFolder, Journal, PilotResult, Plan, Receipt
 from tokenshard.engine.pilot import PILOT, sample_size
 from tokenshard.engine.plan import UnitPlace, make_plan, unit_places
@@ -68,6 +68,8 @@ class Mode:
     overwrite: bool = False
     retry: bool = False
     """convert the dataset's rejects again"""
+    mix_numerics: bool = False
+    """append ids of another numerics mode than the dataset's"""
     dry_run: bool = False
     """plan, and stop there"""
 
@@ -118,6 +120,8 @@ def _claim(spec: ConvertJob, mode: Mode, output: Store) -> tuple[Manifest | None
     elif mode.append or mode.retry:
         if isinstance(spec, TokenizeJob):
             check_appendable(parent, spec)
+            if not mode.mix_numerics:
+                check_numerics(parent, appended_numerics(spec, parent, output), output)
     else:
         folder = JobFolder(output, parent.version)
         if folder.spec() is None:
@@ -276,10 +280,11 @@ def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> P
     check_layout(parent, layout, output)
     adopted = PilotResult(
         tokenizer=parent.tokenizer.fingerprint,
-        numerics=parent.tokenizer.numerics,
+        numerics=appended_numerics(spec, parent, output),
         levels=parent.code.levels,
         codecs=parent.code.columns,
         models=parent.models,
+        tables=parent.tables,
         layout=layout,
     )
     check_columns(parent, plan, adopted)

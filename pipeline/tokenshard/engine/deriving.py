@@ -101,6 +101,7 @@ class DerivedEncoder:
 
     checked: CodeEncoder
     tokenizer: DerivedTokenizer
+    tables: tuple[bytes, ...] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         return list(self.tokenizer.derived(np.stack(self.checked.encode(samples))))

@@ -157,6 +157,11 @@ class StoredIds:
         codes = self._encoder.encode(samples)
         return codes if not any(table is not None for table in self._tables) else [self._stored(one) for one in codes]
 
+    @property
+    def tables(self) -> Sequence[bytes]:
+        """Those of the encoder, where its ids are stored as they are."""
+        return () if any(table is not None for table in self._tables) else self._encoder.tables
+
     def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
         return self._encoder.size(sample, codes)
 

@@ -18,7 +18,7 @@ from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
 from tokenshard.sources.codes.dataset import DatasetSource
 from tokenshard.spec.job import ConvertJob, TokenizeJob, Transcode
-from tokenshard.spec.manifest import TokenizerEntry
+from tokenshard.spec.manifest import Manifest, TokenizerEntry
 from tokenshard.store import Store
 
 
@@ -36,6 +36,11 @@ class Encoder(Protocol):
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         """Ids [levels, *grid] of each of some samples whose data have one shape. Raises when any of them is bad."""
+        ...
+
+    @property
+    def tables(self) -> Sequence[bytes]:
+        """Codec models of the levels that come with the tokenizer; empty where none do."""
         ...
 
     def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
@@ -75,6 +80,16 @@ def check_job(spec: ConvertJob) -> None:
         from tokenshard.engine.deriving import check_derivable
 
         check_derivable(spec)
+
+
+def appended_numerics(spec: ConvertJob, parent: Manifest, output: Store) -> str:
+    """The numerics of ids that a job appends to a dataset, made with the dataset's own tokenizer."""
+    if not isinstance(spec, TokenizeJob):
+        return parent.tokenizer.numerics
+    from tokenshard.tokenizers.folder import read_tokenizer_spec
+
+    own = read_tokenizer_spec(output, f"tokenizer/{parent.tokenizer.fingerprint}").numerics
+    return spec.stated_numerics(own)
 
 
 def encoding_of(spec: ConvertJob, source: Source) -> Encoding:

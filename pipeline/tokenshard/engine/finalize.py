@@ -89,6 +89,7 @@ def _manifest(
         code=CodeEntry(levels=pilot.levels, grid=shared_grid(shards) or pilot.layout.grid, columns=pilot.codecs),
         tokenizer=TokenizerEntry(fingerprint=pilot.tokenizer, numerics=pilot.numerics),
         models=dict(sorted(pilot.models.items())),
+        tables=dict(sorted(pilot.tables.items())),
         columns=tuple(_columns(plan, pilot)),
         preprocess=dict(pilot.layout.preprocess),
         source={"path": spec.source.path, "raw_bytes": plan.raw_bytes, **pilot.layout.origin},
@@ -145,6 +146,15 @@ def check_appendable(parent: Manifest, spec: TokenizeJob) -> None:
             )
 
 
+def check_numerics(parent: Manifest, numerics: str, output: Store) -> None:
+    """Raises SpecError where ids of another numerics mode than the dataset's would be appended."""
+    if numerics not in parent.tokenizer.modes:
+        raise SpecError(
+            f"{output.root}: its ids are {parent.tokenizer.numerics}, the job's would be {numerics}; use --numerics, "
+            "--device and --compile as before, or --mix-numerics if a few other ids do not matter"
+        )
+
+
 def check_layout(parent: Manifest, layout: CodeLayout, output: Store) -> None:
     """Raises SpecError where ids with this layout cannot be in one dataset with those it has."""
     own = {column.column.replace("codes", "code_len", 1) for column in parent.code.columns}
@@ -170,11 +180,12 @@ def check_columns(parent: Manifest, plan: Plan, pilot: PilotResult) -> None:
 
 
 def _appended(parent: Manifest, new: Manifest, plan: Plan, pilot: PilotResult) -> Manifest:
-    if parent.tokenizer != new.tokenizer:
+    if parent.tokenizer.fingerprint != new.tokenizer.fingerprint:
         raise JobError(
-            f"the dataset's tokenizer is {parent.tokenizer.fingerprint} ({parent.tokenizer.numerics}), the job's is "
-            f"{new.tokenizer.fingerprint} ({new.tokenizer.numerics}); ids of two tokenizers cannot be mixed"
+            f"the dataset's tokenizer is {parent.tokenizer.fingerprint}, the job's is {new.tokenizer.fingerprint}; "
+            "ids of two tokenizers cannot be mixed"
         )
+    numerics = "+".join(sorted(parent.tokenizer.modes | new.tokenizer.modes))
     check_columns(parent, plan, pilot)
     kept = () if plan.retried else parent.rejects
     shards, rejects = (*parent.shards, *new.shards), (*kept, *new.rejects)
@@ -185,6 +196,8 @@ def _appended(parent: Manifest, new: Manifest, plan: Plan, pilot: PilotResult) -
             "code": parent.code.model_copy(update={"grid": shared_grid(shards)}),
             "jobs": (*parent.jobs, *new.jobs),
             "models": parent.models,
+            "tables": parent.tables,
+            "tokenizer": parent.tokenizer.model_copy(update={"numerics": numerics}),
             "splits": dict(sorted((Counter(parent.splits) + Counter(new.splits)).items())),
             "shards": shards,
             "rejects": rejects,

@@ -19,7 +19,7 @@ from tokenshard.sources.base import CodeLayout
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.job import ConvertJob, JobSpec, parse_job
-from tokenshard.spec.manifest import ColumnEntry, LevelEntry, RejectsEntry, ShardEntry
+from tokenshard.spec.manifest import ColumnEntry, LevelEntry, RejectsEntry, ShardEntry, model_path
 from tokenshard.store import Store
 
 D = TypeVar("D", bound=StoredDocument)
@@ -59,10 +59,15 @@ class PilotResult(StoredDocument):
     levels: tuple[LevelEntry, ...]
     codecs: tuple[CodecSpec, ...]
     models: dict[str, int] = Field(default_factory=dict)
+    tables: dict[str, int] = Field(default_factory=dict, description="models among the tokenizer's files, by SHA-256")
     layout: CodeLayout = Field(description="grid, extents and origin of the ids")
     measured: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="bits per id of each codec, by column"
     )
+
+    def model_path(self, sha256: str) -> str:
+        """Where a codec model lies in the dataset."""
+        return model_path(sha256, self.tables, self.tokenizer)
 
     @property
     def columns(self) -> CodeColumns:

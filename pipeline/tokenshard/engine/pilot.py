@@ -73,6 +73,7 @@ class PilotRunner:
                 levels=tuple(codecs.levels),
                 codecs=tuple(codecs.specs),
                 models=codecs.models,
+                tables=codecs.tables,
                 layout=layout,
                 measured=codecs.measured,
             )
@@ -104,6 +105,7 @@ class _Codecs:
     specs: list[CodecSpec] = field(default_factory=list)
     levels: list[LevelEntry] = field(default_factory=list)
     models: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, int] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -145,10 +147,13 @@ def _fit_codecs(
     for level, (column, entry) in enumerate(zip(code_names(len(levels)), levels, strict=True)):
         alphabet = entry.alphabet if entry.remap is None else len(entry.remap)
         flat = flat_ids(codes, level, alphabet)
-        choice = choose_codec(flat, grids, alphabet, spec.codec, expected, earlier)
+        table = encoder.tables[level] if encoder.tables else None
+        choice = choose_codec(flat, grids, alphabet, spec.codec, expected, earlier, table)
         earlier = Earlier(flat, alphabet)
         codec = choice.spec(column)
-        if codec.model is not None:
+        if table is not None and codec.model is not None and choice.given:
+            found.tables[codec.model] = len(table)
+        elif codec.model is not None:
             model = choice.codec.model_bytes() or b""
             output.put_if_absent(f"models/{codec.model}.tsm", model)
             found.models[codec.model] = len(model)

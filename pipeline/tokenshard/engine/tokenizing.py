@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from tokenshard.engine.encoding import Window, cut
 from tokenshard.engine.job_folder import PilotResult
+from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, Sample
 from tokenshard.spec.job import TokenizeJob
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
-from tokenshard.tokenizers.folder import load_tokenizer, read_tokenizer_spec, save_tokenizer
+from tokenshard.tokenizers.folder import load_tokenizer, read_tables, read_tokenizer_spec, save_tokenizer
 from tokenshard.tokenizers.packaged import saved_tokenizer
 from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, trainable_class
 
@@ -47,17 +48,19 @@ class Tokenizing:
         return Window(replace(sample, data=np.ascontiguousarray(part), columns={}))
 
     def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, TokenizerEncoder]:
+        tables: Sequence[bytes] = ()
         if _is_kind(self._spec):
             kind, options = parse_tokenizer(self._spec.tokenizer)
             data = [window.sample.data for window in windows]
             tokenizer = trainable_class(kind).fit(data, self._spec.seed, **options)
         else:
-            tokenizer = _with_encoder(
-                load_tokenizer(saved_tokenizer(self._spec.tokenizer, self._spec.storage)), self._spec
-            )
-        save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint))
-        entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=tokenizer.spec.numerics)
-        return entry, TokenizerEncoder(tokenizer, len(self._axes.extents))
+            saved = saved_tokenizer(self._spec.tokenizer, self._spec.storage)
+            tokenizer = placed(_with_encoder(load_tokenizer(saved), self._spec), self._spec)
+            tables = read_tables(saved, tokenizer.spec)
+        save_tokenizer(tokenizer, output, _folder(tokenizer.spec.fingerprint), tables)
+        numerics = self._spec.stated_numerics(tokenizer.spec.numerics)
+        entry = TokenizerEntry(fingerprint=tokenizer.spec.fingerprint, numerics=numerics)
+        return entry, TokenizerEncoder(tokenizer, len(self._axes.extents), tables)
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         described = read_tokenizer_spec(output, _folder(tokenizer.fingerprint))
@@ -72,7 +75,8 @@ class Tokenizing:
         )
 
     def load(self, pilot: PilotResult, output: Store) -> TokenizerEncoder:
-        tokenizer = _with_encoder(load_tokenizer(output, _folder(pilot.tokenizer)), self._spec)
+        stored = load_tokenizer(output, _folder(pilot.tokenizer))
+        tokenizer = placed(_with_encoder(stored, self._spec), self._spec)
         return TokenizerEncoder(tokenizer, len(self._axes.extents))
 
 
@@ -82,6 +86,7 @@ class TokenizerEncoder:
 
     tokenizer: Tokenizer
     rank: int
+    tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
         if self._is_sequence:
@@ -96,13 +101,31 @@ class TokenizerEncoder:
         return not self.tokenizer.spec.downsample
 
 
+def placed(tokenizer: Tokenizer, spec: TokenizeJob) -> Tokenizer:
+    """A tokenizer on the device and in the numerics mode of a job. Raises SpecError where it has no such mode."""
+    if spec.numerics is None and spec.device == "cpu" and not spec.compiled:
+        return tokenizer
+    from tokenshard.tokenizers.conv import ConvVQ
+
+    if not isinstance(tokenizer, ConvVQ):
+        raise SpecError(
+            f"a {tokenizer.spec.kind} tokenizer computes in {tokenizer.spec.numerics} on CPUs only; numerics, device "
+            "and compile are for conv tokenizers, e.g. --tokenizer default"
+        )
+    return tokenizer.on(spec.device, spec.numerics, spec.compiled)
+
+
 def check_tokenizer(spec: TokenizeJob) -> None:
     """Raises SpecError or FormatError, before any work, where the tokenizer is not one that can be fitted or loaded."""
     saved = saved_tokenizer(spec.tokenizer, spec.storage)
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
         check_trainable(parse_tokenizer(spec.tokenizer)[0])
+        if spec.numerics is not None or spec.device != "cpu" or spec.compiled:
+            raise SpecError(
+                f"{spec.tokenizer}: numerics, device and compile are for conv tokenizers, e.g. --tokenizer default"
+            )
     else:
-        _with_encoder(load_tokenizer(saved), spec)
+        read_tables(saved, placed(_with_encoder(load_tokenizer(saved), spec), spec).spec)
 
 
 def _with_encoder(tokenizer: Tokenizer, spec: TokenizeJob) -> Tokenizer:

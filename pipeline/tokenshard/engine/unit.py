@@ -55,7 +55,7 @@ class UnitRunner:
         self._source = open_source(self._spec, plan.source_state)
         self._encoder = StoredIds(encoding_of(self._spec, self._source).load(pilot, self._output), pilot.levels)
         self._codecs = [
-            load_codec(codec, self._output.read(f"models/{codec.model}.tsm") if codec.model else None)
+            load_codec(codec, self._output.read(pilot.model_path(codec.model)) if codec.model else None)
             for codec in pilot.codecs
         ]
         self._columns = pilot.columns

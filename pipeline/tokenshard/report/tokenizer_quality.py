@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
+from tokenshard.codecs.base import Ids, id_dtype
 from tokenshard.codecs.choose import choose_codec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.codecs.zstd import ZstdCodec
-from tokenshard.report.quality import order0_entropy, psnr
+from tokenshard.report.code_use import CodeUse, conditional_entropy
+from tokenshard.report.quality import psnr
+from tokenshard.report.similarity import ms_ssim, ssim
 from tokenshard.tokenizers.base import Tokenizer
 
 
@@ -31,33 +32,50 @@ class TokenizerQuality:
     psnr: float
     """dB, the mean of each image's own value"""
     ssim: float
+    ms_ssim: float | None
+    """of the images with no side below 176 pixels; None without any"""
     usage: float
     """share of all codes that occur, the lowest of the levels; needs some 20 tokens a code to mean anything"""
     perplexity: float
     """2 to the entropy, the lowest of the levels"""
     order0_entropy: float
     """bits an id without context, mean over levels"""
+    left_entropy: float
+    """bits an id given its left neighbour, mean over levels; see :func:`conditional_entropy`"""
+    up_entropy: float
+    """bits an id given the one above it"""
     bits_per_token: float
-    """bits an id as stored by the codec of each level, its model file included"""
+    """bits an id as stored by the codec of each level, its model file included unless it is the tokenizer's"""
     bits_per_pixel: float
     codecs: tuple[str, ...]
+    tables: tuple[bool, ...]
+    """whether the codec of a level takes the tables that come with the tokenizer"""
     encode_images_per_second: float
     decode_images_per_second: float
+    uses: tuple[CodeUse, ...]
+    """of each level"""
 
     def json(self) -> dict[str, Any]:
-        """As a JSON-able dict."""
-        return asdict(self)
+        """As a JSON-able dict, all but ``uses``."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "uses"}
 
 
-def tokenizer_quality(tokenizer: Tokenizer, images: Iterable[NDArray[np.uint8]]) -> TokenizerQuality:
+def tokenizer_quality(
+    tokenizer: Tokenizer,
+    images: Iterable[NDArray[np.uint8]],
+    tables: Sequence[bytes] = (),
+    keys: Sequence[str] | None = None,
+    top: int = 0,
+) -> TokenizerQuality:
     """Encode, decode and compare images uint8 [height, width, 3] of any sizes, one at a time.
 
     Codecs are fitted on the ids of these very images, as a conversion would, and coded in full: every bit is counted.
+    ``tables`` are those that come with the tokenizer; they are no part of what an image costs, as its weights are not.
+    ``top`` samples are kept of each code, named by ``keys`` (by default their numbers).
     """
     levels = tokenizer.spec.levels
-    ids: list[list[NDArray[Any]]] = [[] for _ in levels]
-    grids: list[tuple[int, ...]] = []
-    distortions: list[tuple[float, float]] = []
+    grids: list[list[NDArray[Any]]] = [[] for _ in levels]
+    distortions: list[tuple[float, float, float | None]] = []
     pixels, encoding, decoding = 0, 0.0, 0.0
     for image in images:
         started = time.perf_counter()
@@ -66,74 +84,56 @@ def tokenizer_quality(tokenizer: Tokenizer, images: Iterable[NDArray[np.uint8]])
         made = tokenizer.decode(codes, image.shape[:2])[0]
         decoding += time.perf_counter() - encoded
         encoding += encoded - started
-        distortions.append((psnr(image, made), ssim(image, made)))
-        for level, plane in zip(ids, codes[0], strict=True):
-            level.append(plane.ravel())
-        grids.append(codes.shape[2:])
+        distortions.append((psnr(image, made), ssim(image, made), ms_ssim(image, made)))
+        for level, plane in zip(grids, codes[0], strict=True):
+            level.append(plane)
         pixels += image.shape[0] * image.shape[1]
-    if not grids:
+    if not distortions:
         raise ValueError("there are no images to measure on")
-    flat = [np.concatenate(level) for level in ids]
-    bits, names = _coded_bits(flat, np.array(grids, np.int32), levels)
-    entropies = [order0_entropy(level) for level in flat]
-    tokens = sum(map(len, flat))
+    names = [str(number) for number in range(len(distortions))] if keys is None else keys
+    uses = tuple(
+        CodeUse.of(list(zip(names, level, strict=True)), alphabet, top)
+        for level, alphabet in zip(grids, levels, strict=True)
+    )
+    bits, codecs, given = _coded_bits(grids, levels, tables)
+    tokens = sum(plane.size for level in grids for plane in level)
+    multi_scale = [one[2] for one in distortions if one[2] is not None]
     return TokenizerQuality(
-        images=len(grids),
+        images=len(distortions),
         pixels=pixels,
         tokens=tokens,
         psnr=float(np.mean([one[0] for one in distortions])),
         ssim=float(np.mean([one[1] for one in distortions])),
-        usage=min(len(np.unique(level)) / size for level, size in zip(flat, levels, strict=True)),
-        perplexity=float(2 ** min(entropies)),
-        order0_entropy=float(np.mean(entropies)),
+        ms_ssim=float(np.mean(multi_scale)) if multi_scale else None,
+        usage=min(use.usage for use in uses),
+        perplexity=min(use.perplexity for use in uses),
+        order0_entropy=float(np.mean([use.entropy for use in uses])),
+        left_entropy=float(np.mean([conditional_entropy(level, 1) for level in grids])),
+        up_entropy=float(np.mean([conditional_entropy(level, 0) for level in grids])),
         bits_per_token=bits / tokens,
         bits_per_pixel=bits / pixels,
-        codecs=names,
-        encode_images_per_second=len(grids) / encoding,
-        decode_images_per_second=len(grids) / decoding,
+        codecs=codecs,
+        tables=given,
+        encode_images_per_second=len(distortions) / encoding,
+        decode_images_per_second=len(distortions) / decoding,
+        uses=uses,
     )
 
 
 def _coded_bits(
-    flat: list[NDArray[Any]], grids: NDArray[np.int32], levels: tuple[int, ...]
-) -> tuple[float, tuple[str, ...]]:
-    """Bits of the streams and model files of all levels, and the codecs chosen."""
-    bits, names = 0.0, []
+    grids: Sequence[Sequence[NDArray[Any]]], levels: tuple[int, ...], tables: Sequence[bytes]
+) -> tuple[float, tuple[str, ...], tuple[bool, ...]]:
+    """Bits of the streams and own model files of all levels; the codecs chosen; whether each takes the given table."""
+    bits, names, given = 0.0, [], []
     earlier: Earlier | None = None
-    for ids, alphabet in zip(flat, levels, strict=True):
-        codec = choose_codec(ids, grids, alphabet, "auto", len(ids), earlier).codec
-        before = None if earlier is None else earlier.ids
-        size = codec.parquet_bytes(ids) if isinstance(codec, ZstdCodec) else len(codec.encode(ids, grids, before)[0])
-        bits += 8 * (size + len(codec.model_bytes() or b""))
+    shapes = np.array([plane.shape for plane in grids[0]], np.int32)
+    for level, (planes, alphabet) in enumerate(zip(grids, levels, strict=True)):
+        ids: Ids = np.concatenate([plane.ravel() for plane in planes]).astype(id_dtype(alphabet), copy=False)
+        choice = choose_codec(ids, shapes, alphabet, "auto", len(ids), earlier, tables[level] if tables else None)
+        codec, before = choice.codec, None if earlier is None else earlier.ids
+        size = codec.parquet_bytes(ids) if isinstance(codec, ZstdCodec) else len(codec.encode(ids, shapes, before)[0])
+        bits += 8 * (size + (0 if choice.given else len(codec.model_bytes() or b"")))
         names.append(codec.name)
+        given.append(choice.given)
         earlier = Earlier(ids, alphabet)
-    return bits, tuple(names)
-
-
-def ssim(original: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> float:
-    """Structural similarity of uint8 images [height, width, 3], mean over channels and places.
-
-    Wang et al. 2004: Gaussian window of 11x11 pixels, sigma 1.5, constants 0.01 and 0.03, only whole windows. Images
-    smaller than the window are continued up to it.
-    """
-    a, b = (
-        torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)[:, None] for image in (original, reconstruction)
-    )
-    below, right = (max(0, 11 - side) for side in a.shape[2:])
-    if below or right:
-        a, b = (functional.pad(image, (0, right, 0, below), mode="replicate") for image in (a, b))
-    mean_a, mean_b = _blurred(a), _blurred(b)
-    var_a = _blurred(a * a) - mean_a**2
-    var_b = _blurred(b * b) - mean_b**2
-    covariance = _blurred(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return float((luminance * structure).mean())
-
-
-def _blurred(x: torch.Tensor) -> torch.Tensor:
-    """[n, 1, H, W] under the window, without borders."""
-    weights = torch.exp(-((torch.arange(11, dtype=x.dtype) - 5) ** 2) / (2 * 1.5**2))
-    weights = weights / weights.sum()
-    return functional.conv2d(functional.conv2d(x, weights.view(1, 1, 11, 1)), weights.view(1, 1, 1, 11))
+    return bits, tuple(names), tuple(given)

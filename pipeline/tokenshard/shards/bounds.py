@@ -84,7 +84,7 @@ def check_manifest(manifest: Manifest) -> None:
     ):
         stated = getattr(manifest.totals, name)
         require(stated == listed, f"totals.{name} is {stated}, but the listed files add up to {listed}")
-    for sha256, size in manifest.models.items():
+    for sha256, size in (*manifest.models.items(), *manifest.tables.items()):
         require(_is_hex(sha256, 64), f"model name {sha256!r} is not a SHA-256")
         require(0 < size <= MAX_MODEL_BYTES, f"model {sha256} of {size} bytes (at most {MAX_MODEL_BYTES})")
     require(_is_hex(manifest.tokenizer.fingerprint, 16), "tokenizer fingerprint is not 16 hex digits")

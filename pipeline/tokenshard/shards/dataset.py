@@ -334,9 +334,9 @@ class Dataset:
 
 def read_model(store: Store, manifest: Manifest, sha256: str) -> bytes:
     """A codec model of the dataset. Raises FormatError when the manifest does not list it or its hash differs."""
-    name = f"models/{sha256}.tsm"
+    name = manifest.model_path(sha256)
     with damage_reported(store.url(name)):
-        size = manifest.models.get(sha256)
+        size = manifest.models.get(sha256, manifest.tables.get(sha256))
         if size is None:
             raise FormatError("codec model is not listed in the manifest")
         data = store.read(name, 0, size + 1)

@@ -168,7 +168,11 @@ def _check_footer(reader: ShardReader, manifest: Manifest) -> None:
     stated = [_layout(spec) for spec in footer.columns.codes]
     listed = [_layout(spec) for spec in manifest.code.columns]
     require(stated == listed, "code columns of the footer differ from the manifest")
-    require(footer.tokenizer == manifest.tokenizer, "written with another tokenizer than the manifest names")
+    same = footer.tokenizer.fingerprint == manifest.tokenizer.fingerprint
+    require(
+        same and footer.tokenizer.modes <= manifest.tokenizer.modes,
+        "written with another tokenizer than the manifest names",
+    )
     require(footer.totals.raw_bytes == entry.raw_bytes, "raw bytes of the footer differ from the manifest")
     require(footer.columns.grid == entry.grid, "grid of the footer differs from the manifest")
     names = {column.name: column.type for column in manifest.columns}
@@ -214,12 +218,13 @@ def _check_counts(store: Store, manifest: Manifest, errors: list[str]) -> None:
 def _check_tokenizer(store: Store, manifest: Manifest, errors: list[str]) -> None:
     with _collected(errors):
         Dataset(store, manifest).tokenizer_files()
-    for sha256, size in manifest.models.items():
-        with _collected(errors), damage_reported(store.url(f"models/{sha256}.tsm")):
+    listed = {**manifest.models, **manifest.tables}
+    for sha256, size in listed.items():
+        with _collected(errors), damage_reported(store.url(manifest.model_path(sha256))):
             found = len(read_model(store, manifest, sha256))
             require(found == size, f"{found} bytes instead of {size}")
     for spec in manifest.code.columns:
-        if spec.model is not None and spec.model not in manifest.models:
+        if spec.model is not None and spec.model not in listed:
             errors.append(f"{store.root}: the manifest does not list the model of column {spec.column!r}")
 
 

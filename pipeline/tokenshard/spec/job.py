@@ -127,9 +127,20 @@ class TokenizeJob(ConvertJob):
         description="`MODULE:FUNCTION`, or a transformers folder: the encoder of a tokenizer trained around one. Its "
         "code is imported and run",
     )
+    numerics: Literal["fp32", "bf16", "int8"] | None = Field(
+        default=None, description="numerics mode of a conv tokenizer; none: the one it was saved with"
+    )
+    device: Literal["cpu", "cuda", "mps", "xpu"] = Field(default="cpu", description="where a conv tokenizer encodes")
+    compiled: bool = Field(default=False, description="compile a conv tokenizer with torch.compile")
 
     def output_fields(self) -> dict[str, JsonValue]:
-        return {**super().output_fields(), "tokenizer": self.tokenizer}
+        other = self.model_dump(mode="json", include={"numerics", "device", "compiled"}, exclude_defaults=True)
+        return {**super().output_fields(), "tokenizer": self.tokenizer, **other}
+
+    def stated_numerics(self, own: str) -> str:
+        """What the manifest says the ids depend on, for a tokenizer saved with mode ``own``: `bf16/cuda/compiled`."""
+        device = [] if self.device == "cpu" else [self.device]
+        return "/".join([self.numerics or own, *device, *(["compiled"] if self.compiled else [])])
 
 
 class ConvertImages(TokenizeJob):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, JsonValue
@@ -17,6 +18,11 @@ NOT_IN_FINGERPRINT = ("source", "shards_file", "fingerprint")
 """Fields that say where and how a dataset is stored, not what it holds."""
 
 DatasetKind = Literal["image", "video", "grid", "document", "generic"]
+
+
+def model_path(sha256: str, tables: Mapping[str, int], tokenizer: str) -> str:
+    """Where a codec model lies in a dataset: in the folder of the tokenizer if it is one of its ``tables``."""
+    return f"tokenizer/{tokenizer}/{sha256}.tsm" if sha256 in tables else f"models/{sha256}.tsm"
 
 
 class ChunkEntry(StoredDocument):
@@ -95,7 +101,15 @@ class TokenizerEntry(StoredDocument):
     """The tokenizer of the dataset (stored below `tokenizer/<fingerprint>/`)."""
 
     fingerprint: str
-    numerics: str
+    numerics: str = Field(
+        description="what the ids depend on: the mode of the tokenizer and, if not a CPU, the device, e.g. "
+        "`bf16/cuda`. Where modes were mixed on purpose, all that occur: `bf16/cuda+fp32`"
+    )
+
+    @property
+    def modes(self) -> set[str]:
+        """The numerics of the shards: that of each is one of them."""
+        return set(self.numerics.split("+"))
 
 
 class ColumnEntry(StoredDocument):
@@ -139,6 +153,12 @@ class Manifest(StoredDocument):
     code: CodeEntry
     tokenizer: TokenizerEntry
     models: dict[str, int] = Field(default_factory=dict, description="SHA-256 -> bytes of the files below models/")
+    tables: dict[str, int] = Field(
+        default_factory=dict,
+        exclude_if=lambda tables: not tables,
+        description="SHA-256 -> bytes of the codec models in the tokenizer's folder that a shard needs; absent where "
+        "none does",
+    )
     columns: tuple[ColumnEntry, ...]
     preprocess: dict[str, JsonValue] = Field(
         default_factory=dict, description="what was done to a raw input before encoding"
@@ -157,6 +177,10 @@ class Manifest(StoredDocument):
     )
     rejects: tuple[RejectsEntry, ...] = ()
     fingerprint: str = Field(default="", description="hash of everything above that is not time- or host-dependent")
+
+    def model_path(self, sha256: str) -> str:
+        """Where a codec model lies."""
+        return model_path(sha256, self.tables, self.tokenizer.fingerprint)
 
     def computed_fingerprint(self) -> str:
         """SHA-256 over the manifest without :data:`NOT_IN_FINGERPRINT`; shard bytes enter through their hashes."""

@@ -24,6 +24,12 @@ class TokenizerSpec(StoredDocument):
     config: dict[str, JsonValue] = Field(default_factory=dict)
     numerics: str = Field(description="numerics mode the ids depend on: `integer` (exact), `fp32`, `bf16`, `int8`")
     weights_sha256: str = Field(description="SHA-256 of model.safetensors")
+    tables: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda tables: not tables,
+        description="SHA-256 of the codec model of each level that comes with the tokenizer, as `<sha256>.tsm` beside "
+        "the weights; absent where none do",
+    )
 
     @property
     def fingerprint(self) -> str:

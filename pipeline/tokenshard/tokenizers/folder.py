@@ -1,4 +1,4 @@
-"""A tokenizer as a folder: ``tokenizer.json`` and ``model.safetensors``. Every dataset holds its own.
+"""A tokenizer as a folder: ``tokenizer.json``, ``model.safetensors``, perhaps entropy tables. Each dataset has its own.
 
 Files are created once and never changed. What is read back is checked before it is used: format and version, the hash
 of the weights, and the names, dtypes and shapes of the tensors.
@@ -6,7 +6,9 @@ of the weights, and the names, dtypes and shapes of the tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
@@ -23,19 +25,22 @@ FORMAT = "tokenshard-tokenizer"
 FORMAT_VERSION = 1
 MAX_DESCRIPTION_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 32
+MAX_TABLES_BYTES = 1 << 22
 
 
-def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str) -> None:
-    """Write the two files below ``prefix``, the weights first. Equal tokenizers write equal bytes.
+def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str, tables: Sequence[bytes] = ()) -> None:
+    """Write the files below ``prefix``, the description last. Equal tokenizers write equal bytes.
 
-    Saving the same tokenizer again changes nothing; raises :class:`TokenshardError` if another one is there already.
+    ``tables`` are those the description names. Saving the same tokenizer again changes nothing; raises
+    :class:`TokenshardError` if another one is there already.
     """
     description = json.dumps(tokenizer.spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    _put(store, prefix, description.encode(), weights_to_bytes(tokenizer.tensors()))
+    _put(store, prefix, description.encode(), weights_to_bytes(tokenizer.tensors()), tables)
 
 
-def _put(store: Store, prefix: str, description: bytes, weights: bytes) -> None:
-    for file, content in {WEIGHTS: weights, DESCRIPTION: description}.items():
+def _put(store: Store, prefix: str, description: bytes, weights: bytes, tables: Sequence[bytes]) -> None:
+    files = {f"{hashlib.sha256(table).hexdigest()}.tsm": table for table in tables}
+    for file, content in {**files, WEIGHTS: weights, DESCRIPTION: description}.items():
         name = _join(prefix, file)
         if not store.put_if_absent(name, content) and store.read(name) != content:
             raise TokenshardError(f"{store.url(name)} belongs to another tokenizer; save this one to a new folder")
@@ -55,6 +60,23 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
         raise FormatError(f"{store.url(name)}: {error}") from error
 
 
+def read_tables(store: Store, spec: TokenizerSpec, prefix: str = "") -> tuple[bytes, ...]:
+    """The entropy tables (`.tsm` files) that come with a tokenizer, one a level; none where it has none.
+
+    Raises :class:`FormatError` when one is missing or damaged.
+    """
+    if len(spec.tables) not in (0, len(spec.levels)):
+        raise FormatError(f"{store.url(prefix)}: {len(spec.tables)} entropy tables for {len(spec.levels)} levels")
+    return tuple(_read_table(store, _join(prefix, f"{sha256}.tsm"), sha256) for sha256 in spec.tables)
+
+
+def _read_table(store: Store, name: str, sha256: str) -> bytes:
+    data = _read(store, name, MAX_TABLES_BYTES)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise FormatError(f"{store.url(name)}: damaged (SHA-256 differs); copy it again")
+    return data
+
+
 def copy_tokenizer(store: Store, output: Store) -> TokenizerSpec:
     """Copy the tokenizer saved in ``store`` into the dataset ``output``, byte for byte, whatever its kind.
 
@@ -64,7 +86,7 @@ def copy_tokenizer(store: Store, output: Store) -> TokenizerSpec:
     weights = _read(store, WEIGHTS, MAX_WEIGHTS_BYTES)
     _check_weights(spec, weights)
     description = _read(store, DESCRIPTION, MAX_DESCRIPTION_BYTES)
-    _put(output, f"tokenizer/{spec.fingerprint}", description, weights)
+    _put(output, f"tokenizer/{spec.fingerprint}", description, weights, read_tables(store, spec))
     return spec
 
 
