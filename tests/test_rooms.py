@@ -18,7 +18,8 @@ from tokenshard.cli.main import COMMANDS, cli
 
 PACKAGE = Path(__file__).parents[1] / "pipeline" / "tokenshard"
 ROOMS = [
-    *("errors", "readable", "listing", "ranged", "remote", "store", "spec", "codecs", "shards", "sources"),
+    *("errors", "readable", "atomic", "failures", "listing", "ranged", "remote", "store"),
+    *("spec", "codecs", "shards", "sources"),
     *("quantizers", "tokenizers"),
     *("engine", "loading", "training", "retrieval", "grids", "report", "viewer", "api", "demo", "__init__", "cli"),
 ]

@@ -14,7 +14,6 @@ import hashlib
 import os
 import posixpath
 import random
-import shutil
 import threading
 import time
 import uuid
@@ -23,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
-from tokenshard import listing
+from tokenshard import atomic, listing
+from tokenshard.atomic import Content
 from tokenshard.errors import SpecError, StoreError
+from tokenshard.failures import boto_code, explain, is_transient
 from tokenshard.ranged import RangedFile
 from tokenshard.remote import Hedge, Patience, request
 
 T = TypeVar("T")
-Content = bytes | Path
-"""What a put takes: the bytes themselves, or a local file that holds them."""
 
 ATTEMPTS = 6
 FIRST_DELAY = 0.2
@@ -45,7 +44,6 @@ TEMPORARY = ".tmp"
 
 _OURS = {"deadline", "hedge"}
 _TAG = "tokenshard-writer"
-_TRANSIENT_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET}
 _S3_DEFAULTS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {
@@ -163,7 +161,7 @@ class Store:
             span = {"start": start, "end": start + length}
             return cast(bytes, request(self.filesystem, "cat_file", self.url(name), patience, self.hedge, **span))
         except OSError as error:
-            if _boto_code(error) in {"InvalidRange", "416"}:
+            if boto_code(error) in {"InvalidRange", "416"}:
                 return b""
             raise
 
@@ -253,12 +251,7 @@ class Store:
 
     def _put_once(self, name: str, content: Content) -> None:
         if self.is_local:
-            temporary = self._write_temporary(name, content)
-            try:
-                os.replace(temporary, self.url(name))
-                _sync_folder(os.path.dirname(self.url(name)))
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            atomic.replace(self.url(name), content, os.path.join(self.root, TEMPORARY))
         elif isinstance(content, Path):
             self.filesystem.put_file(str(content), self.url(name))
         else:
@@ -281,7 +274,7 @@ class Store:
                 self._create_once(name, content, tag)
                 return True
             except Exception as error:
-                if not isinstance(error, FileExistsError) and _boto_code(error) not in {"PreconditionFailed", "412"}:
+                if not isinstance(error, FileExistsError) and boto_code(error) not in {"PreconditionFailed", "412"}:
                     failed = True
                     raise
                 if self._is_s3:
@@ -292,14 +285,7 @@ class Store:
 
     def _create_once(self, name: str, content: Content, tag: str) -> None:
         if self.is_local:
-            if os.path.exists(self.url(name)):
-                raise FileExistsError(errno.EEXIST, "exists", name)
-            temporary = self._write_temporary(name, content)
-            try:
-                os.link(temporary, self.url(name))
-                _sync_folder(os.path.dirname(self.url(name)))
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            atomic.create(self.url(name), content, os.path.join(self.root, TEMPORARY))
             return
         in_memory = self.protocol == "memory"
         marks = {"Metadata": {_TAG: tag}} if self._is_s3 else {}
@@ -320,25 +306,6 @@ class Store:
         mine = hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content).digest()
         return hashlib.sha256(self.read(name)).digest() == mine
 
-    def _write_temporary(self, name: str, content: Content) -> str:
-        folder = os.path.join(self.root, TEMPORARY)
-        os.makedirs(folder, exist_ok=True)
-        os.makedirs(os.path.dirname(self.url(name)), exist_ok=True)
-        temporary = os.path.join(folder, uuid.uuid4().hex)
-        try:
-            with open(temporary, "xb") as target:
-                if isinstance(content, Path):
-                    with open(content, "rb") as source:
-                        shutil.copyfileobj(source, target, 1 << 20)
-                else:
-                    target.write(content)
-                target.flush()
-                os.fsync(target.fileno())
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return temporary
-
     def delete(self, name: str) -> None:
         """Remove a file; a missing one is no error."""
         try:
@@ -352,7 +319,7 @@ class Store:
         folder = os.path.join(self.root, TEMPORARY)
         if not self.is_local or not os.path.isdir(folder):
             return 0
-        return self._retry(TEMPORARY, "remove", lambda: _remove_files(folder))
+        return self._retry(TEMPORARY, "remove", lambda: atomic.remove_files(folder))
 
     # -- the file system below ----------------------------------------------------------------------------------------
 
@@ -385,78 +352,15 @@ class Store:
             except StoreError:
                 raise
             except Exception as error:
-                lost = _boto_code(error) in {"NoSuchBucket", "NoSuchUpload"}
+                lost = boto_code(error) in {"NoSuchBucket", "NoSuchUpload"}
                 missing = isinstance(error, FileNotFoundError) and not lost
                 if missing and not (self.is_local and action in {"write", "create"}):
                     raise
-                transient = self._transient(error)
+                transient = not self.is_local and is_transient(error)
                 over = patience is not None and patience.left() == 0
                 if not transient or over or attempt == ATTEMPTS:
                     allowed = self.deadline if over else None
-                    raise StoreError(_explain(self.url(name), action, error, attempt, allowed), transient) from error
+                    raise StoreError(explain(self.url(name), action, error, attempt, allowed), transient) from error
             delay = random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**attempt))
             time.sleep(delay if patience is None else min(delay, patience.left()))
         raise AssertionError("unreachable")
-
-    def _transient(self, error: Exception) -> bool:
-        if self.is_local or isinstance(error, PermissionError):
-            return False
-        if isinstance(error, TimeoutError | ConnectionError) or _boto_code(error) == "NoSuchUpload":
-            return True  # NoSuchUpload: an earlier, unanswered request had completed or aborted the upload
-        if isinstance(error, OSError):
-            return error.errno in _TRANSIENT_ERRNO
-        clients = {"botocore", "aiobotocore", "aiohttp", "urllib3"}
-        return type(error).__module__.split(".")[0] in clients and not _credentials(error)
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_files(folder: str) -> int:
-    names = os.listdir(folder)
-    for name in names:
-        Path(folder, name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another writer has begun a file there
-        os.rmdir(folder)
-    return len(names)
-
-
-def _boto_code(error: BaseException) -> str | None:
-    """S3 error code behind a translated exception."""
-    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
-    return str(response["Error"].get("Code")) if response and "Error" in response else None
-
-
-def _credentials(error: BaseException) -> bool:
-    return "Credential" in type(error).__name__ or "Token" in type(error).__name__ or "Profile" in type(error).__name__
-
-
-def _explain(url: str, action: str, error: Exception, attempts: int, deadline: float | None) -> str:
-    tried = f" (after {attempts} attempts)" if attempts > 1 else ""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if _boto_code(error) == "NoSuchBucket":
-        return f"{url}: cannot {action}: there is no such bucket; create it or correct the URL"
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"{url}: cannot {action}: the disk is full; free some space and run the same command again"
-    if isinstance(error, PermissionError) or _credentials(error):
-        where = (
-            "the file permissions"
-            if "://" not in url
-            else "the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) and the bucket policy"
-        )
-        return f"{url}: cannot {action}: access denied ({reason}); check {where}"
-    if isinstance(error, NotADirectoryError | IsADirectoryError):
-        return f"{url}: cannot {action}: {error.strerror}; choose another path"
-    kind = type(error).__name__
-    if isinstance(error, TimeoutError | ConnectionError) or "Connect" in kind or "Timeout" in kind:
-        endpoint = "check the network and the endpoint (storage option endpoint_url, AWS_ENDPOINT_URL)"
-        if deadline is None:
-            return f"{url}: cannot {action}{tried}: {reason}; {endpoint}"
-        late = f"no answer within {deadline:g} seconds{tried}"
-        return f"{url}: cannot {action}: {late}; {endpoint}, or wait longer with the storage option deadline"
-    return f"{url}: cannot {action}{tried}: {reason}"

@@ -94,13 +94,11 @@ class TokenLoader:
         self.levels = len(dataset.manifest.code.levels) if levels is None else levels
         self.epoch = self.position = 0
         self._threads = min(4, _cpus()) if threads is None else threads
-        self._fetch_threads, self._verify = fetch_threads, verify
-        self._damage = damage
+        self._fetch_threads, self._verify, self._damage = fetch_threads, verify, damage
         self.damaged: dict[int, str] = {}
         """row groups that were found damaged (``damage="replace"``), and how"""
         self._check(drop_last, remainder, weights is not None)
-        if isinstance(crop, tuple):
-            crop = Crop(crop)
+        crop = Crop(crop) if isinstance(crop, tuple) else crop
         if crop is not None:
             crop.check(len(dataset.manifest.code.grid))
         self._decoder = Decoder(dataset, self.columns, self.levels, pin_memory, crop, seed)
@@ -112,8 +110,7 @@ class TokenLoader:
         self._kept: dict[int, Block] | None = {} if blocks <= fitting else None
         """blocks that were read, of a dataset that fits in memory"""
         self._verified: set[int] = set()
-        within = Shuffle.within(blocks, fitting)
-        kind = shuffle if isinstance(shuffle, Shuffle) else within if shuffle else None
+        kind = Shuffle.within(blocks, fitting) if shuffle is True else shuffle or None
         self._planner = Planner(selector, seed, kind, self.rank, self.world)
 
     def codes_only(self) -> TokenLoader:
@@ -158,13 +155,12 @@ class TokenLoader:
 
         May be loaded at any world size, batch size and number of threads.
         """
-        shuffle = list(astuple(self.shuffle)) if self.shuffle else None
         return {
             "version": STATE_VERSION,
             "dataset": self.dataset.fingerprint[:16],
             "where": self._chosen,
             "seed": self.seed,
-            "shuffle": shuffle,
+            "shuffle": list(astuple(self.shuffle)) if self.shuffle else None,
             "epoch": self.epoch,
             "position": self.position,
         }

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from tokenshard.errors import SpecError
-from tokenshard.quantizers.lookup import Lookup
 from tokenshard.shards.dataset import Dataset
-from tokenshard.tokenizers.conv import ConvVQ
+from tokenshard.tokenizers.base import CodebookTokenizer
 from tokenshard.tokenizers.folder import tokenizer_from
-from tokenshard.tokenizers.patch import PatchTokenizer
 
 MOST_CHANNELS = 32
 """Of code vectors, as in SeiT. Wider ones, as pixels of patches are, cost memory and time on the device, and the axes
@@ -73,20 +71,12 @@ def _shape(dataset: Dataset) -> str:
 
 
 def _codebooks(dataset: Dataset, alphabets: tuple[int, ...]) -> tuple[Tensor, ...] | None:
-    spec, weights = dataset.tokenizer_files()
-    tokenizer: Any = tokenizer_from(spec, weights)
-    if isinstance(tokenizer, PatchTokenizer):
-        books = [torch.from_numpy(tokenizer.codewords.reshape(len(tokenizer.codewords), -1).astype(np.float32))]
-    elif isinstance(tokenizer, ConvVQ):
-        quantizer = tokenizer.quantizer
-        if isinstance(quantizer, Lookup):
-            books = [quantizer.codebook(level).clone() for level in range(len(alphabets))]
-        else:
-            ids = torch.arange(alphabets[0])[None, None]
-            books = [quantizer.vectors(ids)[0].T.contiguous()]
-    elif (found := tokenizer.tensors().get("codebook")) is not None and found.ndim == 2:
-        books = [torch.from_numpy(found.astype(np.float32))]
-    else:
+    tokenizer = tokenizer_from(*dataset.tokenizer_files())
+    if not isinstance(tokenizer, CodebookTokenizer):
+        return None
+    try:
+        books = [torch.from_numpy(book) for book in tokenizer.codebooks()]
+    except SpecError:  # ids of an import that came without the vectors
         return None
     if [len(book) for book in books] != list(alphabets):
         return None
