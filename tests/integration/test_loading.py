@@ -100,7 +100,9 @@ def test_a_slow_and_failing_object_store_costs_few_requests_and_no_sample(
     bad = itertools.cycle([Fault.BUSY, Fault.RESET, Fault.CUT])
     proxy = flaky_s3(next(bad) if number % 20 == 19 else Fault.SLOW for number in itertools.count())
     remote = open_dataset(s3_url, {"endpoint_url": proxy.endpoint})
-    loader, local = TokenLoader(remote, rank=0, world=1, **OPTIONS), TokenLoader(tokens, rank=0, world=1, **OPTIONS)
+    stored = sum(shard.bytes for shard in tokens.manifest.shards)
+    options = {**OPTIONS, "shuffle": True, "prefetch_bytes": stored // 2}  # too little to keep what was read
+    loader, local = (TokenLoader(dataset, rank=0, world=1, **options) for dataset in (remote, tokens))
     for epoch in range(2):
         begun, failed = proxy.requests, failures(proxy)
         for ours, theirs in zip(loader, local, strict=True):

@@ -85,6 +85,7 @@ def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **value
 @click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
+@encoder_option
 @storage_option
 def tables(tokenizer: str, src: tuple[str, ...], out: str, **values: Any) -> None:
     """Save a tokenizer with entropy tables fitted on images.

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.cli.options import encoder_option, json_option, print_json, print_table, storage_option
 from tokenshard.cli.tokenizer import read_images, saved_or_fitted, tokenizer
 
 
@@ -17,6 +17,7 @@ from tokenshard.cli.tokenizer import read_images, saved_or_fitted, tokenizer
 @click.option("--images", "most", type=click.IntRange(1), default=32, show_default=True, help="Spread evenly.")
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
 @click.option("--device", default="cpu", show_default=True, help="Where the modes run: cpu, cuda. fp32 is on the CPU.")
+@encoder_option
 @storage_option
 @json_option
 def numerics(tokenizer_: str, src: str, modes: str, as_json: bool, **values: Any) -> None:
@@ -53,6 +54,7 @@ def numerics(tokenizer_: str, src: str, modes: str, as_json: bool, **values: Any
 @click.argument("src")
 @click.option("--images", "most", type=click.IntRange(1), default=8, show_default=True, help="Spread evenly.")
 @click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
+@encoder_option
 @storage_option
 @json_option
 def sensitivity(tokenizer_: str, src: str, as_json: bool, **values: Any) -> None:

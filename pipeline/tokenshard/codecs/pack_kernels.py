@@ -32,20 +32,6 @@ _AHEAD, _LINE = np.uint64(AHEAD), np.uint64(LINE)
 _0, _1, _3, _4, _7, _8, _16, _32 = (np.uint64(i) for i in (0, 1, 3, 4, 7, 8, 16, 32))
 
 
-def _loader(bits: int) -> Callable[..., Any]:
-    """An intrinsic: the little-endian integer of so many bits at an address (any alignment)."""
-
-    @_intrinsic
-    def load(typingctx: Any, address: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            place = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            return builder.zext(builder.load(place, align=1), ir.IntType(64))
-
-        return types.uint64(types.uint64), codegen
-
-    return load
-
-
 @_intrinsic
 def _store64(typingctx: Any, data: Any, at: Any, value: Any) -> Any:
     """Write an integer to the eight bytes from ``data[at]`` on (any alignment)."""
