@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import functional as F
+
+from tokenshard.tokenizers.checkpoints.load import import_checkpoint
+from tokenshard.tokenizers.conv import ConvVQ
 
 State = dict[str, Tensor]
 
@@ -229,3 +235,22 @@ def _made(encoder: list[Step], decoder: list[Step], codes: int, dim: int, of_out
                 conv(f"{name}.nin_shortcut", outputs if of_output else inputs, outputs, 1, step.bias)
     state["quantize.embedding.weight"] = torch.randn(codes, dim, generator=generator)
     return Checkpoint(encoder, decoder, state, of_output)
+
+
+def saved(folder: Path, state: dict[str, Any], name: str = "model.safetensors") -> str:
+    path = folder / name
+    if name.endswith(".safetensors"):
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    return str(path)
+
+
+def imported(folder: Path, checkpoint: Checkpoint, **options: Any) -> ConvVQ:
+    return import_checkpoint(saved(folder, checkpoint.state), **options).tokenizer
+
+
+def ibq_yaml(**params: Any) -> str:
+    network = {"double_z": False, "z_channels": 8, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 2]}
+    params = {"embed_dim": 4, "n_embed": 64, "ddconfig": {**network, "num_res_blocks": 1}, **params}
+    return yaml.safe_dump({"model": {"class_path": "src.IBQ.models.ibqgan.IBQ", "init_args": params}})

@@ -41,3 +41,11 @@ def photo_folder(photos: list[NDArray[np.uint8]], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(photos: list[NDArray[np.uint8]]) -> PatchTokenizer:
     return PatchTokenizer.fit(photos, 0, k=256)
+
+
+@pytest.fixture
+def seeded() -> None:
+    """Random weights are the same in every run."""
+    import torch
+
+    torch.manual_seed(1)
