@@ -111,6 +111,74 @@ def decode_sample(model: Model, stream: bytes, grid: tuple[int, ...], earlier: l
     return [ids[place] for place in places]
 
 
+@dataclass
+class CopyModel:
+    frequencies: list[list[int]]
+    others: Model
+
+
+def read_copy_model(data: bytes) -> CopyModel:
+    assert data[:8] == b"TSMCOPY\0"
+    assert hashlib.sha256(data[:-32]).digest() == data[-32:]
+    version, length = struct.unpack("<II", data[8:16])
+    assert version == 1
+    table = struct.unpack("<16384H", zstandard.ZstdDecompressor().decompress(data[16 : 16 + length]))
+    frequencies = [list(table[i : i + 4]) for i in range(0, len(table), 4)]
+    assert all(sum(row) == 4096 for row in frequencies)
+    return CopyModel(frequencies, read_model(data[16 + length : -32]))
+
+
+def decode_copied(model: CopyModel, stream: bytes, grid: tuple[int, ...]) -> list[int]:
+    """The ids of one `copy` sample; AssertionError if it is damaged."""
+    places = list(product(*(range(side) for side in grid)))
+    if not places:
+        assert stream == b""
+        return []
+    tree = model.others
+    words = list(reversed(struct.unpack(f"<{len(stream) // 2}H", stream)))
+    x = words.pop() + (words.pop() << 16)
+    assert x >= 1 << 16
+    ids: dict[tuple[int, ...], int] = {}
+
+    def taken(frequencies: list[int]) -> int:
+        nonlocal x
+        slot, symbol, start = x % 4096, 0, 0
+        while start + frequencies[symbol] <= slot:
+            start += frequencies[symbol]
+            symbol += 1
+        x = frequencies[symbol] * (x // 4096) + slot - start
+        if x < 1 << 16:
+            x = (x << 16) + words.pop()
+        return symbol
+
+    for t, y, x_ in places:
+
+        def at(dt: int, dy: int, dx: int, here: tuple[int, int, int] = (t, y, x_)) -> int:
+            inside = 0 <= here[2] + dx < grid[2]
+            return ids.get((here[0] + dt, here[1] + dy, here[2] + dx), tree.alphabet) if inside else tree.alphabet
+
+        previous, left, up = at(-1, 0, 0), at(0, 0, -1), at(0, -1, 0)
+        pairs = [
+            (left, at(-1, 0, -1)), (up, at(-1, -1, 0)), (at(0, -1, 1), at(-1, -1, 1)), (left, previous),
+            (up, previous), (left, up), (previous, at(-1, 0, 1)), (previous, at(-1, 1, 0)), (previous, at(-1, 0, -1)),
+            (previous, at(-1, -1, 0)), (at(0, -1, -1), up), (at(0, -1, -1), left),
+        ]  # fmt: skip
+        context = sum((a == b) << 11 - place for place, (a, b) in enumerate(pairs))
+        source = taken(model.frequencies[context])
+        if source == 3:
+            around = [{"previous": previous, "left": left, "up": up}[name] for name in tree.neighbours]
+            node = 0
+            for step in tree.steps:
+                symbol = taken(step.frequencies_of(node, _table(tree, step, node, around)))
+                node = step.first_child[node] + symbol
+            ids[t, y, x_] = tree.leaves[node]
+        else:
+            ids[t, y, x_] = (previous, left, up)[source]
+    assert x == 1 << 16
+    assert not words
+    return [ids[place] for place in places]
+
+
 def decode_packed(alphabet: int, stream: bytes, count: int) -> list[int]:
     """The ids of one `pack` sample; AssertionError if it is damaged."""
     bits = (alphabet - 1).bit_length()

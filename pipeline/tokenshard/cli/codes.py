@@ -22,7 +22,7 @@ def _dataset_options(command: F) -> F:
     options = [
         click.option(
             "--codec",
-            type=click.Choice(["auto", "pack", "zstd", "context"]),
+            type=click.Choice(["auto", "pack", "zstd", "context", "copy"]),
             default="auto",
             show_default=True,
             help="auto: measured on a sample, level by level.",

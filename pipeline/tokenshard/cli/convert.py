@@ -41,6 +41,38 @@ def job_options(command: F) -> F:
     return json_option(command)
 
 
+def tokenizer_options(command: F) -> F:
+    """Options that say which tokenizer and codec a conversion has."""
+    options = [
+        click.option(
+            "--tokenizer",
+            default="patch",
+            show_default=True,
+            help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), `default`, or a saved tokenizer's folder.",
+        ),
+        encoder_option,
+        click.option(
+            "--codec",
+            type=click.Choice(["auto", "pack", "zstd", "context", "copy"]),
+            default="auto",
+            show_default=True,
+            help="auto: measured on a sample.",
+        ),
+        click.option(
+            "--numerics",
+            type=click.Choice(["fp32", "bf16", "int8"]),
+            help="Of a conv tokenizer. [default: as it was saved]",
+        ),
+        click.option(
+            "--device", type=click.Choice(["cpu", "cuda", "mps", "xpu"]), help="Of a conv tokenizer. [default: cpu]"
+        ),
+        click.option("--compile", "compiled", is_flag=True, help="Compile a conv tokenizer with torch.compile."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def split_options(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Command-line values -> (job fields, mode, display); options not given leave the spec's values alone."""
     mode = {name: values.pop(name) for name in ("resume", "append", "overwrite", "mix_numerics", "dry_run")}
@@ -100,25 +132,7 @@ def convert() -> None:
 @convert.command()
 @click.argument("src")
 @click.argument("out")
-@click.option(
-    "--tokenizer",
-    default="patch",
-    show_default=True,
-    help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), `default`, or a saved tokenizer's folder.",
-)
-@encoder_option
-@click.option(
-    "--codec",
-    type=click.Choice(["auto", "pack", "zstd", "context"]),
-    default="auto",
-    show_default=True,
-    help="auto: measured on a sample.",
-)
-@click.option(
-    "--numerics", type=click.Choice(["fp32", "bf16", "int8"]), help="Of a conv tokenizer. [default: as it was saved]"
-)
-@click.option("--device", type=click.Choice(["cpu", "cuda", "mps", "xpu"]), help="Of a conv tokenizer. [default: cpu]")
-@click.option("--compile", "compiled", is_flag=True, help="Compile a conv tokenizer with torch.compile.")
+@tokenizer_options
 @click.option("--size", help="Pixels: SIDE or HEIGHTxWIDTH; needs --fit.")
 @click.option(
     "--fit",
@@ -152,8 +166,8 @@ def images(src: str, out: str, **values: Any) -> None:
     from tokenshard.spec.job import ConvertImages, build_job
 
     fields, mode, display = split_options(values)
-    source = {"path": src, "form": values["form"], "labels": values["labels"], "size": _size(values["size"])}
-    source |= {"fit": values["fit"] or ("center-crop" if source["size"] else "keep")}
+    source = {"path": src, "form": values["form"], "labels": values["labels"]}
+    source |= picture_size(values["size"], values["fit"])
     if values["max_pixels"]:
         source["max_pixels"] = values["max_pixels"]
     if values["unit_samples"]:
@@ -162,6 +176,12 @@ def images(src: str, out: str, **values: Any) -> None:
     fields |= {name: values[name] for name in names}
     fields["device"] = values["device"] or "cpu"
     run_and_print(build_job(ConvertImages, {"source": source, "output": out, **fields}), mode, **display)
+
+
+def picture_size(text: str | None, fit: str | None) -> dict[str, Any]:
+    """The fields of a source of pictures that say their size."""
+    size = _size(text)
+    return {"size": size, "fit": fit or ("center-crop" if size else "keep")}
 
 
 def _size(text: str | None) -> int | tuple[int, int] | None:

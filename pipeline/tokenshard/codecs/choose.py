@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.base import Codec, Grids, Ids, sample_sizes
 from tokenshard.codecs.blocks import check_ids
 from tokenshard.codecs.context import ContextCodec
+from tokenshard.codecs.copy import CopyCodec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.codecs.grouped import Grouped, joined_grids
 from tokenshard.codecs.pack import PackCodec
@@ -25,7 +26,8 @@ SHORT = 64
 GROUP = 16
 """Rows that share a stream where samples are short."""
 
-_BY_SIMPLICITY: tuple[CodecName, ...] = ("pack", "zstd", "context")
+_BY_SIMPLICITY: tuple[CodecName, ...] = ("pack", "zstd", "context", "copy")
+_WITH_MODEL = frozenset({"context", "copy"})
 _TIE = 1.03
 _HELD_OUT = 5  # every fifth sample
 
@@ -77,13 +79,14 @@ def choose_codec(
     if not held_out.any():
         held_out[:] = True
     fitted = ~held_out if not held_out.all() else held_out
-    names = _BY_SIMPLICITY if want == "auto" else (want,)
+    clips = grids.shape[1] == 3
+    names = (_BY_SIMPLICITY if clips else _BY_SIMPLICITY[:-1]) if want == "auto" else (want,)
     group = GROUP if int(sizes.max(initial=0)) < SHORT else 1
     total = max(expected_ids or len(ids), 1)
     pilot, rest = (_Block.of(ids, grids, earlier, samples) for samples in (fitted, held_out))
     codecs = {name: _fit(name, pilot, alphabet, group, total) for name in names}
     whole = _Block(ids, grids, earlier)
-    costs = {name: _measure(codec, rest if name == "context" else whole, total) for name, codec in codecs.items()}
+    costs = {name: _measure(codec, rest if name in _WITH_MODEL else whole, total) for name, codec in codecs.items()}
     given = None if table is None or "context" not in names else _given(table, alphabet, group)
     if given is not None:
         cost = _measure(given, rest, total) - 8 * len(table or b"") / total
@@ -101,7 +104,7 @@ def load_codec(spec: CodecSpec, model: bytes | None) -> Codec:
         return ZstdCodec(spec.alphabet)
     if model is None or hashlib.sha256(model).hexdigest() != spec.model:
         raise FormatError(f"column {spec.column} needs the model file {spec.model}.tsm; it is missing or damaged")
-    codec = ContextCodec.from_model(model)
+    codec = CopyCodec.from_model(model) if spec.codec == "copy" else ContextCodec.from_model(model)
     if codec.needs_earlier != spec.needs_earlier:
         raise FormatError(f"column {spec.column} and its model differ on whether the level before is needed")
     if codec.alphabet != spec.alphabet:
@@ -132,6 +135,10 @@ def _fit(name: CodecName, pilot: _Block, alphabet: int, group: int, total_ids: i
         grids = pilot.grids if group == 1 else joined_grids(pilot.grids, group)
         codec = ContextCodec.fit(pilot.ids, grids, alphabet, earlier=pilot.earlier, expected_ids=total_ids)
         return codec if group == 1 else Grouped(codec, group)
+    if name == "copy":
+        if pilot.grids.shape[1] != 3:
+            raise SpecError("the copy codec is for clips, token grids of three axes; choose another one")
+        return CopyCodec.fit(pilot.ids, pilot.grids, alphabet, total_ids)
     raise SpecError(f"unknown codec {name!r}; choose auto, {', '.join(_BY_SIMPLICITY)}")
 
 

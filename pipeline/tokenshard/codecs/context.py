@@ -55,11 +55,7 @@ class ContextCodec(RandomAccess):
         self._ids = np.dtype(id_dtype(max(model.alphabet, model.earlier_alphabet or 0)))
         arrays = kernel_arrays(model)
         self._arrays = tuple(arrays._replace(leaves=arrays.leaves.astype(self._ids, copy=False)))
-        children = np.concatenate([step.children for step in model.steps])
-        self._parents = np.zeros(len(children) + self.alphabet, np.uint32)
-        self._parents[1:] = np.repeat(np.arange(len(children), dtype=np.uint32), children)
-        self._leaf_nodes = np.empty(self.alphabet, np.uint32)
-        self._leaf_nodes[model.leaves] = np.arange(len(children), len(children) + self.alphabet, dtype=np.uint32)
+        self._tree = tree_of(model)
         self.needs_earlier = model.earlier_alphabet is not None
 
     @classmethod
@@ -113,7 +109,7 @@ class ContextCodec(RandomAccess):
         scratch = np.empty(int(stops[-1]), np.uint16)
         layout = self._layout(grids, sizes, sizes > 0)
         own = ids.astype(self._ids, copy=False)
-        beside, tree = read_only(self._beside(own, earlier)), (self._leaf_nodes, self._parents)
+        beside, tree = read_only(self._beside(own, earlier)), self._tree
         state = np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64)
         rans_kernels.encode(read_only(own), beside, tuple(layout), self._arrays, tree, scratch, stops, num_words, state)
         words = np.empty(int(num_words.sum()), np.uint16)
@@ -224,6 +220,16 @@ class ContextCodec(RandomAccess):
         order = order[np.argsort(sizes[order], kind="stable")]
         strides, periods = neighbour_strides(grids, self.model.neighbours)
         return _Layout(np.cumsum(sizes) - sizes, sizes, strides, periods, order)
+
+
+def tree_of(model: ContextModel) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The node of each id's leaf [alphabet], and the parent of each node, as encoding loops need them."""
+    children = np.concatenate([step.children for step in model.steps])
+    parents = np.zeros(len(children) + model.alphabet, np.uint32)
+    parents[1:] = np.repeat(np.arange(len(children), dtype=np.uint32), children)
+    leaf_nodes = np.empty(model.alphabet, np.uint32)
+    leaf_nodes[model.leaves] = np.arange(len(children), len(children) + model.alphabet, dtype=np.uint32)
+    return leaf_nodes, parents
 
 
 @dataclass(frozen=True)

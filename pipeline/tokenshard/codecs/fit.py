@@ -72,27 +72,38 @@ class _Observed:
 
 
 def fit_contexts(
-    ids: Ids, grids: Grids, alphabet: int, earlier: Earlier | None = None, expected_ids: int | None = None
+    ids: Ids,
+    grids: Grids,
+    alphabet: int,
+    earlier: Earlier | None = None,
+    expected_ids: int | None = None,
+    coded: NDArray[np.bool_] | None = None,
 ) -> ContextModel:
     """The model for samples like these; with one table a step, or the order-0 model, where contexts do not pay.
 
-    ``expected_ids``: ids of the whole dataset, by default those of the pilot.
+    ``expected_ids``: ids of the whole dataset, by default those of the pilot. ``coded``: the ids that the model is for,
+    by default all of them; the others are neighbours only.
     """
     sizes = sample_sizes(grids)
-    order0 = fit_order0(np.bincount(ids, minlength=alphabet), len(grids))
-    if alphabet == 1 or len(ids) < max(_LEAST_IDS, alphabet // 4):
+    own = ids if coded is None else ids[coded]
+    order0 = fit_order0(np.bincount(own, minlength=alphabet), len(grids))
+    if alphabet == 1 or len(own) < max(_LEAST_IDS, alphabet // 4):
         return order0
     held = np.repeat(np.arange(len(grids)) % _HELD_OUT == _HELD_OUT - 1, sizes)
     if not held.any() or held.all():  # few and large samples: the last part of all their ids
         held = np.arange(len(ids)) * _HELD_OUT // len(ids) == _HELD_OUT - 1
     around = {name: _neighbour(name, ids, grids, alphabet, earlier) for name in _candidates(grids.shape[1], earlier)}
+    if coded is not None:
+        around, held = {name: found[coded] for name, found in around.items()}, held[coded]
+        if not held.any() or held.all():
+            held = np.arange(len(own)) % _HELD_OUT == _HELD_OUT - 1
     alphabets = {name: _alphabet(name, alphabet, earlier) for name in around}
-    tree = similarity_tree(ids, alphabet, [(around[name], alphabets[name]) for name in around])
+    tree = similarity_tree(own, alphabet, [(around[name], alphabets[name]) for name in around])
     groups = {name: tree.groups_of(number, name != "earlier") for number, name in enumerate(around)}
-    spread = 1 / max(expected_ids or len(ids), 1)
+    spread = 1 / max(expected_ids or len(own), 1)
 
     def fitter(pair: tuple[Neighbour, Neighbour]) -> _Fitter:
-        observed = _Observed(ids.astype(np.int32), around[pair[0]], around[pair[1]])
+        observed = _Observed(own.astype(np.int32), around[pair[0]], around[pair[1]])
         sides = (groups[pair[0]], alphabets[pair[0]]), (groups[pair[1]], alphabets[pair[1]])
         return _Fitter(tree, observed, held, sides, spread)
 
@@ -100,14 +111,14 @@ def fit_contexts(
     best = pairs[0] if len(pairs) == 1 else min(pairs, key=lambda pair: fitter(pair).cost(0, _LADDERS[0][1])[0])
     chosen = fitter(best)
     steps, cost = chosen.choose()
-    flat = fit_order0(np.bincount(ids[~held], minlength=alphabet), len(grids))
+    flat = fit_order0(np.bincount(own[~held], minlength=alphabet), len(grids))
     flat_cost = _bits(flat, chosen.observed.where(held)) / held.sum() + 8 * len(flat.to_bytes()) * spread
     if flat_cost <= _TIE * cost:
         return order0
-    pilot = Pilot(samples=len(grids), ids=len(ids), bits_per_id=0)
+    pilot = Pilot(samples=len(grids), ids=len(own), bits_per_id=0)
     of_earlier = earlier.alphabet if earlier is not None and best[1] == "earlier" else None
     model = ContextModel(alphabet, best, steps, tree.leaves.astype(ids.dtype), pilot, of_earlier)
-    return model.measured(round(_bits(model, chosen.observed) / len(ids), 4))
+    return model.measured(round(_bits(model, chosen.observed) / len(own), 4))
 
 
 def _candidates(rank: int, earlier: Earlier | None) -> tuple[Neighbour, ...]:

@@ -27,8 +27,8 @@ _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
 # Without reference counts: they would be kept for every array of a tuple at every call, in the innermost loop.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
-_inline: _Compiled = njit(forceinline=True, **_OPTIONS)
-_kernel: _Compiled = njit(cache=True, nogil=True, **_OPTIONS)
+inline: _Compiled = njit(forceinline=True, **_OPTIONS)
+kernel: _Compiled = njit(cache=True, nogil=True, **_OPTIONS)
 
 LANES = 8
 """Streams that advance in lockstep, at most."""
@@ -107,8 +107,8 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.uint64), codegen
 
 
-@_inline
-def _row(node: Any, pair: Any, step: Any, model: Any, contexts: Any) -> Any:
+@inline
+def table_row(node: Any, pair: Any, step: Any, model: Any, contexts: Any) -> Any:
     """First entry in ``ends`` of the table that a node uses; ``pair``: rows of its neighbours in ``classes``."""
     nodes, _, classes, _, refined, pairs, _, _ = model
     shift, clusters = step
@@ -123,8 +123,8 @@ def _row(node: Any, pair: Any, step: Any, model: Any, contexts: Any) -> Any:
     return row << _4
 
 
-@_inline
-def _pop(x: Any, first: Any, wide: Any, ends: Any) -> Any:
+@inline
+def pop(x: Any, first: Any, wide: Any, ends: Any) -> Any:
     """Take a symbol from a state: (state that may be due a word, symbol)."""
     slot = x & _SLOT
     place = first + (_32 - _above_of_32(ends, first, slot) if wide else _16 - _above_of_16(ends, first, slot))
@@ -132,8 +132,8 @@ def _pop(x: Any, first: Any, wide: Any, ends: Any) -> Any:
     return (np.uint64(ends[place]) - start) * (x >> _PRECISION) + slot - start, place - first
 
 
-@_inline
-def _push(x: Any, at: Any, place: Any, ends: Any, scratch: Any) -> Any:
+@inline
+def push(x: Any, at: Any, place: Any, ends: Any, scratch: Any) -> Any:
     """Put a symbol on a state, words going to ``scratch`` downwards: (state, place of the last word)."""
     start = np.uint64(ends[place - _1]) & _SLOT
     frequency = np.uint64(ends[place]) - start
@@ -145,7 +145,7 @@ def _push(x: Any, at: Any, place: Any, ends: Any, scratch: Any) -> Any:
     return (quotient << _PRECISION) + (x - quotient * frequency) + start, at - due
 
 
-@_inline
+@inline
 def _find_neighbours(state: Any, lane: Any, position: Any, phases: Any, ids: Any, beside: Any, model: Any) -> None:
     """Enter the rows in ``classes`` of both neighbours of a lane's id at ``position``."""
     (row, second), border = model[3], np.uint64(model[7].shape[0])
@@ -162,7 +162,7 @@ def _find_neighbours(state: Any, lane: Any, position: Any, phases: Any, ids: Any
     _prefetch(model[2], b + row - _1)
 
 
-@_inline
+@inline
 def _enter_phases(lanes: Any, position: Any, state: Any) -> None:
     """How far ``position`` is in the periods of each lane."""
     for lane in range(lanes):
@@ -171,7 +171,7 @@ def _enter_phases(lanes: Any, position: Any, state: Any) -> None:
         state[own + _PHASE_B] = position % state[own + _PERIOD_B]
 
 
-@_inline
+@inline
 def _decode_span(
     lanes: Any, begin: Any, end: Any, state: Any, words: Any, model: Any, out: Any, beside: Any, contexts: Any
 ) -> None:
@@ -199,7 +199,7 @@ def _decode_span(
                 for lane in range(lanes):
                     own = _STATE * lane
                     pair = state[own + _FIRST], state[own + _SECOND]
-                    state[own + _TABLE] = _row(state[own + _NODE], pair, step, model, contexts)
+                    state[own + _TABLE] = table_row(state[own + _NODE], pair, step, model, contexts)
                     _prefetch(model[6], state[own + _TABLE])
                 for lane in range(lanes):
                     _descend(state, _STATE * lane, wide, words, model)
@@ -207,11 +207,11 @@ def _decode_span(
                 out[state[_STATE * lane + _BASE] + position] = leaves[state[_STATE * lane + _NODE] - leaf]
 
 
-@_inline
+@inline
 def _descend(state: Any, lane: Any, wide: Any, words: Any, model: Any) -> None:
     """Take a symbol by the table of a lane's node, then a word if one is due, and go down to that child."""
     node, at = state[lane + _NODE], state[lane + _AT]
-    x, symbol = _pop(state[lane + _X], state[lane + _TABLE], wide, model[6])
+    x, symbol = pop(state[lane + _X], state[lane + _TABLE], wide, model[6])
     word = np.uint64(words[at])
     due = x < _LOW  # nearly a coin toss, so without a branch
     state[lane + _X] = (x << _WORD | word) if due else x
@@ -219,7 +219,7 @@ def _descend(state: Any, lane: Any, wide: Any, words: Any, model: Any) -> None:
     state[lane + _NODE] = np.uint64(model[0][_4 * node]) + symbol
 
 
-@_inline
+@inline
 def _encode_span(
     lanes: Any, begin: Any, end: Any, state: Any, ids: Any, beside: Any, model: Any, tree: Any, scratch: Any,
     contexts: Any,
@@ -244,14 +244,14 @@ def _encode_span(
                 own = _STATE * lane
                 node = state[own + _NODE]
                 parent = np.uint64(parents[node])
-                place = _row(parent, (state[own + _FIRST], state[own + _SECOND]), step, model, contexts)
+                place = table_row(parent, (state[own + _FIRST], state[own + _SECOND]), step, model, contexts)
                 place += node - np.uint64(nodes[_4 * parent])
                 state[own + _NODE] = parent
-                x, at = _push(state[own + _X], state[own + _AT], place, ends, scratch)
+                x, at = push(state[own + _X], state[own + _AT], place, ends, scratch)
                 state[own + _X], state[own + _AT] = x, at
 
 
-@_inline
+@inline
 def _enter(first: Any, layout: Any, state: Any) -> Any:
     """Give each of the next samples a lane, larger ones first; returns the number of lanes."""
     first_ids, sizes, strides, periods, order = layout
@@ -265,7 +265,7 @@ def _enter(first: Any, layout: Any, state: Any) -> Any:
     return lanes
 
 
-@_inline
+@inline
 def _decode_all(
     words: Any, first_words: Any, num_words: Any, layout: Any, model: Any, out: Any, beside: Any, damaged: Any,
     state: Any, contexts: Any,
@@ -289,7 +289,7 @@ def _decode_all(
             damaged[sample] = state[own + _X] != _LOW or state[own + _AT] != stop
 
 
-@_kernel
+@kernel
 def decode(
     words: Any,
     first_words: Any,
@@ -314,7 +314,7 @@ def decode(
         _decode_all(words, first_words, num_words, layout, model, out, beside, damaged, state, False)
 
 
-@_inline
+@inline
 def _encode_all(
     ids: Any, beside: Any, layout: Any, model: Any, tree: Any, scratch: Any, stops: Any, num_words: Any, state: Any,
     contexts: Any,
@@ -337,7 +337,7 @@ def _encode_all(
             num_words[sample] = np.uint64(stops[sample]) - head
 
 
-@_kernel
+@kernel
 def encode(
     ids: Any, beside: Any, layout: Any, model: Any, tree: Any, scratch: Any, stops: Any, num_words: Any, state: Any
 ) -> None:
@@ -352,7 +352,7 @@ def encode(
         _encode_all(ids, beside, layout, model, tree, scratch, stops, num_words, state, False)
 
 
-@_kernel
+@kernel
 def gather(scratch: Any, stops: Any, num_words: Any, out: Any) -> None:
     """Copy the streams that end before ``stops`` back to back into ``out``."""
     at = _0

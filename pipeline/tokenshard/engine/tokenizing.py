@@ -18,6 +18,7 @@ from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer, read_tables, read_tokenizer_spec, save_tokenizer
+from tokenshard.tokenizers.frames import encode_frames
 from tokenshard.tokenizers.packaged import saved_tokenizer
 from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, trainable_class
 
@@ -32,7 +33,10 @@ class Axes:
     """most that the pilot keeps of each"""
 
 
-AXES: Mapping[str, Axes] = {"image": Axes(("height", "width"), (256, 256))}
+AXES: Mapping[str, Axes] = {
+    "image": Axes(("height", "width"), (256, 256)),
+    "video": Axes(("frames", "height", "width"), (8, 256, 256)),
+}
 """By what a job encodes; a new modality is a line here."""
 
 
@@ -52,7 +56,8 @@ class Tokenizing:
         if _is_kind(self._spec):
             kind, options = parse_tokenizer(self._spec.tokenizer)
             data = [window.sample.data for window in windows]
-            tokenizer = trainable_class(kind).fit(data, self._spec.seed, **options)
+            images = [image for sample in data for image in sample] if len(self._axes.extents) > 2 else data
+            tokenizer = trainable_class(kind).fit(images, self._spec.seed, **options)
         else:
             saved = saved_tokenizer(self._spec.tokenizer, self._spec.storage)
             tokenizer = placed(_with_encoder(load_tokenizer(saved), self._spec), self._spec)
@@ -69,7 +74,7 @@ class Tokenizing:
             alphabets=described.levels,
             grid=(None,) * max(1, len(extents)),
             extents=extents,
-            downsample=described.downsample,
+            downsample=(*(1 for _ in extents[len(described.downsample) :]), *described.downsample),
             kind=self._spec.dataset_kind,
             preprocess=self._spec.source.output_fields(),
         )
@@ -91,6 +96,8 @@ class TokenizerEncoder:
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
         if self._is_sequence:
             return [Encoded(self.tokenizer.encode(sample.data[None])[0]) for sample in samples]
+        if self.rank > len(self.tokenizer.spec.downsample):
+            return [Encoded(encode_frames(self.tokenizer, sample.data)) for sample in samples]
         return [Encoded(ids) for ids in self.tokenizer.encode(np.stack([sample.data for sample in samples]))]
 
     def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ByteSize, Field, JsonValue, model_validator
 
@@ -21,6 +21,7 @@ IMAGE_EXTENSIONS = (
 class ImageSourceSpec(SourceSpec):
     """Raw images of a conversion job."""
 
+    what: ClassVar[str] = "images"
     form: ImageForm = Field(default="auto", description="how the images are stored; auto: found out from the path")
     labels: str = Field(
         default="auto",

@@ -32,6 +32,7 @@ from tokenshard.spec.training import (
     OptimizerSpec,
     TokensSpec,
 )
+from tokenshard.spec.videos import VideoSourceSpec
 
 Job = TypeVar("Job", bound="JobSpec")
 
@@ -95,7 +96,7 @@ class ConvertJob(JobSpec):
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     engine: EngineSpec = EngineSpec()
     retry: RetrySpec = RetrySpec()
-    codec: Literal["auto", "pack", "zstd", "context"] = "auto"
+    codec: Literal["auto", "pack", "zstd", "context", "copy"] = "auto"
     unit: UnitSpec = UnitSpec()
     pilot: PilotSpec = PilotSpec()
     max_rejects: float = Field(
@@ -149,6 +150,16 @@ class ConvertImages(TokenizeJob):
     dataset_kind: ClassVar[DatasetKind] = "image"
     kind: Literal["convert-images"] = "convert-images"
     source: ImageSourceSpec
+
+
+class ConvertVideo(TokenizeJob):
+    """`convert-video`: clips of videos, frame by frame with an image tokenizer."""
+
+    dataset_kind: ClassVar[DatasetKind] = "video"
+    kind: Literal["convert-video"] = "convert-video"
+    source: VideoSourceSpec
+    unit: UnitSpec = UnitSpec(samples=256)
+    pilot: PilotSpec = PilotSpec(samples=128)
 
 
 class CodesJob(ConvertJob):
@@ -259,6 +270,7 @@ class TrainTokenizer(JobSpec):
 
 JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
+    "convert-video": ConvertVideo,
     "transcode": Transcode,
     "import": Import,
     "train-classifier": TrainClassifier,

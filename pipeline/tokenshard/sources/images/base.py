@@ -53,7 +53,7 @@ class ImageSource(ABC):
         return {"form": self.form, "what": self.files.what, "columns": self._names, "classes": self._classes}
 
     def read(self, inputs: pa.Table) -> Iterator[Thunk]:
-        labels = {name: _label_values(names) for name, names in self._classes.items()}
+        labels = self.label_values()
         rows = list(planned_inputs(inputs, self._names))
         opened = self._opened([row for row in rows if row.error is None])
         for row in rows:
@@ -63,6 +63,10 @@ class ImageSource(ABC):
             fetch, decode = next(opened)
             columns = {name: labels[name](value) if name in labels else value for name, value in row.meta.items()}
             yield partial(outcome, row.key, row.uri, fetch, decode, columns)
+
+    def label_values(self) -> dict[str, Callable[[str | None], int | None]]:
+        """By label column that is planned as text: the value of a text."""
+        return {name: _label_values(names) for name, names in self._classes.items()}
 
     def _opened(self, rows: Sequence[Input]) -> Iterator[Opened]:
         """How to fetch and to decode each row. Lazy: containers are read while their rows are asked for."""
@@ -84,13 +88,14 @@ class ImageSource(ABC):
             yield partial(fail, failure), self._decode
 
     def _fetch(self, row: Input) -> bytes:
-        store, name = self._place(row.uri)
+        store, name = self.place(row.uri)
         return fetch_file(store, name, row.offset, row.bytes, self.spec.max_bytes)
 
     def _decode(self, data: bytes) -> NDArray[Any]:
         return decode_image(data, self.spec)
 
-    def _place(self, uri: str) -> tuple[Store, str]:
+    def place(self, uri: str) -> tuple[Store, str]:
+        """The store a planned uri is in, and its name there."""
         return self.store, unescape_name(uri)
 
     def deliver(self, columns: Sequence[SourceColumn], text_labels: Collection[str] = ()) -> None:

@@ -86,7 +86,7 @@ class CocoSource(ImageSource):
             return False
         return Store(root, self.store.options).exists(name)
 
-    def _place(self, uri: str) -> tuple[Store, str]:
+    def place(self, uri: str) -> tuple[Store, str]:
         name = unescape_name(uri)
         if "://" in name or name.startswith(("/", "../")):
             raise InputError("file_name leaves the image folder")

@@ -42,7 +42,7 @@ class FolderSource(ImageSource):
             raise self.option_error(f"labels: {self.spec.labels} is no choice for a folder; use auto, none or folder")
         layout = _Layout()
         meta = [pa.field("label", pa.string()), pa.field("split", pa.string())]
-        yield from require_usable(plan_batches(map(layout.saw, self._inputs()), meta), self.spec.path)
+        yield from require_usable(plan_batches(map(layout.saw, self._inputs()), meta), self.spec.path, self.spec.what)
         self.deliver(layout.columns(self.spec.labels), text_labels=("label",))
 
     def _inputs(self) -> Iterator[Input]:

@@ -33,10 +33,10 @@ class ManifestSource(ImageSource):
         (name,) = (entry.name for entry in self.files.list())
         table = open_table(self.store, name)
         path_column = self._path_column(table.schema)
-        label = label_column(self.spec.labels, table.schema, self.spec.path)
+        label = label_column(self.spec.labels, table.schema, self.spec.path, self.spec.what)
         carried = CarriedColumns(table.schema, {path_column, "key"}, label)
         planned = planned_table(table.batches(), path_column, escape_name(name), carried)
-        yield from require_usable(planned, self.spec.path)
+        yield from require_usable(planned, self.spec.path, self.spec.what)
         self.deliver(carried.columns(), carried.text_labels)
 
     def _path_column(self, schema: pa.Schema) -> str:
@@ -48,7 +48,7 @@ class ManifestSource(ImageSource):
             f"no text column with image paths ({', '.join(wanted)}); it has {', '.join(schema.names)}; set path_column"
         )
 
-    def _place(self, uri: str) -> tuple[Store, str]:
+    def place(self, uri: str) -> tuple[Store, str]:
         root, name = locate(self.store.root, unescape_name(uri))
         return (self.store if root == self.store.root else Store(root, self.store.options)), name
 

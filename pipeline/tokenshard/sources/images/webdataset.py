@@ -50,7 +50,9 @@ class WebDatasetSource(ImageSource):
         found = _Found()
         meta = [pa.field(name, pa.string()) for name in ("label", *TEXT_MEMBERS)]
         inputs = (found.saw(row) for entry in self._archives() for row in self._inputs(entry))
-        yield from require_usable(plan_batches(inputs, meta, UniqueKeys(), contained=True), self.spec.path)
+        yield from require_usable(
+            plan_batches(inputs, meta, UniqueKeys(), contained=True), self.spec.path, self.spec.what
+        )
         self.deliver(found.columns(), text_labels=("label",))
 
     def _archives(self) -> Iterator[Entry]:

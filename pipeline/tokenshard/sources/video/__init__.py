@@ -1,0 +1,1 @@
+"""Video files -> clips of RGB frames with their time stamps."""
