@@ -8,7 +8,7 @@ import click
 
 from tokenshard.cli.options import json_option, print_json, print_table, storage_option
 
-FORMATS = ("parquet", "webdataset", "npy", "npz", "hf", "mds", "litdata", "megatron", "seit")
+FORMATS = ("parquet", "webdataset", "npy", "npz", "hf", "mds", "litdata", "megatron", "seit", "mp4")
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
@@ -23,13 +23,15 @@ def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--split", help="Export only this split. [default: all of them]")
 @click.option("--shard-bytes", help="Size of the files, where the format has many: e.g. 64MiB.")
 @click.option("--version", type=click.IntRange(1), help="Version of OUT. [default: the newest]")
+@click.option("--key", "keys", multiple=True, help="mp4: this clip. Repeatable. [default: all]")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @storage_option
 @json_option
 def export(out: str, dst: str, **values: Any) -> None:
     """Write the token dataset OUT to the empty folder or URL DST in another format.
 
-    Keys, labels and the tokenizer go along: `tokenshard import FORMAT DST OUT` gives the dataset back.
+    Keys, labels and the tokenizer go along: `tokenshard import FORMAT DST OUT` gives the dataset back. mp4 writes
+    reconstructed clips as videos.
 
     \b
     Example:
@@ -44,6 +46,12 @@ def export(out: str, dst: str, **values: Any) -> None:
     from tokenshard.shards.export.registry import export as export_dataset
 
     dataset = open_dataset(out, values["storage"], values["version"])
+    if values["format_name"] == "mp4":
+        from tokenshard.report.movies import write_movies
+
+        for line in write_movies(dataset, list(values["keys"]), len(dataset), dst):
+            click.echo(line)
+        return
     options = {"shard_bytes": values["shard_bytes"]} if values["shard_bytes"] else {}
     with Progress.silent() if values["quiet"] else Progress.on_stderr() as progress:
         progress.start("exporting", len(dataset) if values["split"] is None else None)

@@ -23,6 +23,10 @@ from tokenshard.spec.job import TokenizeJob
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import FileTokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
+from tokenshard.tokenizers.frames import decode_frames
+
+FRAMES_SHOWN = 4
+"""Frames of a clip in a picture."""
 
 
 def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str | Path) -> list[str]:
@@ -30,7 +34,7 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
 
     Originals are shown where the source is still at hand. Raises SpecError for an unknown key.
     """
-    numbers = _numbers(dataset, keys, count)
+    numbers = sample_numbers(dataset, keys, count)
     tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
     samples = [dataset[number] for number in numbers]
     originals = dict(_originals(dataset, [sample["key"] for sample in samples]))
@@ -39,8 +43,12 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
         codes = np.asarray(sample["codes"])
         codes = codes[None] if len(dataset.manifest.code.levels) == 1 else codes
         size = (sample["height"], sample["width"]) if "height" in sample else None
-        image = tokenizer.decode(codes[None], size)[0]
         original = originals.get(sample["key"])
+        if codes.ndim == 4:
+            rows += _frames_of(sample, codes, decode_frames(tokenizer, codes, size), original)
+            lines.append(f"{sample['key']}  {codes.shape[1]} frames, {codes.size:,} ids")
+            continue
+        image = tokenizer.decode(codes[None], size)[0]
         caption = sample["key"]
         if original is not None and original.shape == image.shape:
             caption += f"  {psnr(original, image):.1f} dB"
@@ -48,6 +56,22 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
         lines.append(f"{caption}  {image.shape[1]} x {image.shape[0]} pixels, {codes.size:,} ids")
     reconstruction_grid(rows).save(picture, "PNG")
     return lines
+
+
+def _frames_of(
+    sample: dict[str, Any], codes: NDArray[Any], clip: NDArray[np.uint8], original: NDArray[np.uint8] | None
+) -> list[PictureRow]:
+    """Evenly spaced frames of a clip, a row each."""
+    rows = []
+    for number in sorted({int(place) for place in np.linspace(0, len(clip) - 1, FRAMES_SHOWN)}):
+        caption = f"{sample['key']}  frame {number}"
+        if sample.get("pts") is not None:
+            caption += f"  {sample['pts'][number] / 1e6:.2f} s"
+        before = original[number] if original is not None and original.shape == clip.shape else None
+        if before is not None:
+            caption += f"  {psnr(before, clip[number]):.1f} dB"
+        rows.append(PictureRow(before, clip[number], caption, codes[0, number]))
+    return rows
 
 
 def write_files(dataset: Dataset, keys: Sequence[str], count: int, folder: str | Path) -> list[str]:
@@ -62,7 +86,7 @@ def write_files(dataset: Dataset, keys: Sequence[str], count: int, folder: str |
             "leave --files out to see them as pictures"
         )
     store, lines = Store(folder), []
-    for number in _numbers(dataset, keys, count):
+    for number in sample_numbers(dataset, keys, count):
         sample = dataset[number]
         key = str(sample["key"])
         if {"", ".", ".."} & set(key.split("/")) or "\\" in key:
@@ -74,7 +98,8 @@ def write_files(dataset: Dataset, keys: Sequence[str], count: int, folder: str |
     return lines
 
 
-def _numbers(dataset: Dataset, keys: Sequence[str], count: int) -> list[int]:
+def sample_numbers(dataset: Dataset, keys: Sequence[str], count: int) -> list[int]:
+    """The samples with these keys; without keys ``count`` evenly spaced ones. Raises SpecError for unknown keys."""
     if keys:
         return [_number(dataset, key) for key in keys]
     return sorted({int(place) for place in np.linspace(0, len(dataset) - 1, count)})
