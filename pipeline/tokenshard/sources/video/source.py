@@ -6,6 +6,7 @@ Planning opens every file once, for what its container says; a file that is no v
 from __future__ import annotations
 
 import io
+import posixpath
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,9 +23,10 @@ from tokenshard.errors import InputError, StoreError
 from tokenshard.ranged import RangedFile
 from tokenshard.sources.base import Reject, Sample, SourceColumn, Thunk
 from tokenshard.sources.images.base import ImageSource
+from tokenshard.sources.images.columns import ClassNames
 from tokenshard.sources.images.open import open_image_source
 from tokenshard.sources.outcome import planned_reject, rejected
-from tokenshard.sources.plan import META, Input, plan_batches, planned_inputs, require_usable
+from tokenshard.sources.plan import DUPLICATE, META, Input, plan_batches, planned_inputs, require_usable
 from tokenshard.sources.video.clips import ClipReader, Span
 from tokenshard.sources.video.container import MICRO, Video, describe
 from tokenshard.spec.videos import VideoSourceSpec
@@ -48,18 +50,29 @@ class VideoSource:
     def __init__(self, spec: VideoSourceSpec, files: ImageSource, state: Mapping[str, Any] | None = None) -> None:
         self.spec, self._files = spec, files
         self._listed: list[str] = list((state or {}).get("listed", []))
+        self._classes = ClassNames()
+        self._names: list[str] = list((state or {}).get("names", []))
+        """with labels by name: the classes, in order"""
 
     def plan(self) -> Iterator[pa.RecordBatch]:
         yield from require_usable(self._batches(), self.spec.path, self.spec.what)
         self._listed = [column.name for column in self._files.columns()]
+        if self._by_name:
+            self._listed.append("label")
+            self._names = list(self._classes.column("label").names or ())
+
+    @property
+    def _by_name(self) -> bool:
+        return self.spec.labels == "name"
 
     def columns(self) -> tuple[SourceColumn, ...]:
         listed = tuple(column for column in self._files.columns() if column.name not in {**FOUND, **DECODED})
         found = tuple(SourceColumn(name, kind, "metadata") for name, kind in {**FOUND, **DECODED}.items())
-        return listed + found
+        named = (self._classes.column("label"),) if self._by_name else ()
+        return named + listed + found
 
     def state(self) -> dict[str, Any]:
-        return {"files": self._files.state(), "listed": self._listed}
+        return {"files": self._files.state(), "listed": self._listed, "names": self._names}
 
     # -- planning -----------------------------------------------------------------------------------------------------
 
@@ -68,6 +81,7 @@ class VideoSource:
             listed = [field for field in batch.schema if field.name.startswith(META)]
             fields = [pa.field(field.name.removeprefix(META), field.type) for field in listed]
             meta = {field.name: field.type for field in fields} | FOUND | _SPAN
+            meta |= {"label": pa.string()} if self._by_name else {}
             rows = planned_inputs(pa.Table.from_batches([batch]), [field.name for field in fields])
             yield from plan_batches(self._clips(rows), [pa.field(name, kind) for name, kind in meta.items()])
 
@@ -83,7 +97,7 @@ class VideoSource:
                 yield from self._clips_of(*ahead.popleft())
 
     def _described(self, row: Input) -> Video:
-        if row.error is not None:
+        if row.error is not None and not self._is_part(row):
             raise InputError(row.error)
         if row.index is not None:
             raise InputError("a video in a compressed archive cannot be sought in; repack it without compression")
@@ -99,10 +113,18 @@ class VideoSource:
         except (InputError, StoreError, FileNotFoundError) as error:
             if isinstance(error, StoreError) and error.transient:
                 raise
-            yield replace(row, error=row.error or f"not usable: {error}", meta={})
+            yield replace(
+                row,
+                error=f"not usable: {error}" if self._is_part(row) else row.error or f"not usable: {error}",
+                meta={},
+            )
             return
+        if self._by_name:
+            row.meta["label"] = posixpath.splitext(posixpath.basename(row.uri))[0]
+            self._classes.add([row.meta["label"]])
         said = {"fps": video.fps, "video_codec": video.codec, **video.audio}
         asked = row.meta.get("end") is not None
+        open_end = not asked and self.spec.stride <= self.spec.clip_seconds  # frames may come after the last known one
         starts = range(round(first * MICRO), round(last * MICRO) + 1, round(self.spec.stride * MICRO))
         share = None if row.bytes is None else row.bytes // len(starts)
         for number, start in enumerate(starts):
@@ -111,15 +133,21 @@ class VideoSource:
             if final and asked:
                 end = min(end, round(last * MICRO))
             meta = {**row.meta, **said, "start": start / MICRO, "end": min(end / MICRO, max(last, start / MICRO))}
-            meta |= {"_start": start, "_end": None if final and not asked else end}
+            meta |= {"_start": start, "_end": None if final and open_end else end}
             meta["_missing"] = video.missing if final and not asked else None
-            yield replace(row, key=f"{row.key}#{number:05d}", bytes=share, index=number, meta=meta)
+            yield replace(row, key=f"{row.key}#{number:05d}", bytes=share, index=number, error=None, meta=meta)
+
+    def _is_part(self, row: Input) -> bool:
+        """Whether it is one of several parts of a video that a manifest names, which all have its key."""
+        return row.error == DUPLICATE and (row.meta.get("start") is not None or row.meta.get("end") is not None)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, inputs: pa.Table) -> Iterator[Thunk]:
         names = [*self._listed, *FOUND, *_SPAN]
         labels = self._files.label_values()
+        if self._by_name:
+            labels["label"] = {name: number for number, name in enumerate(self._names)}.get  # type: ignore[assignment]
         rows = list(planned_inputs(inputs, dict.fromkeys(names)))
         for _, group in groupby(rows, key=lambda row: (row.uri, row.offset, row.key.rpartition("#")[0])):
             clips = list(group)
@@ -185,4 +213,5 @@ def open_video_source(
     spec: VideoSourceSpec, storage: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
 ) -> VideoSource:
     """The source of a spec, as :func:`~tokenshard.sources.images.open.open_image_source`."""
-    return VideoSource(spec, open_image_source(spec, storage, None if state is None else state["files"]), state)
+    listed = spec.model_copy(update={"labels": "none"}) if spec.labels == "name" else spec
+    return VideoSource(spec, open_image_source(listed, storage, None if state is None else state["files"]), state)
