@@ -30,8 +30,27 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
     for name in ("astronaut", "chelsea", "coffee"):
         Image.fromarray(getattr(skimage_data, name)()[:160, :160]).save(tmp_path / "photos" / f"{name}.png")
+    write_clips(tmp_path / "clips", tmp_path / "photos")
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     return tmp_path
+
+
+def write_clips(folder: Path, photos: Path) -> None:
+    """A video of each photograph: the camera moves over it."""
+    av = pytest.importorskip("av")
+    from PIL import Image
+
+    folder.mkdir()
+    for photo in sorted(photos.iterdir()):
+        pixels = np.asarray(Image.open(photo).convert("RGB"))
+        with av.open(str(folder / f"{photo.stem}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.height = stream.width = 128
+            stream.pix_fmt = "yuv420p"
+            for step in range(30):
+                view = np.ascontiguousarray(pixels[step : step + 128, step : step + 128])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+            container.mux(stream.encode(None))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -68,6 +87,7 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
         shutil.copy(place / "photos" / f"{photo}.png", place / "classes" / photo)
     run("convert", "images", "classes/", "labelled/", "--quiet")
     sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy", "train-tokenizer": "photos/"}
+    sources |= {"convert-video": "clips/"}
     sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)

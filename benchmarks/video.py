@@ -1,0 +1,262 @@
+"""Clips as tokens: what temporal contexts save, beside H.264 at the same PSNR; speed and memory of a long video.
+
+    python benchmarks/video.py VIDEOS [--work FOLDER]
+
+VIDEOS is a folder of natural clips. They are converted with `patch` (4 x 4, 1,024 codes) at 8 frames a second. The `copy` codec
+and the `context` codec on frames one by one are fitted on one sample and measured on all ids, models included. H.264 (libx264,
+preset medium) codes the same frames; its quality is searched until the PSNR is that of the tokens, and all bytes of the MP4 count.
+Speed: CPU seconds of the conversion beside those of decoding alone and encoding alone. Memory: a clip looped to ten minutes of
+1080p, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+import tokenshard as ts
+from tokenshard.codecs.context import ContextCodec
+from tokenshard.codecs.copy import CopyCodec
+from tokenshard.spec.job import ConvertVideo, build_job
+from tokenshard.tokenizers.frames import decode_frames, encode_frames
+
+FPS = 8
+WINDOW = 64
+TARGET = 0.75
+
+
+def job(videos: Path, out: Path, **fields: object) -> ConvertVideo:
+    source = {"path": str(videos), "fps": FPS, "incomplete": "reject", **fields}
+    return build_job(
+        ConvertVideo,
+        {"source": source, "output": str(out), "max_rejects": 1.0, "engine": {"kind": "local", "workers": 0}},
+    )
+
+
+def cpu() -> float:
+    return time.process_time()
+
+
+def sample(clips: list[NDArray[np.uint16]]) -> list[NDArray[np.uint16]]:
+    """A window of each clip, as the pilot of a conversion has them."""
+    rng, parts = np.random.default_rng(0), []
+    for codes in clips:
+        rows, columns = (int(rng.integers(0, max(1, side - WINDOW + 1))) for side in codes.shape[1:])
+        parts.append(np.ascontiguousarray(codes[:8, rows : rows + WINDOW, columns : columns + WINDOW]))
+    return parts
+
+
+def flat(parts: list[NDArray[np.uint16]]) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+    return np.concatenate([part.ravel() for part in parts]), np.array([part.shape for part in parts], np.int32)
+
+
+def measure_codecs(clips: dict[str, NDArray[np.uint16]]) -> dict[str, object]:
+    """Bits an id of all clips, by both codecs."""
+    codes = list(clips.values())
+    total = sum(one.size for one in codes)
+    frames = [frame for one in codes for frame in one]
+    pilot = sample(codes)
+    ids, grids = flat(pilot)
+    start = cpu()
+    copy = CopyCodec.fit(ids, grids, 1024, total)
+    fit = cpu() - start
+    spatial = ContextCodec.fit(*flat([f for part in pilot for f in part]), 1024, expected_ids=total)
+    ids, grids = flat(codes)
+    data, lengths = copy.encode(ids, grids)
+    frame_data, frame_lengths = spatial.encode(*flat(frames))
+    copy.decode(data, lengths, grids)
+    start = cpu()
+    assert np.array_equal(copy.decode(data, lengths, grids), ids)
+    seconds = cpu() - start
+    start = cpu()
+    spatial.decode(frame_data, frame_lengths, flat(frames)[1])
+    spatial_seconds = cpu() - start
+    by_frame = np.add.reduceat(frame_lengths, np.cumsum([0, *(len(one) for one in codes[:-1])]))
+    sizes = {
+        name: (len(blob) + len(codec.model_bytes()))
+        for name, blob, codec in (("copy", data, copy), ("frames", frame_data, spatial))
+    }
+    return {
+        "ids": total,
+        "bits_copy": 8 * sizes["copy"] / total,
+        "bits_frames": 8 * sizes["frames"] / total,
+        "ratio": sizes["copy"] / sizes["frames"],
+        "decode_ratio": spatial_seconds / seconds,
+        "fit_cpu_seconds": fit,
+        "clips": {key: int(a) / int(b) for key, a, b in zip(clips, lengths, by_frame, strict=True)},
+        "bytes": {key: int(size) for key, size in zip(clips, lengths, strict=True)},
+    }
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float32) - b) ** 2)))
+
+
+def h264(frames: NDArray[np.uint8], crf: int) -> tuple[int, float]:
+    """Bytes of an MP4 of these frames, and the PSNR of what it shows."""
+    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(FPS))
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"crf": str(crf), "preset": "medium"}
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        container.mux(stream.encode(None))
+    size = file.tell()
+    file.seek(0)
+    with av.open(file) as container:
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return size, psnr(frames, shown)
+
+
+def h264_at(frames: NDArray[np.uint8], wanted: float) -> tuple[int, float]:
+    """The smallest MP4 that is at least as good."""
+    low, high, best = 0, 51, None
+    while low <= high:
+        crf = (low + high) // 2
+        found = h264(frames, crf)
+        if found[1] >= wanted:
+            best, low = found, crf + 1
+        else:
+            high = crf - 1
+    return best or h264(frames, 0)
+
+
+def long_video(path: Path, clip: Path, seconds: int = 600) -> None:
+    """A clip looped to 1080p, written once."""
+    with av.open(str(clip)) as container:
+        frames = [f.reformat(1920, 1080, "yuv420p") for _, f in zip(range(48), container.decode(video=0), strict=False)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 1080, 1920, "yuv420p"
+        stream.options = {"crf": "28", "preset": "ultrafast"}
+        for number in range(24 * seconds):
+            frame = frames[number % len(frames)]
+            frame.pts = number
+            frame.time_base = Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def convert_long(path: str, out: str) -> None:
+    """In a process of its own: convert, and print peak memory and CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, wall = cpu(), time.perf_counter()
+    ts.run(job(Path(path), Path(out)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps(
+            {
+                "imports_mb": before / 1024,
+                "peak_mb": peak / 1024,
+                "cpu": cpu() - start,
+                "wall": time.perf_counter() - wall,
+            }
+        )
+    )
+
+
+def alone(path: Path, tokenizer: object) -> dict[str, float]:
+    """CPU seconds of decoding all frames with PyAV (taken ones to RGB), and of encoding those that are taken."""
+    start, taken, due = cpu(), [], 0.0
+    decoding = encoding = 0.0
+    count = 0
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for frame in container.decode(stream):
+            if frame.time >= due:
+                due += 1 / FPS
+                taken.append(frame.to_ndarray(format="rgb24"))
+            if len(taken) == 16:
+                decoding += cpu() - start
+                start = cpu()
+                encode_frames(tokenizer, np.stack(taken))
+                encoding += cpu() - start
+                count, taken, start = count + 16, [], cpu()
+    decoding += cpu() - start
+    return {"decoding": decoding, "encoding": encoding, "frames": count}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--long-from", type=Path, help="clip that is looped; default: the first")
+    parser.add_argument("--seconds", type=int, default=600)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        out = work / "tokens"
+        ts.run(job(options.videos, out))
+        dataset = ts.open(out)
+        rows = [dataset[number] for number in range(len(dataset))]
+        clips = {row["key"]: np.asarray(row["codes"]) for row in rows}
+        found = measure_codecs(clips)
+        print(
+            f"{found['ids']:,} ids of {len(clips)} clips: copy {found['bits_copy']:.3f}, frame by frame "
+            f"{found['bits_frames']:.3f} bits an id, ratio {found['ratio']:.3f} (wanted <= {TARGET}); "
+            f"decodes {found['decode_ratio']:.2f} times as fast"
+        )
+        from tokenshard.report.samples import _originals
+
+        originals = dict(_originals(dataset, list(clips)))
+        lines = []
+        for row in rows:
+            key = row["key"]
+            if len(row["pts"]) < 8:
+                continue
+            shown = decode_frames(dataset.tokenizer, clips[key][None], (row["height"], row["width"]))
+            quality = psnr(originals[key], shown)
+            size, reached = h264_at(originals[key], quality)
+            lines.append(
+                {
+                    "key": key,
+                    "psnr": quality,
+                    "tokens": found["bytes"][key],
+                    "h264": size,
+                    "h264_psnr": reached,
+                    "ratio_of_frames": found["clips"][key],
+                }
+            )
+            print(
+                f"{key:36s} {quality:5.2f} dB  tokens {found['bytes'][key]:>8,} B  H.264 {size:>8,} B ({reached:.2f} dB)  "
+                f"copy / frames {found['clips'][key]:.3f}",
+                flush=True,
+            )
+        total = {name: sum(line[name] for line in lines) for name in ("tokens", "h264")}
+        print(f"together: tokens {total['tokens']:,} B, H.264 {total['h264']:,} B")
+        long = work / "long.mp4"
+        first = options.long_from or next(path for path in sorted(options.videos.rglob("*")) if path.is_file())
+        if not long.exists():
+            long_video(long, first, options.seconds)
+        command = [sys.executable, __file__, "--convert-long", str(long), str(work / "long-tokens")]
+        memory = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        parts = alone(long, dataset.tokenizer)
+        share = (parts["decoding"] + parts["encoding"]) / memory["cpu"]
+        print(
+            f"{options.seconds} s of 1080p: peak {memory['peak_mb']:.0f} MB (imports {memory['imports_mb']:.0f}); CPU of decoding alone "
+            f"{parts['decoding']:.1f} s + encoding alone {parts['encoding']:.1f} s = {share:.2f} x that of the conversion"
+        )
+        result = {**found, "h264": lines, "memory": memory, "alone": parts}
+        (work / "video.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--convert-long"]:
+        convert_long(*sys.argv[2:4])
+    else:
+        main()
