@@ -7,6 +7,7 @@ alone; throughput comes from decoding eight samples in lockstep. Streams and mod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from tokenshard.codecs.fit import Earlier, fit_contexts
 from tokenshard.codecs.kernel_arrays import kernel_arrays
 from tokenshard.codecs.model import ContextModel
 from tokenshard.codecs.neighbours import neighbour_strides
+from tokenshard.codecs.slot_tables import SlotTables, slot_tables
 from tokenshard.codecs.tree import fit_order0
 from tokenshard.errors import FormatError, InputError
 
@@ -145,24 +147,30 @@ class ContextCodec(RandomAccess):
         if self.alphabet == 1 or len(data) == 0:
             ids.fill(0)
             return ids, (lengths > 0) | (sizes > 0) & (self.alphabet > 1)
-        from tokenshard.codecs import rans_kernels
+        from tokenshard.codecs import rans_kernels, rans_vectors
 
         own = ids.astype(self._ids, copy=False)
         beside = self._decoded_beside(own, earlier)
         words = self.padded(np.ascontiguousarray(data).view("<u2"))
         damaged = np.where(sizes > 0, lengths < 4, lengths > 0)
-        state = np.flatnonzero((sizes > 0) & ~damaged)
-        damaged[state] = words[first_bytes[state] // 2 + 1] == 0  # a state below 2^16
+        started = np.flatnonzero((sizes > 0) & ~damaged)
+        damaged[started] = words[first_bytes[started] // 2 + 1] == 0  # a state below 2^16
         layout = self._layout(grids, sizes, (sizes > 0) & ~damaged)
         for sample in np.flatnonzero(damaged & (sizes > 0)):
             own[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
-        rans_kernels.decode(
-            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), self._arrays, own,
-            beside, damaged, np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64),
-        )  # fmt: skip
+        streams = words, first_bytes // 2, lengths.astype(np.int64) // 2
+        if rans_vectors.pays(len(layout.order), len(words)) and self._slots is not None:
+            rans_vectors.decode(*streams, tuple(layout), tuple(self._slots), own, damaged, *rans_vectors.scratch())
+        else:
+            state = np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64)
+            rans_kernels.decode(*streams, tuple(layout), self._arrays, own, beside, damaged, state)
         if own is not ids:
             ids[:] = own
         return ids, damaged
+
+    @cached_property
+    def _slots(self) -> SlotTables | None:
+        return slot_tables(self.model) if self._ids == np.uint16 else None
 
     def open_block(self, data: Bytes, lengths: Lengths, grids: Grids) -> _OpenBlock:
         first_bytes = _first_bytes(data, lengths, grids)
