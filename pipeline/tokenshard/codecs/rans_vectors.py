@@ -11,7 +11,7 @@ has an id.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -26,6 +26,8 @@ from tokenshard.codecs.slot_tables import FREQUENCY_BITS
 
 _place: Callable[..., Any] = cgutils.gep_inbounds
 _declared: Callable[..., Any] = cgutils.get_or_insert_function
+_local: Callable[..., Any] = cgutils.alloca_once_value
+_counted: Callable[..., Any] = cgutils.for_range
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}  # see `rans_kernels`
@@ -55,7 +57,8 @@ _LOW = np.uint64(1 << 16)
 _BLOCK_WORDS = np.uint64(2 * BLOCK)
 _FEW = np.uint64(3)  # samples that are sooner decoded one after the other
 _AHEAD, _LINE = np.uint64(48), np.uint64(32)  # words from those that are decoded to those fetched; words of a line
-_Builder = _Value = Any
+_Builder: TypeAlias = Any
+_Value: TypeAlias = Any
 
 
 def pays(samples: int, words: int) -> bool:
@@ -143,9 +146,9 @@ def _decode_runs(
             for kind, array in zip(signature.args[:7], args[:7], strict=True)
         )
         kept = [place for n in (4, 5) for place in _vector_places(context, builder, signature.args[n], args[n])]
-        held = [cgutils.alloca_once_value(builder, builder.load(place, align=4)) for place in kept]
+        held = [_local(builder, builder.load(place, align=4)) for place in kept]
         emit, every = _Emitter(builder), range(VECTORS)
-        with cgutils.for_range(builder, args[7]) as loop:
+        with _counted(builder, args[7]) as loop:
             loaded = [builder.load(place) for place in held]
             state, at = loaded[:VECTORS], loaded[VECTORS:]
             found: list[list[_Value]] = [[] for _ in every]
@@ -174,7 +177,6 @@ def _decode_runs(
         return context.get_dummy_value()
 
     return types.void(words, roots, ids, moves, states, places, runs, types.int64), codegen
-
 
 
 @_inline
@@ -223,16 +225,20 @@ def _leave(lane: Any, last: Any, lanes: Any) -> None:
 
 @_kernel
 def decode(
-    words: Any, first_words: Any, num_words: Any, layout: Any, tables: Any, out: Any, damaged: Any, lanes: Any, runs: Any
+    words: Any, first_words: Any, num_words: Any, layout: Any, tables: Any, out: Any, damaged: Any, lanes: Any,
+    runs: Any,
 ) -> None:  # fmt: skip
-    """Decode the samples listed in ``order`` into ``out`` (uint16); mark those whose stream does not end as it must.
+    """Decode samples into ``out`` (uint16); mark those whose stream does not end as it must.
 
-    ``words``: as in `rans_kernels`, fewer than MOST_WORDS. ``lanes`` is scratch, zeros: uint32 [LANES] twice, then
+    ``words``: as in `rans_kernels`, at most MOST_WORDS. ``layout``: first id and size of each sample, and the order in
+    which they are taken up. ``lanes`` is scratch, zeros: uint32 [LANES] twice, then
     uint64 [LANES] three times; so is ``runs``, uint64 [BLOCK / RUN * LANES].
     """
     states, places, _, to, left = lanes
-    stream, order = (words, first_words, num_words), layout[4]
-    samples, entered, used = np.uint64(order.shape[0]), _0, _0
+    stream, (_, _, order) = (words, first_words, num_words), layout
+    samples = np.uint64(order.shape[0])
+    entered: Any = _0
+    used: Any = _0
     last = np.uint64(words.shape[0]) - _BLOCK_WORDS
     while True:
         while used < _LANES and entered < samples:
