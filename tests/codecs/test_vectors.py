@@ -44,10 +44,19 @@ def test_a_long_sample_among_short_ones_comes_back() -> None:
     np.testing.assert_array_equal(codec.decode(*codec.encode(ids, grids), grids), ids)
 
 
-@pytest.mark.parametrize("alphabet", [40, 1024])
-def test_damaged_streams_give_what_they_give_in_lockstep(alphabet: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("skew", "together"), [(0, True), (20, False)])
+def test_ids_lie_beside_their_moves_unless_one_is_most_of_its_node(skew: float, together: bool) -> None:
+    tables = slot_tables(order0(1024, skew, np.full((100, 2), 8, np.int32))[0].model)
+    assert tables is not None
+    assert (tables.ids.dtype == np.uint32) == (tables.shift > 0) == together
+
+
+@pytest.mark.parametrize(("alphabet", "skew"), [(40, 1), (1024, 0), (1024, 20)])
+def test_damaged_streams_give_what_they_give_in_lockstep(
+    alphabet: int, skew: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng, grids = np.random.default_rng(alphabet), np.full((2000, 2), 8, np.int32)
-    codec, ids = order0(alphabet, 1, grids)
+    codec, ids = order0(alphabet, skew, grids)
     data, lengths = codec.encode(ids, grids)
     flipped = data.copy()
     flipped[np.cumsum(lengths) - rng.integers(1, lengths + 1)] ^= (1 << rng.integers(0, 8, 2000)).astype(np.uint8)

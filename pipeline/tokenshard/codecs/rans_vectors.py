@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.intrinsics import prefetch_entry, store64
 from tokenshard.codecs.rans_kernels import BLOCK
-from tokenshard.codecs.slot_tables import FREQUENCY_BITS
+from tokenshard.codecs.slot_tables import FREQUENCY_BITS, NARROW_BITS, SLOT_BITS
 
 _place: Callable[..., Any] = cgutils.gep_inbounds
 _declared: Callable[..., Any] = cgutils.get_or_insert_function
@@ -97,11 +97,11 @@ class _Emitter:
     def slots(self, states: _Value) -> _Value:
         return self._builder.and_(states, _all(4095))
 
-    def moved(self, states: _Value, moves: _Value) -> _Value:
+    def moved(self, states: _Value, moves: _Value, bits: int = FREQUENCY_BITS, rest_bits: int = SLOT_BITS) -> _Value:
         """States after a symbol, which may be due a word."""
         builder = self._builder
-        frequencies = builder.and_(moves, _all((1 << FREQUENCY_BITS) - 1))
-        rest = builder.and_(builder.lshr(moves, _all(FREQUENCY_BITS)), _all(4095))
+        frequencies = builder.and_(moves, _all((1 << bits) - 1))
+        rest = builder.and_(builder.lshr(moves, _all(bits)), _all((1 << rest_bits) - 1))
         return builder.add(builder.mul(frequencies, builder.lshr(states, _all(12))), rest)
 
     def refilled(self, states: _Value, at: _Value, words: _Value) -> tuple[_Value, _Value, _Value]:
@@ -148,6 +148,7 @@ def _decode_runs(
         kept = [place for n in (4, 5) for place in _vector_places(context, builder, signature.args[n], args[n])]
         held = [_local(builder, builder.load(place, align=4)) for place in kept]
         emit, every = _Emitter(builder), range(VECTORS)
+        together = signature.args[2].dtype == types.uint32
         with _counted(builder, args[7]) as loop:
             loaded = [builder.load(place) for place in held]
             state, at = loaded[:VECTORS], loaded[VECTORS:]
@@ -158,14 +159,24 @@ def _decode_runs(
                 for n in every:
                     state[n] = emit.moved(state[n], move[n])
                     state[n], at[n], due[n] = emit.refilled(state[n], at[n], due[n])
+                places = [
+                    builder.or_(builder.shl(builder.lshr(move[n], _all(25)), _all(12)), emit.slots(state[n]))
+                    for n in every
+                ]
+                if together:
+                    move = [emit.gather(ids, _I32, places[n]) for n in every]
+                    for n in every:
+                        found[n].append(builder.lshr(move[n], _all(2 * NARROW_BITS)))
+                        state[n] = emit.moved(state[n], move[n], NARROW_BITS, NARROW_BITS)
+                else:
+                    with_next = [emit.gather(ids, _I16, places[n]) for n in every]
+                    for n in every:
+                        found[n].append(builder.and_(with_next[n], _all(0xFFFF)))
+                    move = [emit.gather(moves, _I32, found[n][-1]) for n in every]
+                    for n in every:
+                        slot = builder.shl(state[n], _all(FREQUENCY_BITS))
+                        state[n] = emit.moved(state[n], builder.add(move[n], slot))
                 for n in every:
-                    node = builder.shl(builder.lshr(move[n], _all(25)), _all(12))
-                    with_next = emit.gather(ids, _I16, builder.or_(node, emit.slots(state[n])))
-                    found[n].append(builder.and_(with_next, _all(0xFFFF)))
-                move = [emit.gather(moves, _I32, found[n][-1]) for n in every]
-                for n in every:
-                    slot = builder.shl(state[n], _all(FREQUENCY_BITS))
-                    state[n] = emit.moved(state[n], builder.add(move[n], slot))
                     state[n], at[n], _ = emit.refilled(state[n], at[n], due[n])
             for n in every:
                 first = builder.add(builder.mul(loop.index, ir.Constant(_I64, LANES)), ir.Constant(_I64, WIDTH * n))
@@ -192,14 +203,14 @@ def _finish(lane: Any, lanes: Any, stream: Any, tables: Any, out: Any, damaged: 
     """Decode the rest of a lane's sample, an id after the other, and see whether its stream ends as it must."""
     states, places, sample, to, left = lanes
     words, first_words, num_words = stream
-    roots, ids, moves = tables
+    roots, ids, shift, moves = tables
     own, last = sample[lane], np.uint64(words.shape[0]) - _1
     x, at = np.uint64(states[lane]), np.uint64(places[lane])
     for i in range(to[lane], to[lane] + left[lane]):
         root = np.uint64(roots[x & _SLOT])
         x, at = _step(x, min(at, last), root, words)
-        found = ids[(root >> _25 << _12) | (x & _SLOT)]
-        out[i] = found
+        found = np.uint64(ids[(root >> _25 << _12) | (x & _SLOT)]) >> shift
+        out[i] = np.uint16(found)
         x, at = _step(x, min(at, last), np.uint64(moves[found]) + ((x & _SLOT) << _13), words)
     damaged[own] = x != _LOW or at != np.uint64(first_words[own] + num_words[own])
 
@@ -256,7 +267,7 @@ def decode(
                 places[lane] = np.uint32(at)
                 prefetch_entry(words, at + _AHEAD)
                 prefetch_entry(words, at + _AHEAD + _LINE)
-            _decode_runs(words, tables[0], tables[1], tables[2], states, places, runs, np.int64(count))
+            _decode_runs(words, tables[0], tables[1], tables[3], states, places, runs, np.int64(count))
             for lane in range(in_use):
                 for run in range(count):
                     store64(out, to[lane] + _RUN * run, runs[run * _LANES + lane])
