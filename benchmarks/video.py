@@ -2,11 +2,11 @@
 
     python benchmarks/video.py VIDEOS [--work FOLDER]
 
-VIDEOS is a folder of natural clips. They are converted with `patch` (4 x 4, 1,024 codes) at 8 frames a second. The `copy` codec
-and the `context` codec on frames one by one are fitted on one sample and measured on all ids, models included. H.264 (libx264,
-preset medium) codes the same frames; its quality is searched until the PSNR is that of the tokens, and all bytes of the MP4 count.
-Speed: CPU seconds of the conversion beside those of decoding alone and encoding alone. Memory: a clip looped to ten minutes of
-1080p, in a process of its own.
+VIDEOS is a folder of natural clips. They are converted with `patch` (4 x 4, 1,024 codes) at 8 frames a second. The
+`copy` codec and the `context` codec on frames one by one are fitted on one sample and measured on all ids, models
+included. H.264 (libx264, preset medium) codes the same frames; its quality is searched until the PSNR is that of the
+tokens, and all bytes of the MP4 count. Speed: CPU seconds of the conversion beside those of decoding alone and
+encoding alone. Memory: a clip looped to ten minutes of 1080p, in a process of its own.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ def main() -> None:
                 }
             )
             print(
-                f"{key:36s} {quality:5.2f} dB  tokens {found['bytes'][key]:>8,} B  H.264 {size:>8,} B ({reached:.2f} dB)  "
+                f"{key:36s} {quality:5.2f} dB  tokens {found['bytes'][key]:>8,} B  "
+                f"H.264 {size:>8,} B ({reached:.2f} dB)  "
                 f"copy / frames {found['clips'][key]:.3f}",
                 flush=True,
             )
@@ -248,8 +249,9 @@ def main() -> None:
         parts = alone(long, dataset.tokenizer)
         share = (parts["decoding"] + parts["encoding"]) / memory["cpu"]
         print(
-            f"{options.seconds} s of 1080p: peak {memory['peak_mb']:.0f} MB (imports {memory['imports_mb']:.0f}); CPU of decoding alone "
-            f"{parts['decoding']:.1f} s + encoding alone {parts['encoding']:.1f} s = {share:.2f} x that of the conversion"
+            f"{options.seconds} s of 1080p: peak {memory['peak_mb']:.0f} MB (imports {memory['imports_mb']:.0f}); CPU of "
+            f"decoding alone {parts['decoding']:.1f} s + encoding alone {parts['encoding']:.1f} s = {share:.2f} x that of "
+            "the conversion"
         )
         result = {**found, "h264": lines, "memory": memory, "alone": parts}
         (work / "video.json").write_text(json.dumps(result, indent=1))

@@ -237,6 +237,8 @@ import ctypes, mmap, sys
 import numpy as np
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.pack import PackCodec
+from tokenshard.codecs.slot_tables import slot_tables
+from tokenshard.errors import FormatError
 saved = np.load(sys.argv[1])
 for name in ("plain", "contexts", "earlier"):
     codec = ContextCodec.from_model(saved[name + "_model"].tobytes())
@@ -250,6 +252,14 @@ def guarded(data):  # a copy that ends where a page begins that may not be read
     assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + end), mmap.PAGESIZE, 0)
     whole[end - len(data) : end] = data
     return whole[end - len(data) : end]
+
+plain = ContextCodec.from_model(saved["plain_model"].tobytes())  # in vectors, which check no bounds
+assert slot_tables(plain.model) is not None
+room = guarded(np.concatenate([saved["plain_data"], np.zeros(plain.ahead, "u1")]))
+try:
+    plain.decode_ahead(room, saved["plain_lengths"], saved["grids"])
+except FormatError:
+    print("damaged")
 
 for bits in (3, 13, 16, 17):
     packed, ids = PackCodec(1 << bits), saved["ids"].astype("i8") * 37 % (1 << bits)
@@ -278,4 +288,4 @@ def test_compiled_loops_stay_inside_their_arrays_for_damaged_streams(tmp_path: P
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     arguments = [sys.executable, "-c", BOUNDS_CHECKED, str(tmp_path / "saved.npz")]
     result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.stdout == "inside\n", result.stderr
+    assert result.stdout == "damaged\ninside\n", result.stderr

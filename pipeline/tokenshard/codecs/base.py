@@ -91,6 +91,22 @@ class DecodesInPlace(ABC):
         """
 
 
+class ReadsAhead(ABC):
+    """What a codec adds that may read beyond the streams of a block: a caller who leaves room there saves a copy."""
+
+    @property
+    @abstractmethod
+    def ahead(self) -> int:
+        """How many bytes beyond them."""
+
+    @abstractmethod
+    def decode_ahead(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
+    ) -> Ids:
+        """Like :meth:`Codec.decode`, of contiguous streams that ``ahead`` bytes follow in ``data``, whatever they
+        hold."""
+
+
 class OpenBlock(Protocol):
     """A block that was checked and laid out once, so that single samples decode at once."""
 

@@ -1,23 +1,26 @@
 """The `context` codec: an id is a short path through a tree, each step rANS-coded by a table its neighbours choose.
 
 With one table a node it is an order-0 coder. One 32-bit state a sample (3 bytes on average), so that a sample decodes
-alone; throughput comes from decoding eight samples in lockstep. Streams and model: `schemas/shard-format.md`.
+alone; throughput comes from decoding eight samples in lockstep, or 64 in vectors by an order-0 model of two steps.
+Streams and model: `schemas/shard-format.md`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, RandomAccess, id_dtype, sample_sizes
+from tokenshard.codecs.base import Bytes, Grids, Ids, Lengths, RandomAccess, ReadsAhead, id_dtype, sample_sizes
 from tokenshard.codecs.blocks import check_ids, check_lengths, ids_buffer, read_only
 from tokenshard.codecs.fit import Earlier, fit_contexts
 from tokenshard.codecs.kernel_arrays import kernel_arrays
 from tokenshard.codecs.model import ContextModel
 from tokenshard.codecs.neighbours import neighbour_strides
+from tokenshard.codecs.slot_tables import SlotTables, slot_tables
 from tokenshard.codecs.tree import fit_order0
 from tokenshard.errors import FormatError, InputError
 
@@ -30,17 +33,7 @@ Places = NDArray[np.uint64]
 _ZERO = np.zeros(1, np.int64)
 
 
-class _Layout(NamedTuple):
-    """Where the samples of a block lie, as the compiled loops take it."""
-
-    first_ids: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    strides: NDArray[np.uint64]
-    periods: NDArray[np.uint64]
-    order: NDArray[np.int64]
-
-
-class ContextCodec(RandomAccess):
+class ContextCodec(RandomAccess, ReadsAhead):
     """Codec over a :class:`ContextModel`; an alphabet of one id needs no bytes at all."""
 
     name: ClassVar[Literal["context"]] = "context"
@@ -107,11 +100,12 @@ class ContextCodec(RandomAccess):
         rooms = np.where(sizes > 0, 3 + (sizes * depth * _SYMBOL_BITS + _WORD_BITS - 1) // _WORD_BITS, 0)
         stops = np.cumsum(rooms)
         scratch = np.empty(int(stops[-1]), np.uint16)
-        layout = self._layout(grids, sizes, sizes > 0)
+        places = neighbour_strides(grids, self.model.neighbours)
+        layout = (np.cumsum(sizes) - sizes, sizes, *places, _alike(sizes > 0, sizes))
         own = ids.astype(self._ids, copy=False)
         beside, tree = read_only(self._beside(own, earlier)), self._tree
         state = np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64)
-        rans_kernels.encode(read_only(own), beside, tuple(layout), self._arrays, tree, scratch, stops, num_words, state)
+        rans_kernels.encode(read_only(own), beside, layout, self._arrays, tree, scratch, stops, num_words, state)
         words = np.empty(int(num_words.sum()), np.uint16)
         rans_kernels.gather(scratch, stops, num_words, words)
         return words.astype("<u2", copy=False).view(np.uint8), (2 * num_words).astype(np.int32)
@@ -119,13 +113,19 @@ class ContextCodec(RandomAccess):
     def decode(
         self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
     ) -> Ids:
-        ids, damaged = self.try_decode(data, lengths, grids, out, earlier)
-        if damaged.any():
-            raise FormatError(
-                f"{int(damaged.sum())} of {len(damaged)} streams are damaged, the first is that of sample "
-                f"{int(damaged.argmax())} of its block; restore the shard or convert it again"
-            )
-        return ids
+        return _undamaged(*self.try_decode(data, lengths, grids, out, earlier))
+
+    @property
+    def ahead(self) -> int:
+        from tokenshard.codecs import rans_kernels
+
+        return 2 * (rans_kernels.BLOCK * len(self.model.steps) + 1)
+
+    def decode_ahead(
+        self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
+    ) -> Ids:
+        first_bytes = _first_bytes(data[: len(data) - self.ahead], lengths, grids)
+        return _undamaged(*self._decode_words(data.view("<u2"), first_bytes, lengths, grids, out, earlier))
 
     def try_decode(
         self, data: Bytes, lengths: Lengths, grids: Grids, out: Ids | None = None, earlier: Ids | None = None
@@ -136,29 +136,49 @@ class ContextCodec(RandomAccess):
         raise :class:`FormatError`.
         """
         first_bytes = _first_bytes(data, lengths, grids)
+        words = self.padded(np.ascontiguousarray(data).view("<u2"))
+        return self._decode_words(words, first_bytes, lengths, grids, out, earlier)
+
+    def _decode_words(
+        self,
+        words: NDArray[np.uint16],
+        first_bytes: NDArray[np.int64],
+        lengths: Lengths,
+        grids: Grids,
+        out: Ids | None,
+        earlier: Ids | None,
+    ) -> tuple[Ids, NDArray[np.bool_]]:
+        """:meth:`try_decode` of ``words`` as :meth:`padded` makes them, lengths being checked."""
         sizes = sample_sizes(grids)
         ids = ids_buffer(out, int(sizes.sum()), self.alphabet)
-        if self.alphabet == 1 or len(data) == 0:
+        if self.alphabet == 1 or not lengths.any():
             ids.fill(0)
             return ids, (lengths > 0) | (sizes > 0) & (self.alphabet > 1)
-        from tokenshard.codecs import rans_kernels
+        from tokenshard.codecs import rans_kernels, rans_vectors
 
         own = ids.astype(self._ids, copy=False)
         beside = self._decoded_beside(own, earlier)
-        words = self.padded(np.ascontiguousarray(data).view("<u2"))
         damaged = np.where(sizes > 0, lengths < 4, lengths > 0)
-        state = np.flatnonzero((sizes > 0) & ~damaged)
-        damaged[state] = words[first_bytes[state] // 2 + 1] == 0  # a state below 2^16
-        layout = self._layout(grids, sizes, (sizes > 0) & ~damaged)
+        started = np.flatnonzero((sizes > 0) & ~damaged)
+        damaged[started] = words[first_bytes[started] // 2 + 1] == 0  # a state below 2^16
+        first_ids, order = np.cumsum(sizes) - sizes, _alike((sizes > 0) & ~damaged, sizes)
         for sample in np.flatnonzero(damaged & (sizes > 0)):
-            own[layout.first_ids[sample] : layout.first_ids[sample] + sizes[sample]] = 0
-        rans_kernels.decode(
-            words, first_bytes // 2, lengths.astype(np.int64) // 2, tuple(layout), self._arrays, own,
-            beside, damaged, np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64),
-        )  # fmt: skip
+            own[first_ids[sample] : first_ids[sample] + sizes[sample]] = 0
+        streams = words, first_bytes // 2, lengths.astype(np.int64) // 2
+        if rans_vectors.pays(len(order), len(words)) and self._slots is not None:
+            layout, scratch = (first_ids, sizes, order), rans_vectors.scratch()
+            rans_vectors.decode(*streams, layout, tuple(self._slots), own, damaged, *scratch)
+        else:
+            places = neighbour_strides(grids, self.model.neighbours)
+            state = np.empty(rans_kernels.LANES * rans_kernels.STATE, np.uint64)
+            rans_kernels.decode(*streams, (first_ids, sizes, *places, order), self._arrays, own, beside, damaged, state)
         if own is not ids:
             ids[:] = own
         return ids, damaged
+
+    @cached_property
+    def _slots(self) -> SlotTables | None:
+        return slot_tables(self.model) if self._ids == np.uint16 else None
 
     def open_block(self, data: Bytes, lengths: Lengths, grids: Grids) -> _OpenBlock:
         first_bytes = _first_bytes(data, lengths, grids)
@@ -191,9 +211,7 @@ class ContextCodec(RandomAccess):
 
     def padded(self, words: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """The words of some streams, and after them as many as the compiled loops may read of damaged ones."""
-        from tokenshard.codecs import rans_kernels
-
-        out = np.zeros(len(words) + rans_kernels.BLOCK * len(self.model.steps) + 1, np.uint16)
+        out = np.zeros(len(words) + self.ahead // 2, np.uint16)
         out[: len(words)] = words
         return out
 
@@ -213,13 +231,6 @@ class ContextCodec(RandomAccess):
         if len(earlier) and (earlier.min() < 0 or earlier.max() >= alphabet):
             raise InputError(f"an id of the level before is outside its alphabet of {alphabet}")
         return np.require(earlier, self._ids, ["C", "W"])
-
-    def _layout(self, grids: Grids, sizes: NDArray[np.int64], coded: NDArray[np.bool_]) -> _Layout:
-        """Samples of like size go through the compiled loops together."""
-        order = np.flatnonzero(coded)
-        order = order[np.argsort(sizes[order], kind="stable")]
-        strides, periods = neighbour_strides(grids, self.model.neighbours)
-        return _Layout(np.cumsum(sizes) - sizes, sizes, strides, periods, order)
 
 
 def tree_of(model: ContextModel) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
@@ -246,6 +257,21 @@ class _OpenBlock:
         first, mine = self.first_words[row], slice(row, row + 1)
         words = self.words[first : first + self.num_words[row]]
         return self.codec.decode_sample(words, int(self.sizes[row]), self.strides[mine], self.periods[mine], earlier)
+
+
+def _undamaged(ids: Ids, damaged: NDArray[np.bool_]) -> Ids:
+    if damaged.any():
+        raise FormatError(
+            f"{int(damaged.sum())} of {len(damaged)} streams are damaged, the first is that of sample "
+            f"{int(damaged.argmax())} of its block; restore the shard or convert it again"
+        )
+    return ids
+
+
+def _alike(chosen: NDArray[np.bool_], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The samples chosen, such of like size together, as they go through the compiled loops."""
+    order = np.flatnonzero(chosen)
+    return order[np.argsort(sizes[order], kind="stable")]
 
 
 def _first_bytes(data: Bytes, lengths: Lengths, grids: Grids) -> NDArray[np.int64]:

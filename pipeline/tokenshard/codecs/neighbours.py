@@ -20,8 +20,8 @@ def neighbour_strides(grids: Grids, neighbours: tuple[Neighbour, ...]) -> tuple[
     Both uint64 [samples, neighbours]. Position ``p`` of a sample has the neighbour ``p - stride`` where
     ``p % period >= stride``. The id of the level before has a stride of 0: it is always there.
     """
-    boxed = np.concatenate([np.ones((len(grids), 4 - grids.shape[1]), np.int64), grids], axis=1)
-    products = np.cumprod(boxed[:, ::-1], axis=1, dtype=np.uint64)  # W, H W, T H W, T H W
-    runs = np.concatenate([np.ones((len(grids), 1), np.uint64), products], axis=1)
-    strides = [np.uint64(back) * runs[:, max(axis - 1, 0)] for axis, back in (_AXIS[name] for name in neighbours)]
-    return np.stack(strides, axis=1), runs[:, [_AXIS[name][0] for name in neighbours]]
+    runs = [np.ones(len(grids), np.uint64)]  # 1, W, H W, T H W
+    for axis in range(1, 4):
+        runs.append(runs[-1] * grids[:, -axis].astype(np.uint64) if axis <= grids.shape[1] else runs[-1])
+    strides = [np.uint64(back) * runs[max(axis - 1, 0)] for axis, back in (_AXIS[name] for name in neighbours)]
+    return np.stack(strides, axis=1), np.stack([runs[_AXIS[name][0]] for name in neighbours], axis=1)

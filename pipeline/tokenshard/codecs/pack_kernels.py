@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tokenshard.codecs.intrinsics import load8, load64, prefetch
+from tokenshard.codecs.intrinsics import load8, load64, prefetch, store64
 
 _place: Callable[..., Any] = cgutils.gep_inbounds
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -32,20 +32,6 @@ _AHEAD, _LINE = np.uint64(AHEAD), np.uint64(LINE)
 _0, _1, _3, _4, _7, _8, _16, _32 = (np.uint64(i) for i in (0, 1, 3, 4, 7, 8, 16, 32))
 
 
-@_intrinsic
-def _store64(typingctx: Any, data: Any, at: Any, value: Any) -> Any:
-    """Write an integer to the eight bytes from ``data[at]`` on (any alignment)."""
-    signature = types.void(data, types.uint64, types.uint64)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        place = _place(builder, array.data, args[1])
-        builder.store(args[2], builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
 @_kernel
 def pack(ids: Any, sizes: Any, first_bytes: Any, bits: Any, out: Any) -> None:
     """Write ``sizes[i]`` ids of ``bits`` bits from byte ``first_bytes[i]`` of ``out`` on (samples in order)."""
@@ -57,7 +43,7 @@ def pack(ids: Any, sizes: Any, first_bytes: Any, bits: Any, out: Any) -> None:
         held = _0
         for i in range(at, at + np.uint64(sizes[sample])):
             pending |= np.uint64(ids[i]) << held
-            _store64(out, byte, pending)
+            store64(out, byte, pending)
             held += width
             byte += held >> _3
             pending >>= held & ~_7

@@ -21,8 +21,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tokenshard.codecs.intrinsics import prefetch_entry
+
 _place: Callable[..., Any] = cgutils.gep_inbounds
-_declared: Callable[..., Any] = cgutils.get_or_insert_function
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
 # Without reference counts: they would be kept for every array of a tuple at every call, in the innermost loop.
@@ -91,22 +92,6 @@ _above_of_16 = _symbol_counter(16)
 _above_of_32 = _symbol_counter(32)
 
 
-@_intrinsic
-def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Have the cache line of ``array[index]`` fetched."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = _declared(builder.module, kind, "llvm.prefetch.p0i8")
-        place = builder.bitcast(_place(builder, data, args[1]), byte)
-        builder.call(function, [place, *(ir.Constant(i32, value) for value in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64), codegen
-
-
 @inline
 def table_row(node: Any, pair: Any, step: Any, model: Any, contexts: Any) -> Any:
     """First entry in ``ends`` of the table that a node uses; ``pair``: rows of its neighbours in ``classes``."""
@@ -156,10 +141,10 @@ def _find_neighbours(state: Any, lane: Any, position: Any, phases: Any, ids: Any
     a, b = np.uint64(ids[here - (stride_a if known_a else _0)]), np.uint64(beside[here - (stride_b if known_b else _0)])
     a, b = (a if known_a else border) * row, (b if known_b else border) * row + second
     state[lane + _FIRST], state[lane + _SECOND] = a, b
-    _prefetch(model[2], a)
-    _prefetch(model[2], b)
-    _prefetch(model[2], a + row - _1)
-    _prefetch(model[2], b + row - _1)
+    prefetch_entry(model[2], a)
+    prefetch_entry(model[2], b)
+    prefetch_entry(model[2], a + row - _1)
+    prefetch_entry(model[2], b + row - _1)
 
 
 @inline
@@ -200,7 +185,7 @@ def _decode_span(
                     own = _STATE * lane
                     pair = state[own + _FIRST], state[own + _SECOND]
                     state[own + _TABLE] = table_row(state[own + _NODE], pair, step, model, contexts)
-                    _prefetch(model[6], state[own + _TABLE])
+                    prefetch_entry(model[6], state[own + _TABLE])
                 for lane in range(lanes):
                     _descend(state, _STATE * lane, wide, words, model)
             for lane in range(lanes):

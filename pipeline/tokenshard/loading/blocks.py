@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tokenshard.codecs.base import Codec, DecodesInPlace, Grids, Ids, id_dtype, sample_sizes
+from tokenshard.codecs.base import Codec, DecodesInPlace, Grids, Ids, ReadsAhead, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported
 from tokenshard.shards.dataset import Dataset
@@ -146,11 +146,13 @@ class _Spans:
     lengths: NDArray[np.int32]
     total: int
 
-    def gathered(self) -> NDArray[np.uint8]:
-        """The runs back to back."""
+    def gathered(self, ahead: int = 0) -> NDArray[np.uint8]:
+        """The runs back to back, and so many bytes more."""
         from tokenshard.loading import gather_kernels as kernels
 
-        out = np.empty(self.total, np.uint8)
+        # Arrow keeps what is freed for a while; fresh pages from the system would cost more than filling them.
+        out = np.frombuffer(pa.allocate_buffer(self.total + ahead), np.uint8)
+        out[self.total :] = 0
         kernels.gather(self.places, self.lengths, out)
         return out
 
@@ -217,6 +219,9 @@ class Gathered:
             out[:] = spans.gathered().view(out.dtype)
         elif isinstance(codec, DecodesInPlace):
             codec.decode_in_place(spans.places, spans.rooms, spans.lengths, grids, out)
+        elif isinstance(codec, ReadsAhead):
+            before = earlier if codec.needs_earlier else None
+            codec.decode_ahead(spans.gathered(codec.ahead), spans.lengths, grids, out, before)
         else:
             codec.decode(spans.gathered(), spans.lengths, grids, out, earlier if codec.needs_earlier else None)
 
