@@ -17,6 +17,7 @@ from tokenshard.api import load_job
 from tokenshard.quantizers.distributed import rank_and_world
 from tokenshard.training import adapt, classifier, mtm
 from tokenshard.training.augment.draws import Draws
+from tokenshard.training.distributed import process_group
 from tokenshard.training.start import train
 
 TASKS: dict[str, Any] = {
@@ -52,5 +53,6 @@ def run(job: Any, notes: Path) -> Any:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[2:]:
-        run(load_job(name), Path(sys.argv[1]) / Path(name).stem)
+    with process_group("cpu"):
+        for name in sys.argv[2:]:
+            run(load_job(name), Path(sys.argv[1]) / Path(name).stem)

@@ -28,12 +28,14 @@ pytestmark = pytest.mark.integration
 STEPS = 10
 EVERYTHING = {"color_adapt": 0.5, "cutmix": 1.0, "mixup": 0.5}
 """Beside the other augmentations: what samples of a batch have to do with each other."""
+RATE = {"lr": 5e-4, "ema": 0.9}
+"""Adam divides gradients by their size: where these are next to nothing, the order of sums decides a step."""
 
 
 def jobs(tokens: Path, pictures: Path, root: Path) -> dict[str, LearnJob]:
     """By name, with outputs in ``root``. Batches of 36 of 96 samples end in the middle of an epoch; of 7, unevenly."""
     fields: dict[str, Any] = {"steps": STEPS, "batch": 36, "log": {"every": 1, "checkpoint_every": 5}}
-    fields["engine"] = {"device": "cpu"}
+    fields |= {"engine": {"device": "cpu"}, "optimizer": RATE}
     learned = {"size": "micro", "embedding": "learned"}
     return {
         "classifier": classifier_job(tokens, root / "classifier", augment=EVERYTHING, model=learned, **fields),
@@ -57,7 +59,7 @@ def start(count: int, notes: Path, *specs: str) -> list[subprocess.Popen[bytes]]
 
 
 def ended(running: list[subprocess.Popen[bytes]]) -> None:
-    errors = [process.communicate(timeout=300)[1].decode() for process in running]
+    errors = [process.communicate(timeout=120)[1].decode() for process in running]
     assert [process.returncode for process in running] == [0] * len(running), errors
 
 
@@ -103,7 +105,7 @@ def test_a_run_that_is_killed_goes_on_with_other_processes_and_threads(
     straight = both[0].parent / "notes-1" / "classifier"
     out = tmp_path / "killed"
     fields: dict[str, Any] = {"augment": EVERYTHING, "model": {"size": "micro", "embedding": "learned"}}
-    fields |= {"steps": STEPS, "batch": 36, "log": {"every": 1, "checkpoint_every": 1}}
+    fields |= {"steps": STEPS, "batch": 36, "log": {"every": 1, "checkpoint_every": 1}, "optimizer": RATE}
 
     def step() -> int:
         try:

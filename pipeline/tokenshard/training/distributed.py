@@ -48,8 +48,8 @@ def own_device(name: str) -> str:
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """The group of the processes that torchrun started, while the context lasts; elsewhere nothing."""
-    if not started_by_torchrun():
+    """The group of the processes that torchrun started, while the context lasts, or the one that is up; else none."""
+    if not started_by_torchrun() or torch.distributed.is_initialized():
         yield
         return
     if device.startswith("cuda"):
