@@ -85,19 +85,18 @@ def test_a_move_is_that_of_the_map() -> None:
             for block in part:
                 block.attention.out.weight.zero_()
     ids = torch.randint(0, 8, (3, 2, 4, 6))
+    ids[:, :, 0, 0] = ids[:, :, 2, 5] = 3
     flips = torch.tensor([True, False, True])
     whole = torch.tensor([[0, 0, 4, 6]]).expand(3, 4)
-    one, other = module(ids, flips), module(ids, flips, whole)
-    assert torch.allclose(one, other, atol=1e-5)
-    # without neighbours or positions a place has what the code there has: that of the mirrored place
-    assert module.moved(ids, flips).shape == ids.shape
-    plane = one.view(3, 4, 6, -1)
-    again = ids[0, :, 0, 0] = ids[0, :, 2, 5] = torch.tensor([3, 3])
-    assert (again == 3).all()
-    plane = module(ids, flips).view(3, 4, 6, -1)
-    assert torch.allclose(plane[0, 0, 5], plane[0, 2, 0], atol=1e-6)
+    moved = module(ids, flips)
+    assert torch.allclose(moved, module(ids, flips, whole), atol=1e-5)
+    # without neighbours and positions a place gets what its own codes make of it: equal ones the same
+    places = moved.view(3, 4, 6, -1)
+    for sample, columns in ((0, (5, 0)), (1, (0, 5)), (2, (5, 0))):
+        assert torch.allclose(places[sample, 0, columns[0]], places[sample, 2, columns[1]], atol=1e-6)
     corner = torch.tensor([[2, 3, 2, 3]]).expand(3, 4)
-    assert not torch.allclose(module(ids, flips, corner), one, atol=1e-3)
+    assert not torch.allclose(module(ids, flips, corner), moved, atol=1e-3)
+    assert module.moved(ids, flips, corner).shape == ids.shape
 
 
 def test_views_of_images_are_boxes_of_whole_codes_resized_and_flipped() -> None:
@@ -165,18 +164,18 @@ def test_an_adapter_for_other_ids_or_grids_and_other_uses_of_it_are_refused(
     with pytest.raises(SpecError, match=r"holds ids of tokenizer .*convert with --tokenizer"):
         train(classifier_job(tokens, tmp_path / "out", source=source, **use), quiet)
     source = {"path": str(tokens / "train"), "crop": [4, 4]}
-    with pytest.raises(SpecError, match="adapts grids of 8x8 codes, those of .* are 4x4; train an adapter"):
+    with pytest.raises(SpecError, match=r"adapts grids of 8x8 codes, those of .* are 4x4; train an adapter"):
         train(classifier_job(tokens, tmp_path / "out", source=source, **use), quiet)
     with pytest.raises(SpecError, match="holds a model of kind 'classifier'; a 'adapt' one is needed"):
         train(classifier_job(tokens, tmp_path / "out", augment={"adapt": str(classified[0])}), quiet)
     with pytest.raises(SpecError, match="holds an adapter, which is for --adapt"):
         evaluate(load_model(Store(adapted[0])), open_dataset(tokens / "val"))
-    with pytest.raises(SpecError, match="has none of the keys of .*keep their names"):
-        flipped = {"path": str(tokens / "train"), "flipped": str(tokens / "val"), "crops": 0}
+    flipped = {"path": str(tokens / "train"), "flipped": str(tokens / "val"), "crops": 0}
+    with pytest.raises(SpecError, match=r"has none of the keys of .*keep their names"):
         train(adapt_job(tokens, pictures, tmp_path / "out", source=flipped), quiet)
     Image.fromarray(draw("rings", 0)[:16]).save(tmp_path / "small.png")
+    small = {"path": str(tokens / "train"), "images": str(tmp_path / "small.png")}
     with pytest.raises(SpecError, match="none of its images has 8x8 codes"):
-        small = {"path": str(tokens / "train"), "images": str(tmp_path / "small.png")}
         train(adapt_job(tokens, pictures, tmp_path / "out", source=small), quiet)
     for fields, message in (
         ({}, "learns from images or from flipped"),

@@ -123,6 +123,7 @@ def _train_here(
         compiled=spec.engine.compile,
         lpips=lpips,
         tensorboard=spec.log.tensorboard and rank == 0,
+        wandb=None if rank else spec.log.wandb,
         say=say,
         **options,
     )
