@@ -63,8 +63,8 @@ def test_its_flips_agree_with_codes_of_flipped_images_far_better_than_flipped_gr
 def test_the_folder_of_an_adapter_is_small_and_complete(adapted: tuple[Path, Outcome]) -> None:
     out, outcome = adapted
     assert outcome.finished
-    assert {path.name for path in out.iterdir()} == {
-        *("README.md", "config.json", "model.safetensors", "shards.json", "tokenizer", "training")
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        *("README.md", "config.json", "model.safetensors", "shards.json")
     }
     assert {path.name for path in (out / "training").iterdir()} == {"metrics.csv", "metrics.jsonl"}
     weights = sum(tensor.numel() for tensor in adapter_of(out).state_dict().values())
