@@ -69,4 +69,8 @@ class WandbRun:
     def write(self, row: dict[str, Any], picture: bytes | None = None) -> None:
         """The numbers of a row, and a PNG."""
         shown = {} if picture is None else {"samples": self._image(Image.open(io.BytesIO(picture)))}
-        self._run.log({**row, **shown}, step=row["step"])
+        self._run.log({**row, **shown}, step=row["step"], commit=True)
+
+    def close(self) -> None:
+        """Wait until all of it has been sent."""
+        self._run.finish()

@@ -129,6 +129,7 @@ def _train_here(
     )
     minutes = spec.engine.max_minutes
     training.run(spec.log, math.inf if minutes is None else 60 * minutes)
+    training.metrics.close()
 
 
 def _train_on_ray(config: dict[str, Any], device: str, say: Callable[[str], None]) -> None:

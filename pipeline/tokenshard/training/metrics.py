@@ -144,6 +144,11 @@ class MetricsLog:
             if outlet is not None:
                 outlet.write(row, picture)
 
+    def close(self) -> None:
+        """Nothing more will come."""
+        if self._wandb is not None:
+            self._wandb.close()
+
     def read(self, step: int) -> None:
         """Take over the rows up to ``step`` of an earlier run."""
         name = f"{self._folder}/metrics.jsonl"

@@ -102,6 +102,7 @@ class Setting:
             f"{weights:,} weights on {self.device}{shared}"
         )
         average = run.run()
+        run.metrics.close()
         metrics = kept_figures(run.metrics.rows[-1]) if run.metrics.rows else {}
         if average is not None and self.rank == 0:
             document = document.model_copy(update={"metrics": metrics, "job": job.output_fields()})
