@@ -88,7 +88,7 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
     run("convert", "images", "classes/", "labelled/", "--quiet")
     sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy", "train-tokenizer": "photos/"}
     sources |= {"convert-video": "clips/"}
-    sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/"}
+    sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/", "train-adapt": "labelled/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)
         if job.kind.startswith("train-"):
@@ -97,7 +97,9 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
             if "recipe" in fields:
                 fields["recipe"] |= {**small, "crop": 32}
             else:
-                fields |= {**small, "model": {**fields["model"], "size": "micro"}}
+                fields |= small
+            if "model" in fields:
+                fields["model"] |= {"size": "micro"}
             spec = place / spec.name
             spec.write_text(yaml.safe_dump(fields), encoding="utf-8")
         words = ["run", str(spec), "--source", sources[job.kind], "--output", str(place / "out" / spec.stem), "--quiet"]

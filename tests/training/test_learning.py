@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import signal
 import subprocess
@@ -98,6 +99,33 @@ def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_goes_on_to_the_same_wei
     assert all(torch.equal(straight[name], parts[name]) for name in straight)
     assert [row["step"] for row in rows_of(out)] == sorted({row["step"] for row in rows_of(out)})
     assert not (out / "training" / "state.json").exists()
+
+
+def test_figures_go_to_tensorboard_where_asked_for(tokens: Path, tmp_path: Path) -> None:
+    event_file = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = {"every": 1, "checkpoint_every": 3, "tensorboard": True}
+    train(classifier_job(tokens, tmp_path, steps=3, log=log), quiet)
+    events = event_file.EventAccumulator(str(tmp_path / "training" / "tensorboard")).Reload()
+    assert {"loss", "val_top1", "lr", "images_per_second", "loader_images_per_second"} <= set(events.Tags()["scalars"])
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows_of(tmp_path)]
+
+
+def test_figures_go_to_weights_and_biases_where_asked_for(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = classifier_job(tokens, tmp_path / "out", steps=2, log={"every": 1, "wandb": "project"})
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    try:
+        wandb: Any = importlib.import_module("wandb")
+    except ImportError:
+        with pytest.raises(SpecError, match=r"wandb is not installed; run: pip install 'tokenshard\[wandb\]'"):
+            train(job, quiet)
+        return
+    train(job, quiet)
+    assert wandb.run is None  # all is written
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_a_state_of_another_job_and_a_damaged_one_are_refused(tokens: Path, tmp_path: Path) -> None:

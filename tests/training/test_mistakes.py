@@ -11,8 +11,10 @@ import pytest
 
 from integration.command import tokenshard_command
 from tokenshard.cli.main import main
-from tokenshard.errors import FormatError
+from tokenshard.errors import FormatError, SpecError
+from tokenshard.shards.dataset import open_dataset
 from tokenshard.store import Store
+from tokenshard.training.codes import Labels, check_same_classes
 from tokenshard.training.folder import load_model
 from tokenshard.training.setting import Outcome
 from training.conftest import CLASSES
@@ -58,7 +60,7 @@ def mistaken(
             "train classifier --data TRAIN --from MTM --size small OUT",
             "another model: its width is 96, not 384; leave",
         ),
-        ("train classifier --data other-tokenizer --from MTM OUT", "reads ids of tokenizer .*convert with --tokenizer"),
+        ("train classifier --data other-tokenizer --from MTM OUT", "holds ids of tokenizer .*convert with --tokenizer"),
         ("train classifier --data truncated --batch 8 OUT", r"data/.*parquet: .*(truncated|damaged|ends|bytes)"),
         ("train classifier --data TRAIN --size huge OUT", "model.size: .*'micro'.*got 'huge'"),
         ("train classifier --data TRAIN --set augment.noize=1 OUT", "augment.noize: unknown field; allowed: .*noise"),
@@ -122,3 +124,8 @@ def test_a_damaged_model_is_refused(classified: tuple[Path, Outcome], tmp_path: 
     (copy / "config.json").write_text(json.dumps({**config, "format_version": 2}))
     with pytest.raises(FormatError, match="needs a newer tokenshard"):
         load_model(Store(copy))
+
+
+def test_a_dataset_with_more_classes_than_the_model_is_refused(tokens: Path) -> None:
+    with pytest.raises(SpecError, match=r"goes from 0 to 2, .* 2 classes; run/ has no others: take a dataset"):
+        check_same_classes(Labels("label", 2, None), "run/", open_dataset(tokens / "val"))

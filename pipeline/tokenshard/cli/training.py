@@ -51,6 +51,7 @@ from tokenshard.cli.options import json_option, print_json, print_table, storage
 @click.option("--validate-every", type=click.IntRange(1), help="Steps. [default: with each checkpoint]")
 @click.option("--log-every", type=click.IntRange(1), default=100, show_default=True, help="Steps.")
 @click.option("--tensorboard", is_flag=True, help="Write event files for TensorBoard too.")
+@click.option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too.")
 @click.option("--max-minutes", type=float, default=None, help="Stop in time, with a checkpoint to go on from.")
 @storage_option
 @json_option
@@ -73,7 +74,7 @@ def train(src: tuple[str, ...], out: str, as_json: bool, **values: Any) -> None:
     source = {"path": src[0], "also": src[1:], "size": size, "fit": "center-crop" if size else "keep"}
     source |= {"images": values["most"], "held_out": values["held_out"], "memory": round(values["memory_gb"] * 1e9)}
     engine = {name: values[name] for name in ("workers", "address", "gpus", "device", "max_minutes")}
-    log = {name: values[name] for name in ("checkpoint_every", "validate_every", "tensorboard")}
+    log = {name: values[name] for name in ("checkpoint_every", "validate_every", "tensorboard", "wandb")}
     around = None
     if values["encoder"] is not None:
         around = {"name": values["encoder"], "dim": values["dim"], "reweight": values["reweight"]}

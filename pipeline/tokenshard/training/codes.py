@@ -130,10 +130,11 @@ class Labels:
     names: tuple[str, ...] | None
 
 
-def read_labels(dataset: Dataset, column: str, classes: int | None = None) -> Labels:
+def read_labels(dataset: Dataset, column: str, classes: int | None = None, remedy: str | None = None) -> Labels:
     """The classes of a dataset: as many as asked for, else as the column has names, else its largest value + 1.
 
-    Raises SpecError for a column that is missing, or holds anything but whole numbers from 0 below ``classes``.
+    Raises SpecError for a column that is missing, or holds anything but whole numbers from 0 below ``classes``; then
+    ``remedy`` is what it advises.
     """
     where = dataset.store.root
     entries = {entry.name: entry for entry in dataset.manifest.columns}
@@ -153,7 +154,7 @@ def read_labels(dataset: Dataset, column: str, classes: int | None = None) -> La
     if low < 0 or high >= count:
         raise SpecError(
             f"{where}: {column!r} goes from {low} to {high}, which does not fit {count} classes; "
-            f"give --classes {high + 1}, or correct the labels"
+            + (remedy or f"give --classes {high + 1}, or correct the labels")
         )
     if count < 2:
         raise SpecError(f"{where}: all samples have the same {column!r}; there is nothing to tell apart")
@@ -162,7 +163,8 @@ def read_labels(dataset: Dataset, column: str, classes: int | None = None) -> La
 
 def check_same_classes(mine: Labels, where: str, val: Dataset) -> None:
     """Raises SpecError where the labels of ``val`` are not those that ``where`` has."""
-    other = read_labels(val, mine.column, mine.classes)
+    remedy = f"{where} has no others: take a dataset converted from folders of the same names, or train on all classes"
+    other = read_labels(val, mine.column, mine.classes, remedy)
     if mine.names and other.names and mine.names != other.names:
         pairs = enumerate(zip(mine.names, other.names, strict=True))
         wrong = next(place for place, (first, second) in pairs if first != second)

@@ -62,6 +62,7 @@ class TokenizerTraining:
         compiled: bool = False,
         lpips: Lpips | None = None,
         tensorboard: bool = False,
+        wandb: str | None = None,
         prepare: Callable[[AutoEncoder], None] = lambda _: None,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -90,7 +91,7 @@ class TokenizerTraining:
         self.adversary = Adversary(self.device) if recipe.losses.gan else None
         self.step = 0
         self.seconds = 0.0
-        self.metrics = MetricsLog(output, FOLDER, tensorboard)
+        self.metrics = MetricsLog(output, FOLDER, tensorboard, wandb)
         self._resume()
         if world > 1:
             check_equal({"step": self.step, "images": len(pool), "sum of pixels": pool.checksum()}, self.device)

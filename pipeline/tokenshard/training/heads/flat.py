@@ -21,7 +21,10 @@ class TiedHead(LevelHead):
     def __init__(self, features: int, embedding: CodeEmbedding, level: int) -> None:
         super().__init__()
         self.codes = self.row_cost = embedding.alphabets[level]
-        self.project = nn.Sequential(nn.Linear(embedding.dim, features), nn.GELU(), nn.Linear(features, features))
+        # a bias behind the last layer would add the same to all logits
+        self.project = nn.Sequential(
+            nn.Linear(embedding.dim, features), nn.GELU(), nn.Linear(features, features, bias=False)
+        )
         self.bias = nn.Parameter(torch.zeros(self.codes))
         self._source = (embedding, level)  # in a tuple: a part of the encoder, not of this module
         initialise(self)
