@@ -4,8 +4,8 @@
 
 TOKENIZER is `default`, the folder of a saved one, or NAME:OPTIONS to be fitted on the images of --fit. The ids of
 IMAGES are reduced as by `tokenshard transcode --codebook-size`: codes are weighted by how often these ids have them,
-neither pixels nor encoder are used. Printed are the entropy of the ids and how far it falls, the PSNR of what the reduced ids
-decode to, that of the same images encoded again with the small codebook, and the difference.
+neither pixels nor encoder are used. Printed are the entropy of the ids and how far it falls, the PSNR of what the
+reduced ids decode to, that of the same images encoded again with the small codebook, and the difference.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def cluster_codes(vectors: NDArray[np.floating], weights: NDArray[np.generic], k
     if not mass.any():
         mass = np.ones(len(points))
     different, place = np.unique(points[mass > 0], axis=0, return_inverse=True)
-    heavy = np.bincount(place.ravel(), mass[mass > 0])
+    heavy: NDArray[np.float64] = np.bincount(place.ravel(), mass[mass > 0]).astype(np.float64)
     if len(different) <= MOST_MERGED:
         centroids = _merged(different, heavy, k)
     else:
