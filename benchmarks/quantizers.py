@@ -1,6 +1,6 @@
 """Quantizers in short equal training runs: PSNR on held-out images, use of the codes, and CPU time.
 
-    python benchmarks/quantizers.py CIFAR_FOLDER [--only NAME …] [--steps 500] [--json]
+    python benchmarks/quantizers.py CIFAR_FOLDER [--only NAME …] [--steps 500] [--save FOLDER] [--json]
 
 CIFAR_FOLDER holds `train/` and `test/` with images of 32 x 32. A conv network of width 24 with tokens of 4 x 4 pixels
 is trained by `TokenizerTraining`, one thread, the same seed and crops for every row: a smoke test with known figures,
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
+from tokenshard.tokenizers.folder import save_tokenizer
 from tokenshard.training.crops import PixelPool
 from tokenshard.training.metrics import code_statistics
 from tokenshard.training.recipe import TokenizerRecipe
@@ -72,7 +74,9 @@ def images(folder: Path, most: int) -> list[NDArray[np.uint8]]:
     return [item.data for item in decoded_images(spec, most=most) if isinstance(item, Sample)]
 
 
-def measure(name: str, steps: int, pool: PixelPool, test: NDArray[np.uint8]) -> dict[str, Any]:
+def measure(
+    name: str, steps: int, pool: PixelPool, test: NDArray[np.uint8], save: Path | None = None
+) -> dict[str, Any]:
     options = ROWS[name]
     with tempfile.TemporaryDirectory() as scratch:
         training = TokenizerTraining(
@@ -83,6 +87,8 @@ def measure(name: str, steps: int, pool: PixelPool, test: NDArray[np.uint8]) -> 
         seconds = time.process_time() - start
         rows = training.metrics.rows
     assert isinstance(made, ConvVQ)
+    if save is not None:
+        save_tokenizer(made, Store(save / re.sub("[^a-z0-9]+", "-", name.lower())), "")
     ids = made.encode(test)
     counts = [np.bincount(ids[:, level].ravel(), minlength=size) for level, size in enumerate(made.quantizer.levels)]
     statistics = [code_statistics(torch.from_numpy(level)) for level in counts]
@@ -105,6 +111,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(ROWS), metavar="NAME")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the tokenizers below")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,7 +120,7 @@ def main() -> None:
     if not options.json:
         print(f"{len(pool):,} images, {options.steps} steps of 48; load {os.getloadavg()[0]:.1f}")
     for name in options.only or ROWS:
-        row = measure(name, options.steps, pool, test)
+        row = measure(name, options.steps, pool, test, options.save)
         line = "  ".join(f"{key} {value}" for key, value in row.items() if key != "name")
         print(json.dumps(row) if options.json else f"{name:<26}{line}", flush=True)
 

@@ -149,8 +149,13 @@ def at_rate(rate: float, points: list[tuple[float, float]]) -> float:
     return float(np.interp(math.log(rate), *zip(*front, strict=True)))
 
 
+def family(point: Point) -> str:
+    """What is joined by a line: a rival, or the codebooks of one size of patch."""
+    return point.setting.partition(",")[0] if point.method == "patch" else point.method
+
+
 def draw(points: list[Point], file: Path) -> None:
-    """PSNR and SSIM over bits a pixel, a line a method."""
+    """PSNR and SSIM over bits a pixel, a line a family."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -159,12 +164,11 @@ def draw(points: list[Point], file: Path) -> None:
     FigureCanvasAgg(figure)
     for axis, name, label in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR (dB)", "SSIM"), strict=True):
         for method, colour in colours.items():
-            mine = sorted((one.bits_per_pixel, getattr(one, name)) for one in points if one.method == method)
-            if mine:
-                marker = "*" if method == "default" else "o"
-                axis.plot(
-                    *zip(*mine, strict=True), marker=marker, ms=13 if marker == "*" else 4, c=colour, label=method
-                )
+            families = dict.fromkeys(family(one) for one in points if one.method == method)
+            for number, name_of in enumerate(families):
+                mine = sorted((one.bits_per_pixel, getattr(one, name)) for one in points if family(one) == name_of)
+                style = {"marker": "*", "ms": 13} if method == "default" else {"marker": "o", "ms": 4}
+                axis.plot(*zip(*mine, strict=True), c=colour, label=None if number else method, **style)
         axis.set_xscale("log")
         axis.set_xlabel("bits a pixel, of files on disk")
         axis.set_ylabel(label)

@@ -16,6 +16,7 @@ from tokenshard.report.quality import order0_entropy, psnr
 from tokenshard.sources.base import CodeLayout
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store
+from tokenshard.tokenizers import clusters
 from tokenshard.tokenizers.base import CodebookTokenizer
 from tokenshard.tokenizers.clusters import cluster_codes
 from tokenshard.tokenizers.coarse import CoarseFine, CoarseFineTokenizer
@@ -51,7 +52,11 @@ def reloaded(tokenizer: Any, folder: Any) -> Any:
 # -- clusters ---------------------------------------------------------------------------------------------------------
 
 
-def test_clusters_are_the_obvious_ones_and_their_centroids_are_weighted_means() -> None:
+@pytest.mark.parametrize("most", [clusters.MOST_MERGED, 59], ids=["merged", "seeds"])
+def test_clusters_are_the_obvious_ones_and_their_centroids_are_weighted_means(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "MOST_MERGED", most)
     rng = np.random.default_rng(3)
     centres = 100 * rng.normal(size=(5, 4))
     truth = rng.permutation(np.repeat(np.arange(5), 12))
@@ -64,6 +69,25 @@ def test_clusters_are_the_obvious_ones_and_their_centroids_are_weighted_means() 
         assert np.allclose(found.centroids[cluster], expected, atol=1e-4)
     first = [int((found.members == cluster).argmax()) for cluster in range(5)]
     assert first == sorted(first)
+
+
+def test_they_start_from_the_merges_that_cost_least() -> None:
+    """Against all pairs compared at every step."""
+    rng = np.random.default_rng(4)
+    vectors, weights = rng.normal(size=(160, 6)), rng.integers(1, 30, 160).astype(float)
+    means, mass = list(vectors), list(weights)
+    while len(means) > 40:
+        costs = {
+            (i, j): mass[i] * mass[j] / (mass[i] + mass[j]) * ((means[i] - means[j]) ** 2).sum()
+            for i in range(len(means))
+            for j in range(i)
+        }
+        i, j = min(costs, key=costs.__getitem__)
+        means[j] = (mass[i] * means[i] + mass[j] * means[j]) / (mass[i] + mass[j])
+        mass[j] += mass[i]
+        del means[i], mass[i]
+    found = clusters._merged(vectors, weights, 40)
+    assert np.allclose(sorted(found.tolist()), sorted(map(list, means)))
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.randoms(use_true_random=False))

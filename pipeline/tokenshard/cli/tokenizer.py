@@ -29,7 +29,7 @@ tokenizer.add_command(import_)
 @click.argument("tokenizer")
 @click.argument("src")
 @click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
-@click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
+@click.option("--size", type=click.IntRange(1), help="Resize and cut each image to a square of this side first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda (conv tokenizers).")
 @encoder_option
 @click.option(
@@ -37,26 +37,37 @@ tokenizer.add_command(import_)
 )
 @click.option("--codes", metavar="FILE", help="Write a CSV: how often each code occurs, and in which images most.")
 @click.option("--top", type=click.IntRange(0), default=3, show_default=True, help="Images a code in --codes.")
+@click.option("--lpips", metavar="FILE", help="Measure LPIPS, with weights of a file or folder.")
+@click.option("--rfid", metavar="FILE", help="Measure rFID with the Inception weights of a file.")
 @storage_option
 @json_option
 def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **values: Any) -> None:
     """Measure a tokenizer on images: PSNR, SSIM, use of the codes, and bits as stored.
 
-    TOKENIZER is `default`, the folder of a saved tokenizer, or NAME:OPTIONS to be fitted on these very images.
+    TOKENIZER is `default`, the folder of a saved tokenizer, or NAME:OPTIONS to be fitted on these very images. LPIPS
+    and rFID are measured where you have the published weights; nothing is downloaded.
 
     \b
     Example:
       tokenshard tokenizer eval default kodak/
       tokenshard tokenizer eval patch:8x8,k=1024 kodak/ --codes codes.csv
+      tokenshard tokenizer eval default imagenet-val/ --size 256 --rfid pt_inception-2015-12-05-6726825d.pth
     """
     from tokenshard.report.tokenizer_quality import tokenizer_quality
 
+    features = _feature_measures(values)
     samples = _samples((src,), values)
     images = [sample.data for sample in samples]
     found, tables = saved_or_fitted(tokenizer, images, values)
-    quality = tokenizer_quality(found, images, tables, [sample.key for sample in samples], values["top"])
+    quality = tokenizer_quality(found, images, tables, [sample.key for sample in samples], values["top"], features)
     if codes is not None:
         _write_codes(codes, quality.uses)
+    if "rfid" in quality.features and quality.images < 2048:
+        click.echo(
+            f"rFID of {quality.images:,} images is far too high: there are fewer than its 2,048 features. Compare it "
+            "with that of equally many images only; published figures are of 50,000",
+            err=True,
+        )
     if as_json:
         print_json(quality.json())
         return
@@ -67,6 +78,7 @@ def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **value
             ("PSNR", f"{quality.psnr:.2f} dB"),
             ("SSIM", f"{quality.ssim:.4f}"),
             ("MS-SSIM", "no image of 176 pixels" if quality.ms_ssim is None else f"{quality.ms_ssim:.4f}"),
+            *_feature_rows(quality.features, quality.images),
             ("codes used", f"{quality.usage:.1%} (perplexity {quality.perplexity:.0f})"),
             ("entropy", f"{quality.order0_entropy:.2f} bits a token without context"),
             ("given one", f"{quality.left_entropy:.2f} bits given the left, {quality.up_entropy:.2f} the upper token"),
@@ -83,7 +95,7 @@ def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **value
 @click.argument("src", nargs=-1, required=True)
 @click.argument("out")
 @click.option("--images", "most", type=click.IntRange(1), help="Use so many images, spread evenly. [default: all]")
-@click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
+@click.option("--size", type=click.IntRange(1), help="Resize and cut each image to a square of this side first.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
 @encoder_option
 @storage_option
@@ -178,6 +190,30 @@ def saved_or_fitted(text: str, images: list[Any], values: dict[str, Any]) -> tup
     if not isinstance(found, ConvVQ):
         raise SpecError(f"{text}: device and numerics are for conv tokenizers")
     return found.on(values["device"], numerics), tables
+
+
+def _feature_measures(values: dict[str, Any]) -> Any:
+    """What --lpips and --rfid ask for; None where neither is given."""
+    if values["lpips"] is None and values["rfid"] is None:
+        return None
+    from tokenshard.report.features import FeatureMeasures
+    from tokenshard.report.inception import load_inception
+    from tokenshard.training.perceptual import load_lpips
+
+    lpips = None if values["lpips"] is None else load_lpips(values["lpips"], values["storage"])
+    inception = None if values["rfid"] is None else load_inception(values["rfid"], values["storage"])
+    return FeatureMeasures(lpips, inception, values["device"])
+
+
+def _feature_rows(features: dict[str, Any], images: int) -> list[tuple[str, str]]:
+    """LPIPS and rFID, with the beginning of the SHA-256 of their weights."""
+    rows = []
+    if "lpips" in features:
+        weights = f"{features['lpips_network']}, weights {features['lpips_weights'][:8]}"
+        rows.append(("LPIPS", f"{features['lpips']:.4f} ({weights})"))
+    if "rfid" in features:
+        rows.append(("rFID", f"{features['rfid']:.3f} ({images:,} images, weights {features['rfid_weights'][:8]})"))
+    return rows
 
 
 def _write_codes(path: str, uses: Any) -> None:

@@ -15,7 +15,7 @@ from tokenshard.cli.tokenizer import read_images, saved_or_fitted, tokenizer
 @click.argument("src")
 @click.option("--modes", default="bf16,int8", show_default=True, help="Modes to compare with fp32, by commas.")
 @click.option("--images", "most", type=click.IntRange(1), default=32, show_default=True, help="Spread evenly.")
-@click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
+@click.option("--size", type=click.IntRange(1), help="Resize and cut each image to a square of this side first.")
 @click.option("--device", default="cpu", show_default=True, help="Where the modes run: cpu, cuda. fp32 is on the CPU.")
 @encoder_option
 @storage_option
@@ -53,7 +53,7 @@ def numerics(tokenizer_: str, src: str, modes: str, as_json: bool, **values: Any
 @click.argument("tokenizer_", metavar="TOKENIZER")
 @click.argument("src")
 @click.option("--images", "most", type=click.IntRange(1), default=8, show_default=True, help="Spread evenly.")
-@click.option("--size", type=click.IntRange(1), help="Cut a square of this side out of each image first.")
+@click.option("--size", type=click.IntRange(1), help="Resize and cut each image to a square of this side first.")
 @encoder_option
 @storage_option
 @json_option

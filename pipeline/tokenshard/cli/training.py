@@ -32,7 +32,7 @@ from tokenshard.cli.options import json_option, print_json, print_table, storage
 @click.option("--l2", type=click.FloatRange(0), help="Weight of error². [default: 1]")
 @click.option("--gradient", type=click.FloatRange(0), help="Weight of errors of pixel differences. [default: 0]")
 @click.option("--lpips", type=click.FloatRange(0), help="Weight of LPIPS; needs --lpips-weights. [default: 0]")
-@click.option("--lpips-weights", metavar="FILE", help="VGG16 and linear layers, safetensors or .pth.")
+@click.option("--lpips-weights", metavar="FILE", help="Of VGG16 or AlexNet and linear layers: a file or folder.")
 @click.option("--gan", type=click.FloatRange(0), help="Weight of a patch discriminator. [default: 0]")
 @click.option("--decoder-only", type=click.FloatRange(0, 1, max_open=True), help="Last share of steps. [default: 0.2]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="bf16: mixed precision. [default: fp32]")

@@ -15,6 +15,7 @@ from tokenshard.codecs.choose import choose_codec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.report.code_use import CodeUse, conditional_entropy
+from tokenshard.report.features import FeatureMeasures
 from tokenshard.report.quality import psnr
 from tokenshard.report.similarity import ms_ssim, ssim
 from tokenshard.tokenizers.base import Tokenizer
@@ -54,10 +55,13 @@ class TokenizerQuality:
     decode_images_per_second: float
     uses: tuple[CodeUse, ...]
     """of each level"""
+    features: dict[str, Any]
+    """`lpips` and `rfid`, where they were measured; see :meth:`FeatureMeasures.results`"""
 
     def json(self) -> dict[str, Any]:
-        """As a JSON-able dict, all but ``uses``."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "uses"}
+        """As a JSON-able dict, all but ``uses``; what is among ``features`` as keys of their own."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("uses", "features")}
+        return own | self.features
 
 
 def tokenizer_quality(
@@ -66,12 +70,14 @@ def tokenizer_quality(
     tables: Sequence[bytes] = (),
     keys: Sequence[str] | None = None,
     top: int = 0,
+    features: FeatureMeasures | None = None,
 ) -> TokenizerQuality:
     """Encode, decode and compare images uint8 [height, width, 3] of any sizes, one at a time.
 
     Codecs are fitted on the ids of these very images, as a conversion would, and coded in full: every bit is counted.
     ``tables`` are those that come with the tokenizer; they are no part of what an image costs, as its weights are not.
     ``top`` samples are kept of each code, named by ``keys`` (by default their numbers).
+    ``features``: measures by networks, added up over these images.
     """
     levels = tokenizer.spec.levels
     grids: list[list[NDArray[Any]]] = [[] for _ in levels]
@@ -85,6 +91,8 @@ def tokenizer_quality(
         decoding += time.perf_counter() - encoded
         encoding += encoded - started
         distortions.append((psnr(image, made), ssim(image, made), ms_ssim(image, made)))
+        if features is not None:
+            features.add(image, made)
         for level, plane in zip(grids, codes[0], strict=True):
             level.append(plane)
         pixels += image.shape[0] * image.shape[1]
@@ -117,6 +125,7 @@ def tokenizer_quality(
         encode_images_per_second=len(distortions) / encoding,
         decode_images_per_second=len(distortions) / decoding,
         uses=uses,
+        features={} if features is None else features.results(),
     )
 
 

@@ -275,7 +275,8 @@ class TrainTokenizer(JobSpec):
     recipe: RecipeSpec = RecipeSpec()
     encoder: FrozenEncoderSpec | None = None
     lpips_weights: str | None = Field(
-        default=None, description="safetensors or .pth file with VGG16 and the linear layers of LPIPS, for losses.lpips"
+        default=None,
+        description="file or folder with VGG16 or AlexNet and the linear layers of LPIPS, for losses.lpips",
     )
     engine: TrainingEngineSpec = TrainingEngineSpec()
     log: TrainingLogSpec = TrainingLogSpec()
