@@ -250,8 +250,8 @@ def main() -> None:
         share = (parts["decoding"] + parts["encoding"]) / memory["cpu"]
         print(
             f"{options.seconds} s of 1080p: peak {memory['peak_mb']:.0f} MB (imports {memory['imports_mb']:.0f}); "
-            f"CPU: decoding alone {parts['decoding']:.1f} s, encoding alone {parts['encoding']:.1f} s, together {share:.2f} x "
-            "that of the conversion"
+            f"CPU: decoding alone {parts['decoding']:.1f} s, encoding alone {parts['encoding']:.1f} s, together "
+            f"{share:.2f} x that of the conversion"
         )
         result = {**found, "h264": lines, "memory": memory, "alone": parts}
         (work / "video.json").write_text(json.dumps(result, indent=1))
