@@ -50,7 +50,7 @@ class Streams:
         width = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if not np.array_equal(self.offsets, offsets * width) or len(self.data) != self.offsets[-1]:
             raise FormatError(f"the stream {name} does not have {width} bytes a vector; the shard is damaged")
-        rows: NDArray[Any] = np.ascontiguousarray(self.data).view(dtype).reshape(-1, *shape)
+        rows: NDArray[Any] = np.ascontiguousarray(self.data).view(dtype).reshape(int(offsets[-1]), *shape)
         return rows
 
     def __getitem__(self, page: int) -> bytes:

@@ -18,8 +18,6 @@ from tokenshard.retrieval.compression.checks import as_ids, checked_ids, checked
 from tokenshard.retrieval.compression.kmeans import trained_centroids
 from tokenshard.retrieval.exact import Multivectors, Vectors
 
-Prepared = list[tuple[Vectors, int, tuple[int, ...]]]
-
 
 class Hpc(Compressor):
     """``hpc:K``: log2 K bits a vector."""
@@ -78,17 +76,12 @@ class LookupScorer(Scorer):
     def nbytes(self) -> int:
         return self.ids.nbytes
 
-    def prepare(self, query: Vectors) -> Prepared:
+    def prepare(self, query: Vectors) -> kernels.Tables:
         return [
             (np.concatenate([codebook @ columns for codebook in self.codebooks]), count, lanes)
             for columns, count, lanes in kernels.query_tables(query)
         ]
 
-    def score(self, prepared: Prepared, pages: NDArray[np.int64], out: Vectors) -> None:
-        sizes = [len(codebook) for codebook in self.codebooks]
-        firsts = np.cumsum([0, *sizes[:-1]])
-        out[:] = 0
-        part = np.empty_like(out)
-        for table, count, lanes in prepared:
-            kernels.lookup_maxsim(table, self.ids, firsts, self.offsets, pages, count, lanes, part)
-            out += part
+    def score(self, prepared: kernels.Tables, pages: NDArray[np.int64], out: Vectors) -> None:
+        firsts = np.cumsum([0, *(len(codebook) for codebook in self.codebooks[:-1])])
+        kernels.add_parts(kernels.lookup_maxsim, prepared, (self.ids, firsts), self.offsets, pages, out)

@@ -68,6 +68,16 @@ def fold(typingctx: Any, table: Any, rows: Any, weights: Any, count: Any, best: 
     return signature, codegen
 
 
+@_intrinsic
+def popcount(typingctx: Any, word: Any) -> Any:
+    """Bits of a uint64 that are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
+
+
 @kernel
 def sparse_maxsim(table: Any, codes: Any, offsets: Any, pages: Any, count: Any, lanes: Any, out: Any) -> None:
     """Vectors that are a row of the table each, plus ``values`` times the rows ``base + dims`` of some entries.
@@ -92,10 +102,9 @@ def sparse_maxsim(table: Any, codes: Any, offsets: Any, pages: Any, count: Any, 
 
 
 @kernel
-def lookup_maxsim(
-    table: Any, ids: Any, firsts: Any, offsets: Any, pages: Any, count: Any, lanes: Any, out: Any
-) -> None:
-    """Vectors that are a sum of one row a level: row ``firsts[level] + ids[vector, level]``."""
+def lookup_maxsim(table: Any, codes: Any, offsets: Any, pages: Any, count: Any, lanes: Any, out: Any) -> None:
+    """Vectors that are a sum of one row a level: row ``firsts[level] + ids[vector, level]``; ``codes``: ids, firsts."""
+    ids, firsts = codes
     levels = ids.shape[1]
     rows, weights = np.empty(levels, np.int32), np.ones(levels, np.float32)
     best = np.empty(table.shape[1], np.float32)
@@ -106,6 +115,69 @@ def lookup_maxsim(
                 rows[level] = firsts[level] + ids[vector, level]
             fold(table, rows, weights, levels, best, lanes)
         out[place] = best[:count].sum()
+
+
+@kernel
+def grid_maxsim(table: Any, codes: Any, offsets: Any, pages: Any, count: Any, lanes: Any, out: Any) -> None:
+    """Vectors on a grid: coordinate j has the weight ``levels[points[j]] * factors[segments[j]]``.
+
+    ``codes``: points [N, e], levels, factors [N, segments], segments [e], extra [N, k], centres [N] and their weights
+    [N]. Rows of the table: e coordinates, k extra ones, then the centres.
+    """
+    points, levels, factors, segments, extra, centres, centre_weights = codes
+    width, more = points.shape[1], extra.shape[1]
+    rows, weights = np.arange(width + more + 1).astype(np.int32), np.empty(width + more + 1, np.float32)
+    best = np.empty(table.shape[1], np.float32)
+    for place in range(pages.shape[0]):
+        best[:] = -np.inf
+        for vector in range(offsets[pages[place]], offsets[pages[place] + 1]):
+            for j in range(width):
+                weights[j] = levels[points[vector, j]] * factors[vector, segments[j]]
+            for j in range(more):
+                weights[width + j] = extra[vector, j]
+            rows[width + more] = width + more + centres[vector]
+            weights[width + more] = centre_weights[vector]
+            fold(table, rows, weights, width + more + 1, best, lanes)
+        out[place] = best[:count].sum()
+
+
+@kernel
+def sign_maxsim(table: Any, codes: Any, offsets: Any, pages: Any, count: Any, lanes: Any, out: Any) -> None:
+    """Vectors of signs, a bit each: ``bits`` uint8 [N, bytes], times ``factors`` [N], and one centre.
+
+    Rows of the table: 16 for each four bits, the lower four of a byte first, then the centre.
+    """
+    bits, factors = codes
+    used = 2 * bits.shape[1]
+    rows, weights = np.empty(used + 1, np.int32), np.empty(used + 1, np.float32)
+    best = np.empty(table.shape[1], np.float32)
+    rows[used], weights[used] = 16 * used, 1
+    for place in range(pages.shape[0]):
+        best[:] = -np.inf
+        for vector in range(offsets[pages[place]], offsets[pages[place] + 1]):
+            weights[:used] = factors[vector]
+            for byte in range(bits.shape[1]):
+                value = np.int32(bits[vector, byte])
+                rows[2 * byte] = 32 * byte + (value & 15)
+                rows[2 * byte + 1] = 32 * byte + 16 + (value >> 4)
+            fold(table, rows, weights, used + 1, best, lanes)
+        out[place] = best[:count].sum()
+
+
+@kernel
+def hamming_maxsim(query: Any, bits: Any, offsets: Any, pages: Any, out: Any) -> None:
+    """Sum over the query's sign words uint64 [m, w] of the most signs that a vector of the page has in common."""
+    for place in range(pages.shape[0]):
+        total = 0
+        for row in range(query.shape[0]):
+            least = 64 * query.shape[1]
+            for vector in range(offsets[pages[place]], offsets[pages[place] + 1]):
+                apart = 0
+                for word in range(query.shape[1]):
+                    apart += popcount(query[row, word] ^ bits[vector, word])
+                least = min(least, apart)
+            total += 64 * query.shape[1] - least
+        out[place] = total
 
 
 @kernel
@@ -169,7 +241,11 @@ def nearest(vectors: Vectors, centroids: Vectors) -> NDArray[np.int64]:
     return found
 
 
-def query_tables(query: Vectors) -> list[tuple[Vectors, int, tuple[int, ...]]]:
+Tables = list[tuple[Vectors, int, tuple[int, ...]]]
+"""Of parts of a query: the table float32 [rows, 16 * lanes], query vectors in it, lanes."""
+
+
+def query_tables(query: Vectors) -> Tables:
     """A query float32 [m, d] as columns: (float32 [d, 16 * lanes], query vectors in it, lanes), 64 of them at a time.
 
     Columns beyond the query vectors are zero.
@@ -182,3 +258,15 @@ def query_tables(query: Vectors) -> list[tuple[Vectors, int, tuple[int, ...]]]:
         columns[:, : len(part)] = part.T
         parts.append((columns, len(part), (0,) * lanes))
     return parts
+
+
+def add_parts(
+    maxsim: Callable[..., None], tables: Tables, codes: Any, offsets: NDArray[np.int64], pages: NDArray[np.int64],
+    out: Vectors,
+) -> None:  # fmt: skip
+    """Write the sum of a compiled loop over the parts of a query to ``out``."""
+    out[:] = 0
+    part = np.empty_like(out)
+    for table, count, lanes in tables:
+        maxsim(table, codes, offsets, pages, count, lanes, part)
+        out += part

@@ -200,18 +200,12 @@ class SparseScorer(Scorer):
     def nbytes(self) -> int:
         return self.ids.nbytes + self.starts.nbytes + self.dims.nbytes + self.values.nbytes
 
-    def prepare(self, query: Vectors) -> list[tuple[Vectors, int, tuple[int, ...]]]:
+    def prepare(self, query: Vectors) -> kernels.Tables:
         return [
             (np.concatenate([self.centroids @ columns, self.axes @ columns]), count, lanes)
             for columns, count, lanes in kernels.query_tables(query)
         ]
 
-    def score(
-        self, prepared: list[tuple[Vectors, int, tuple[int, ...]]], pages: NDArray[np.int64], out: Vectors
-    ) -> None:
-        out[:] = 0
-        part = np.empty_like(out)
+    def score(self, prepared: kernels.Tables, pages: NDArray[np.int64], out: Vectors) -> None:
         codes = self.ids, self.starts, self.dims, self.values, len(self.centroids)
-        for table, count, lanes in prepared:
-            kernels.sparse_maxsim(table, codes, self.offsets, pages, count, lanes, part)
-            out += part
+        kernels.add_parts(kernels.sparse_maxsim, prepared, codes, self.offsets, pages, out)
