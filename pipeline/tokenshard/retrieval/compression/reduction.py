@@ -20,12 +20,16 @@ Labels = NDArray[np.int64]
 """[N]: the row of the reduced vectors that each vector became a part of, -1 where it was dropped."""
 
 
+Source = Literal["attention", "idf", "random"]
+_SOURCES: dict[str, Source] = {"attention": "attention", "idf": "idf", "random": "random"}
+
+
 class Reduction(ABC):
     """A step from the vectors of pages to fewer."""
 
     @abstractmethod
     def apply(self, pages: Multivectors, saliency: Vectors | None) -> tuple[Multivectors, Labels]:
-        """Fewer vectors of the same pages, at least one of each page that had any. Pages do not depend on each other."""
+        """Fewer vectors of the same pages, at least one of each page that had any; no page depends on another."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Prune(Reduction):
     or `random`, the control that every result should be shown beside.
     """
 
-    by: Literal["attention", "idf", "random"]
+    by: Source
     share: float
 
     def apply(self, pages: Multivectors, saliency: Vectors | None) -> tuple[Multivectors, Labels]:
@@ -88,9 +92,8 @@ def parse_reduction(text: str) -> Reduction:
     try:
         if name == "pool" and len(parts) == 1 and int(parts[0]) >= 2:
             return Pool(int(parts[0]))
-        if name == "prune" and len(parts) == 2 and 0 < float(parts[1]) <= 1:
-            if parts[0] == "attention" or parts[0] == "idf" or parts[0] == "random":
-                return Prune(parts[0], float(parts[1]))
+        if name == "prune" and len(parts) == 2 and parts[0] in _SOURCES and 0 < float(parts[1]) <= 1:
+            return Prune(_SOURCES[parts[0]], float(parts[1]))
     except ValueError:
         pass
     raise SpecError(f"{text!r} is no reduction; write prune:attention,0.6, prune:idf,0.6, prune:random,0.6 or pool:2")

@@ -95,14 +95,14 @@ def pyramid_points(vectors: Any, total: Any, out: Any) -> None:
         lost = np.empty(vectors.shape[1])
         for j in range(vectors.shape[1]):
             wanted = abs(np.float64(vectors[row, j])) / size * total
-            whole = np.int64(np.floor(wanted))
+            whole: Any = np.int64(np.floor(wanted))
             lost[j] = wanted - whole
             missing -= whole
             out[row, j] = whole
         while missing > 0:
-            j = lost.argmax()
-            out[row, j] += 1
-            lost[j] -= 1
+            most = lost.argmax()
+            out[row, most] += 1
+            lost[most] -= 1
             missing -= 1
         for j in range(vectors.shape[1]):
             if vectors[row, j] < 0:
