@@ -25,9 +25,7 @@ class DocumentSourceSpec(SourceSpec):
     render: bool | None = Field(
         default=None, description="make page images; none: where the encoder reads images and not text"
     )
-    page_pixels: int = Field(
-        default=1 << 20, ge=1, description="page images are as large as fits into so many pixels"
-    )
+    page_pixels: int = Field(default=1 << 20, ge=1, description="page images are as large as fits into so many pixels")
     dpi: float | None = Field(default=None, gt=0, le=2400, description="pixels an inch, instead of page_pixels")
     passwords_env: str | None = Field(
         default=None,

@@ -66,9 +66,7 @@ class Bert:
                 received = attention.mean((1, 2)) * length
                 mixed = attention @ v
             mixed = mixed.transpose(1, 2).flatten(2)
-            x = self._normed(
-                x + self._linear(mixed, f"{at}attention.output.dense"), f"{at}attention.output.LayerNorm"
-            )
+            x = self._normed(x + self._linear(mixed, f"{at}attention.output.dense"), f"{at}attention.output.LayerNorm")
             inner = F.gelu(self._linear(x, f"{at}intermediate.dense"))
             x = self._normed(x + self._linear(inner, f"{at}output.dense"), f"{at}output.LayerNorm")
         return x, received
@@ -82,7 +80,7 @@ class Bert:
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, n, width] -> [B, heads, n, width / heads]."""
-        return x.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.shape.heads, -1).transpose(1, 2)
 
 
 def _shape(folder: Path) -> BertShape:

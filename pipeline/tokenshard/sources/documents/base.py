@@ -105,9 +105,7 @@ def _page(row: Input, read: Read) -> Sample | Reject:
             raise failed.error from None
         return rejected(row.key, row.uri, failed.stage, failed.error)
     columns = {column.name: row.meta.get(column.name) for column in COLUMNS}
-    return Sample(
-        row.key, row.uri, content.image, row.bytes or 0, {**columns, **content.columns}, text=content.text
-    )
+    return Sample(row.key, row.uri, content.image, row.bytes or 0, {**columns, **content.columns}, text=content.text)
 
 
 T = TypeVar("T")

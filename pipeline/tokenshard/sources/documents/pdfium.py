@@ -78,7 +78,7 @@ class Pdf:
                 raise PdfDamaged("no page can be found in the file; it is damaged")
             form = _form(handle)
         self._handle = handle
-        self._form, self._form_settings = form or (None, None)
+        self._form = form
         self._finalizer = weakref.finalize(self, _close, handle, form, data)
         self._finalizer.atexit = False  # the library may be gone by then
 
@@ -106,13 +106,14 @@ class Pdf:
             handle = pdfium.FPDF_LoadPage(self._handle, index)
             if not handle:
                 raise PageDamaged(f"page {index + 1} cannot be loaded: it is missing or damaged")
-            if self._form:
-                pdfium.FORM_OnAfterLoadPage(handle, self._form)
+            form = self._form[0] if self._form else None
+            if form:
+                pdfium.FORM_OnAfterLoadPage(handle, form)
             try:
-                yield Page(handle, self._form)
+                yield Page(handle, form)
             finally:
-                if self._form:
-                    pdfium.FORM_OnBeforeClosePage(handle, self._form)
+                if form:
+                    pdfium.FORM_OnBeforeClosePage(handle, form)
                 pdfium.FPDF_ClosePage(handle)
 
 
@@ -138,8 +139,8 @@ class Page:
         for item in _objects(self._handle, pdfium.FPDFPage_CountObjects, pdfium.FPDFPage_GetObject):
             if pdfium.FPDFImageObj_GetImagePixelSize(item, width, height) and width.value * height.value > max_pixels:
                 raise PageTooLarge(
-                    f"a picture of {width.value} x {height.value} pixels is over max_pixels ({max_pixels}); raise it if "
-                    "you trust the file"
+                    f"a picture of {width.value} x {height.value} pixels is over max_pixels ({max_pixels}); raise it "
+                    "if you trust the file"
                 )
 
     def characters(self, max_chars: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
@@ -212,9 +213,7 @@ class Page:
         return pixels
 
 
-def _objects(
-    parent: Any, count: Callable[[Any], int], get: Callable[[Any, int], Any], depth: int = 0
-) -> Iterator[Any]:
+def _objects(parent: Any, count: Callable[[Any], int], get: Callable[[Any, int], Any], depth: int = 0) -> Iterator[Any]:
     """Picture objects of a page, also those inside its forms."""
     for number in range(count(parent)):
         item = get(parent, number)

@@ -58,7 +58,7 @@ def _words(codes: NDArray[np.int32]) -> list[tuple[int, int]]:
 
 
 def _is_space(code: int) -> bool:
-    return code <= 0x20 and code != _HYPHEN or code in (0x7F, 0xFFFE, 0xFFFF) or (code > 0x7F and chr(code).isspace())
+    return (code <= 0x20 and code != _HYPHEN) or code in (0x7F, 0xFFFE, 0xFFFF) or (code > 0x7F and chr(code).isspace())
 
 
 def _characters(codes: NDArray[np.int32]) -> str:
