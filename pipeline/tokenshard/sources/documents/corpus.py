@@ -38,7 +38,7 @@ class TextCorpus(DocumentSource):
     def plan(self) -> Iterator[pa.RecordBatch]:
         meta = [pa.field("document", pa.string())]
         rows = (row for name in self._names() for row in self._lines(name))
-        yield from require_usable(plan_batches(rows, meta, UniqueKeys()), self.spec.path)
+        yield from require_usable(plan_batches(rows, meta, UniqueKeys()), self.spec.path, "documents")
 
     def _names(self) -> list[str]:
         names = [entry.name for entry in self.files.list() if entry.name.lower().endswith(LINE_NAMES)]

@@ -65,7 +65,7 @@ class DocumentFiles(DocumentSource):
             *((pa.field(name, pa.int32())) for name in ("page", "pages")),
             pa.field("document_bytes", pa.int64()),
         ]
-        yield from require_usable(plan_batches(self._inputs(), meta, UniqueKeys()), self.spec.path)
+        yield from require_usable(plan_batches(self._inputs(), meta, UniqueKeys()), self.spec.path, "documents")
 
     # -- planning -----------------------------------------------------------------------------------------------------
 
