@@ -12,6 +12,8 @@ from tokenshard.sources.base import TextLayer
 
 _HYPHEN = 0x02
 """What PDFium makes of a hyphen at the end of a line, in the middle of a word."""
+_FAR = 2.0
+"""Heights of a letter between two of them that do not belong to one word."""
 _PRESENTATION = re.compile("[\ufb00-\ufdff\ufe70-\ufefc]")
 """Ligatures, and Arabic and Hebrew letters in the form that their place in a word gives them."""
 
@@ -26,7 +28,7 @@ def page_text(codes: NDArray[np.int32], places: NDArray[np.float64]) -> TextLaye
     spans: list[tuple[int, int]] = []
     boxes: list[NDArray[np.float64]] = []
     length = 0
-    for first, last in _words(codes):
+    for first, last in _words(codes, places):
         word = _characters(codes[first:last])
         box = _box(codes[first:last], places[first:last])
         if not word or not _is_visible(box):
@@ -50,11 +52,32 @@ def plain_text(text: str) -> TextLayer:
     return TextLayer(text, np.zeros((0, 2), np.int32), None)
 
 
-def _words(codes: NDArray[np.int32]) -> list[tuple[int, int]]:
-    """Ranges of characters without space between them."""
-    within = np.concatenate([[False], [not _is_space(code) for code in codes.tolist()], [False]])
-    edges = np.flatnonzero(within[1:] != within[:-1])
-    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+def _words(codes: NDArray[np.int32], places: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Ranges of characters that stand together: without space between them, and on one line.
+
+    PDFium does not always see that a line ends where the next word begins right below.
+    """
+    words, first = [], None
+    jumps = _jumps(codes, places)
+    for number, code in enumerate(codes.tolist()):
+        space = _is_space(code)
+        if first is not None and (space or jumps[number]):
+            words.append((first, number))
+            first = None
+        if first is None and not space:
+            first = number
+    if first is not None:
+        words.append((first, len(codes)))
+    return words
+
+
+def _jumps(codes: NDArray[np.int32], places: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each character lies far above or below the one before it, which is no hyphen at the end of a line."""
+    heights = places[:, 3] - places[:, 1]
+    gaps = np.maximum(places[1:, 1] - places[:-1, 3], places[:-1, 1] - places[1:, 3])
+    far = (gaps > _FAR * np.maximum(heights[1:], heights[:-1])) & (heights[1:] > 0) & (heights[:-1] > 0)
+    parted = (codes[:-1] == _HYPHEN) | (codes[1:] == _HYPHEN)
+    return np.concatenate([np.zeros(min(1, len(codes)), np.bool_), far & ~parted])
 
 
 def _is_space(code: int) -> bool:
