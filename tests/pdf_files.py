@@ -43,9 +43,7 @@ def pdf(
 def scan(width: int, height: int) -> bytes:
     """A page with nothing but a picture of as many black and white pixels."""
     data = bytes(-(-width // 8)) * height
-    return (
-        b"q 612 0 0 792 0 0 cm\nBI /W %d /H %d /BPC 1 /CS /G ID " % (width, height) + data + b"\nEI\nQ"
-    )
+    return b"q 612 0 0 792 0 0 cm\nBI /W %d /H %d /BPC 1 /CS /G ID " % (width, height) + data + b"\nEI\nQ"
 
 
 def assembled(objects: Sequence[bytes], information: int | None = None) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 DIMENSIONS = 12

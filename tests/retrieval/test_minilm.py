@@ -121,9 +121,19 @@ def test_every_word_of_a_drawn_page_is_on_its_patch(tmp_path: Path, encoder: Min
 def test_tokens_of_a_long_word_lie_along_it(tmp_path: Path, encoder: MiniLM) -> None:
     (tmp_path / "a.pdf").write_bytes(pdf([[Word("antidisestablishmentarianism" * 3, 72, 500)]]))
     (page,) = encoder.encode_pages(read(tmp_path))
-    assert len({row for row, _ in page.positions.tolist()}) == 1
-    assert (np.diff(page.positions[:, 1]) >= 0).all()
-    assert page.positions[-1, 1] - page.positions[0, 1] > 10
+    cells = page.positions
+    assert len(set(cells[:, 0].tolist())) == 1
+    assert (np.diff(cells[:, 1]) >= 0).all()
+    assert cells[-1, 1] - cells[0, 1] > 10
+
+
+def test_pages_can_be_cut() -> None:
+    words = lettered(" ".join(f"word{number}" for number in range(100)))
+    whole, cut = MiniLM(32), MiniLM(32, tokens=20)
+    (full,), (part,) = (encoder.fitted([words]).encode_pages([words]) for encoder in (whole, cut))
+    assert len(part.vectors) == 18  # the network sees 2 special ones beside
+    assert len(full.vectors) > 100
+    assert whole.spec.fingerprint != cut.spec.fingerprint
 
 
 def test_scans_have_no_vectors_and_are_no_error(tmp_path: Path, encoder: MiniLM) -> None:
@@ -163,7 +173,7 @@ def test_what_was_fitted_is_saved_and_found_again(tmp_path: Path, encoder: MiniL
         load_encoder(store, "encoder")
 
 
-@pytest.mark.parametrize("name", ["minilm:0", "minilm:385", "minilm:x", "patch-dct:3"])
+@pytest.mark.parametrize("name", ["minilm:0", "minilm:385", "minilm:x", "minilm:32,2", "minilm:1,2,3", "patch-dct:3"])
 def test_options_that_an_encoder_has_not_are_refused(name: str) -> None:
     with pytest.raises(SpecError):
         open_encoder(name)
@@ -178,16 +188,15 @@ def test_token_vectors_find_what_a_sentence_vector_cannot(data_dir: Path, monkey
     keys = [page.key for page in pages]
     queries = dict(list(read_queries(store, "queries.jsonl").items())[::4])
     judgements = {query: found for query, found in read_judgements(store, "qrels.jsonl").items() if query in queries}
-    full = MiniLM(dimensions=384)
-    states = [states for _, _, (states, _) in full.page_states(pages)]
-    fitted = full.fitted(pages)
+    full = MiniLM()
+    states = [states for _, (states, _) in full.page_states(pages)]
     asked = [full.query_states(text) for text in queries.values()]
 
     def recalls(scores: np.ndarray, *tops: int) -> list[float]:
         run = {query: [keys[page] for page in found] for query, found in zip(queries, ranking(scores, 10), strict=True)}
         return [float(measured(recall, run, judgements, top).mean()) for top in tops]
 
-    reduce = fitted._fitted_reduction
+    reduce = full.reduction_of(states)
     tokens = maxsim(Multivectors.of([reduce(one) for one in asked]), Multivectors.of([reduce(one) for one in states]))
     at_2, at_10 = recalls(tokens, 2, 10)
     assert at_2 >= 0.95

@@ -78,9 +78,7 @@ def test_vectors_do_not_depend_on_the_pages_beside(encoder: PageEncoder) -> None
         np.testing.assert_array_equal(encoder.encode_pages([page])[0].vectors, found.vectors)
 
 
-def test_batches_of_the_model_agree_with_single_pages(
-    encoder: PageEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_of_the_model_agree_with_single_pages(encoder: PageEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = [drawn(seed) for seed in range(3)]
     single = encoder.encode_pages(pages)
     monkeypatch.setattr(encoder, "_device", torch.device("cpu"))  # as any device that is not simply named "cpu"

@@ -60,9 +60,7 @@ def plan_schema(meta: Sequence[pa.Field] = ()) -> pa.Schema:
     return pa.schema([*PLAN_COLUMNS, *(pa.field(META + column.name, column.type) for column in meta)])
 
 
-def require_usable(
-    batches: Iterable[pa.RecordBatch], where: str, what: str = "images"
-) -> Iterator[pa.RecordBatch]:
+def require_usable(batches: Iterable[pa.RecordBatch], where: str, what: str = "images") -> Iterator[pa.RecordBatch]:
     """The same batches; SpecError at the end of a plan without a single usable input."""
     usable, first_error = 0, None
     for batch in batches:

@@ -70,6 +70,7 @@ class EncoderSpec(StoredDocument):
     reads: Literal["text", "pixels"] = Field(description="the part of a page that it encodes")
     dimensions: int = Field(ge=1, description="of a vector")
     grid: tuple[int, int] | None = Field(default=None, description="patches of a page (rows, columns); none: they vary")
+    max_tokens: int | None = Field(default=None, ge=1, description="of a page; the text behind is left out")
     numerics: str = Field(default="fp32", description="numerics mode the vectors depend on: `fp32`, `bf16`")
     weights_sha256: str = Field(description="SHA-256 of the pretrained weights; of none for a fixed transform")
     weight_licence: str = Field(description="licence of the weights, as their publisher states it, or `unknown`")

@@ -19,7 +19,7 @@ Query = str | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class PageVectors:
-    """What an encoder makes of a page. Padding and special tokens are not among the vectors."""
+    """What an encoder makes of a page. Padding, prompt and other special tokens are not among the vectors."""
 
     vectors: Vectors
     """[n, d], of length 1; n may be 0"""

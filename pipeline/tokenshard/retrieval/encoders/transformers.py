@@ -72,13 +72,14 @@ class TransformersText(TokenEncoder):
 
 
 def imported(folder: Path) -> Any:
-    """The transformers library."""
+    """The transformers library, without bars of its own."""
     try:
         import transformers
     except ImportError as error:
         raise SpecError(f"hf:{folder}: reading it needs pip install 'tokenshard[documents]'") from error
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+    library: Any = transformers
+    library.utils.logging.disable_progress_bar()
+    return library
 
 
 def loaded(folder: Path, cls: Any, device: str | None = None, numerics: str = "fp32") -> Any:

@@ -73,7 +73,7 @@ MODELS: Mapping[str, _Kind] = {
 
 
 class VisionEncoder:
-    """A checkpoint of one of :data:`MODELS`. On CPUs each page runs by itself, elsewhere some of equal size together."""
+    """A checkpoint of one of :data:`MODELS`. On CPUs a page runs by itself, elsewhere some of equal size together."""
 
     def __init__(self, folder: Path, model_type: str, device: str, numerics: str) -> None:
         transformers, self._kind = imported(folder), MODELS[model_type]
@@ -161,7 +161,8 @@ def _last_attention(model: nn.Module, folder: Path) -> nn.Module:
     found = [module for name, module in layers if name.rpartition(".")[2] in {"self_attn", "attn"}]
     if not found:
         raise SpecError(f"hf:{folder}: {type(model).__name__} has no attention where this version looks for it")
-    return found[-1]
+    last: nn.Module = found[-1]
+    return last
 
 
 @contextmanager

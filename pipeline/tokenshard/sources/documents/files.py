@@ -1,13 +1,12 @@
 """Files form: PDF files and page images, in a folder and below, or in tar archives; one input a page.
 
-Planning opens each PDF once to count its pages. A document that cannot be opened is one reject; a page that cannot be
-read is one too, and the other pages of its document are read all the same.
+Planning opens each PDF once, in a process apart, to count its pages. A document that cannot be opened is one reject; a
+page that cannot be read is one too, and the other pages of its document are read all the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +19,10 @@ import pyarrow as pa
 
 from tokenshard.errors import InputError, StoreError
 from tokenshard.sources.documents.base import DocumentSource, PageContent, Read, staged
+from tokenshard.sources.documents.opening import Openers, openers
 from tokenshard.sources.documents.pages import SharedPdf, read_scan
 from tokenshard.sources.documents.passwords import Passwords
-from tokenshard.sources.documents.pdfium import PageTooLarge, Pdf
+from tokenshard.sources.documents.pdfium import PageTooLarge
 from tokenshard.sources.images.base import fetch_file
 from tokenshard.sources.images.folder import is_image_name, is_litter
 from tokenshard.sources.images.tar import TAR_ERRORS, is_compressed, members
@@ -34,7 +34,8 @@ from tokenshard.spec.documents import chosen_pages
 
 _AHEAD = 4
 """Documents read and opened ahead at planning, on as many threads."""
-_INFORMATION = ("Author", "Subject", "Keywords", "Creator", "Producer", "CreationDate", "ModDate")
+_OPENING = 20.0
+"""Seconds that opening a document may take at least: a process may have to start for it."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class DocumentFiles(DocumentSource):
     def _inputs(self) -> Iterator[Input]:
         """Pages of all documents in order; documents are opened some ahead."""
         running: deque[Future[list[Input]] | Input] = deque()
-        with ThreadPoolExecutor(_AHEAD) as pool:
+        with openers(_AHEAD, max(_OPENING, self.spec.max_seconds)) as opening, ThreadPoolExecutor(_AHEAD) as pool:
             for found in self._found():
-                running.append(found if isinstance(found, Input) else pool.submit(self._pages, found))
+                running.append(found if isinstance(found, Input) else pool.submit(self._pages, opening, found))
                 while len(running) >= _AHEAD:
                     yield from _finished(running.popleft())
             while running:
@@ -122,36 +123,26 @@ class DocumentFiles(DocumentSource):
     def _is_document(self, name: str) -> bool:
         return is_image_name(name, self.spec.extensions)
 
-    def _pages(self, place: _Place) -> list[Input]:
+    def _pages(self, opening: Openers, place: _Place) -> list[Input]:
         """Inputs of one document: its pages, or one error."""
         try:
             data = self._bytes(place)
             digest = hashlib.sha256(data).hexdigest()
             if place.is_pdf:
-                return self._pages_of_pdf(place, data, digest)
+                return self._pages_of_pdf(opening, place, data, digest)
             return [_page_input(place, 0, 1, [0], {"document_sha256": digest, "title": None, "metadata": None})]
         except (InputError, OSError, StoreError) as error:
             if isinstance(error, StoreError) and error.transient:
                 raise
             return [Input(place.name, place.uri, error=f"{type(error).__name__}: {cleaned(str(error))}")]
 
-    def _pages_of_pdf(self, place: _Place, data: bytes, digest: str) -> list[Input]:
-        pdf = Pdf(data, self._passwords.of_file(place.name))
-        try:
-            count = len(pdf)
-            if count > self.spec.max_pages:
-                raise PageTooLarge(f"{count} pages are over max_pages ({self.spec.max_pages}); raise it, or set pages")
-            information = {name: pdf.metadata(name) for name in _INFORMATION}
-            said = {name.lower(): value for name, value in information.items() if value is not None}
-            known = {
-                "document_sha256": digest,
-                "title": pdf.metadata("Title"),
-                "metadata": json.dumps(said, ensure_ascii=False) if said else None,
-            }
-        finally:
-            pdf.close()
-        chosen = chosen_pages(self.spec.pages, count)
-        return [_page_input(place, number, count, chosen, known) for number in chosen]
+    def _pages_of_pdf(self, opening: Openers, place: _Place, data: bytes, digest: str) -> list[Input]:
+        found = opening.open(data, self._passwords.of_file(place.name))
+        if found.pages > self.spec.max_pages:
+            raise PageTooLarge(f"{found.pages} pages are over max_pages ({self.spec.max_pages}); raise it")
+        known = {"document_sha256": digest, "title": found.title, "metadata": found.metadata}
+        chosen = chosen_pages(self.spec.pages, found.pages)
+        return [_page_input(place, number, found.pages, chosen, known) for number in chosen]
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,8 @@ def _words(codes: NDArray[np.int32], places: NDArray[np.float64]) -> list[tuple[
 
     PDFium does not always see that a line ends where the next word begins right below.
     """
-    words, first = [], None
+    words: list[tuple[int, int]] = []
+    first: int | None = None
     jumps = _jumps(codes, places)
     for number, code in enumerate(codes.tolist()):
         space = _is_space(code)
