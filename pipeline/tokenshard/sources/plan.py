@@ -60,7 +60,7 @@ def plan_schema(meta: Sequence[pa.Field] = ()) -> pa.Schema:
     return pa.schema([*PLAN_COLUMNS, *(pa.field(META + column.name, column.type) for column in meta)])
 
 
-def require_usable(batches: Iterable[pa.RecordBatch], where: str) -> Iterator[pa.RecordBatch]:
+def require_usable(batches: Iterable[pa.RecordBatch], where: str, what: str = "images") -> Iterator[pa.RecordBatch]:
     """The same batches; SpecError at the end of a plan without a single usable input."""
     usable, first_error = 0, None
     for batch in batches:
@@ -73,7 +73,7 @@ def require_usable(batches: Iterable[pa.RecordBatch], where: str) -> Iterator[pa
     if first_error is not None and not usable:
         raise SpecError(f"{where}: no usable input found; the first problem is: {first_error}")
     if not usable:
-        raise SpecError(f"{where}: no images found; check the path, `form` and `extensions`")
+        raise SpecError(f"{where}: no {what} found; check the path, `form` and `extensions`")
 
 
 def planned_inputs(table: pa.Table, names: Iterable[str]) -> Iterator[Input]:
