@@ -153,7 +153,11 @@ def test_damaged_models_are_refused(change: str) -> None:
         with pytest.raises(FormatError, match="law"):
             MultisetCodec(np.array([0, 0, LAWS], np.uint8))
         return
-    damaged = {"flip": data[:40] + bytes([data[40] ^ 1]) + data[41:], "cut": data[:-1], "magic": b"TSMODEL\0" + data[8:]}
+    damaged = {
+        "flip": data[:40] + bytes([data[40] ^ 1]) + data[41:],
+        "cut": data[:-1],
+        "magic": b"TSMODEL\0" + data[8:],
+    }
     with pytest.raises(FormatError):
         MultisetCodec.from_model(damaged[change])
 

@@ -27,7 +27,7 @@ from tokenshard.retrieval.compression.kmeans import trained_centroids, tree_orde
 from tokenshard.retrieval.compression.residual_tables import ResidualTables
 from tokenshard.retrieval.exact import Multivectors, Vectors
 
-DEAD_ZONE = 0.6
+DEAD_ZONE = 0.55
 """Components below so many steps become zero."""
 CODEBOOK_STEP = 1 / 8
 """Step of the stored centroids, in steps of the residual: finer than what the residual corrects anyway."""

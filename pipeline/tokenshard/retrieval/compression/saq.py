@@ -69,7 +69,7 @@ class Saq(Compressor):
             points, own = np.empty((len(rotated), width), np.uint16), np.empty(len(rotated), np.float32)
             part = np.ascontiguousarray(rotated[:, first : first + width])
             rounding_kernels.adjusted_codes(part, bits, _ROUNDS, points, own)
-            packed.append(pack_rows(points, bits, pages.offsets).data.reshape(len(rotated), -1))
+            packed.append(pack_rows(points, bits, pages.offsets).data.reshape(len(rotated), -(-width * bits // 8)))
             factors[:, number] = own
             first += width
         rows = np.concatenate(packed, 1)
