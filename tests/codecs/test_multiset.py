@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_laws_are_whole_and_never_change() -> None:
     frequencies = law_frequencies()
     assert frequencies.min() >= 1
     ends = [(ids - 1) * (ids + 2) // 2 for ids in range(1, 33)]
-    sums = [frequencies[:, a:b].sum(1) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    sums = [frequencies[:, a:b].sum(1) for a, b in pairwise(ends)]
     assert (np.array(sums) == 4096).all()
     # Streams of older versions depend on every entry.
     assert hashlib.sha256(frequencies.astype("<u2").tobytes()).hexdigest()[:16] == "a1de8dae215a44ca"

@@ -1,4 +1,4 @@
-"""Every method of compression: codes stand for vectors near the pages', and MaxSim on codes is that of these vectors."""
+"""Every method of compression: codes stand for vectors near the pages', and MaxSim on codes is theirs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A rotation makes all coordinates alike, so that no codebook is needed and none can be outdated. The factor makes the
 inner product of a vector with its own code exact, which leaves estimates without bias (Gao and Long, RaBitQ,
-arXiv:2405.12497). FAISS and the authors keep a second factor, for the vector's exact inner product with the centre; vectors of
+arXiv:2405.12497). FAISS and the authors keep a second factor, for the exact inner product with the centre; vectors of
 pages have next to no mean, and two bytes are two bytes.
 """
 
