@@ -213,3 +213,91 @@ def _table(model: Model, step: Step, node: int, around: list[int]) -> int:
                 classes[side] = step.refined[side][node * step.clusters[side] + classes[side]]
     a, b = step.classes
     return step.pairs[(node * a + classes[0]) * b + classes[1]]
+
+
+def multiset_laws() -> list[list[list[int]]]:
+    """[law][ids - 1]: frequencies of the counts 0 to ``ids`` in the left part of a node of 1 to 31 ids."""
+    low = [6, 12, 24, 48, 96, 160, 256, 384, 544, 736, 960, 1216, 1504, 1792]
+    laws = []
+    for weight in (None, 64, 32, 16, 8, 4, 2, 1):
+        for share in [*low, 2048, *(4096 - s for s in reversed(low))]:
+            p, tables = share / 4096, []
+            for n in range(1, 32):
+                terms = [1.0]
+                for k in range(n):
+                    ratio = (n - k) / (k + 1)
+                    if weight is None:
+                        ratio = ratio * p / (1 - p)
+                    else:
+                        ratio = ratio * (p * weight + k) / ((1 - p) * weight + (n - k - 1))
+                    terms.append(terms[-1] * ratio)
+                total = 0.0
+                for term in terms:
+                    total += term
+                table = [1 + int(term / total * (4096 - n - 1)) for term in terms]
+                table[table.index(max(table))] += 4096 - sum(table)
+                tables.append(table)
+            laws.append(tables)
+    return laws
+
+
+_MULTISET_LAWS = multiset_laws()
+
+
+def decode_multiset(model: bytes, stream: bytes, size: int) -> list[int]:
+    """The sorted ids of one `multiset` sample; AssertionError if it is damaged."""
+    assert model[:8] == b"TSMULTI\0"
+    assert hashlib.sha256(model[:-32]).digest() == model[-32:]
+    version, length = struct.unpack("<II", model[8:16])
+    assert version == 1
+    alphabet = json.loads(model[16 : 16 + length])["alphabet"]
+    of_node = zstandard.ZstdDecompressor().decompress(model[16 + length : -32])
+    assert len(of_node) == alphabet
+    if size == 0 or alphabet == 1:
+        assert stream == b""
+        return [0] * size
+    words = list(reversed(struct.unpack(f"<{len(stream) // 2}H", stream)))
+    x = words.pop() + (words.pop() << 16)
+
+    def take(start: int, frequency: int) -> None:
+        nonlocal x
+        x = frequency * (x // 4096) + x % 4096 - start
+        if x < 1 << 16:
+            x = (x << 16) + words.pop()
+
+    def take_uniform(width: int) -> int:
+        slot = x % 4096
+        number = next(i for i in range(width) if i * 4096 // width <= slot < (i + 1) * 4096 // width)
+        take(number * 4096 // width, (number + 1) * 4096 // width - number * 4096 // width)
+        return number
+
+    def count_of(node: int, n: int) -> int:
+        table = _MULTISET_LAWS[of_node[node]][min(n, 31) - 1]
+        slot, k, start = x % 4096, 0, 0
+        while start + table[k] <= slot:
+            start += table[k]
+            k += 1
+        take(start, table[k])
+        if n < 32:
+            return k
+        first, end = -(-k * (n + 1) // 32), -(-(k + 1) * (n + 1) // 32)
+        width, rest = end - first, 0
+        if width > 4096:
+            rest = x % 4096
+            take(rest, 1)
+            rest += 4096 * take_uniform((width - 1) // 4096 + 1)
+        elif width > 1:
+            rest = take_uniform(width)
+        return first + rest
+
+    def ids_below(low: int, high: int, n: int) -> list[int]:
+        if n == 0 or high - low == 1:
+            return [low] * n
+        middle = (low + high) // 2
+        k = count_of(middle, n)
+        return ids_below(low, middle, k) + ids_below(middle, high, n - k)
+
+    ids = ids_below(0, alphabet, size)
+    assert x == 1 << 16
+    assert not words
+    return ids

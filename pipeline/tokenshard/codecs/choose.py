@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.copy import CopyCodec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.codecs.grouped import Grouped, joined_grids
+from tokenshard.codecs.multiset import MultisetCodec
 from tokenshard.codecs.pack import PackCodec
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import FormatError, SpecError
@@ -27,7 +29,12 @@ GROUP = 16
 """Rows that share a stream where samples are short."""
 
 _BY_SIMPLICITY: tuple[CodecName, ...] = ("pack", "zstd", "context", "copy")
-_WITH_MODEL = frozenset({"context", "copy"})
+_FITTED = frozenset({"context", "copy", "multiset"})
+_WITH_MODEL: Mapping[CodecName, Callable[[bytes], ContextCodec | CopyCodec | MultisetCodec]] = {
+    "context": ContextCodec.from_model,
+    "copy": CopyCodec.from_model,
+    "multiset": MultisetCodec.from_model,
+}
 _TIE = 1.03
 _HELD_OUT = 5  # every fifth sample
 
@@ -69,8 +76,9 @@ def choose_codec(
     Four samples of five are fitted on, the fifth is measured (all serve for both where there are fewer than five).
     Codecs without a model are measured on all: `zstd` finds the more repetitions the more ids it sees.
     ``expected_ids`` is the size of the whole dataset where it is known, so that a model file is charged to all of it;
-    by default the pilot is the dataset. ``want`` names one codec instead of choosing. ``earlier``: the level before of
-    the same samples, which the `context` codec may use. ``table``: a model of the `context` codec that comes with the
+    by default the pilot is the dataset. ``want`` names one codec instead of choosing; `multiset`, which keeps no order,
+    is only taken by name. ``earlier``: the level before of the same samples, which the `context` codec may use.
+    ``table``: a model of the `context` codec that comes with the
     tokenizer; it is taken where a fitted one, with the bytes of its model, is dearer. Deterministic.
     """
     sizes = sample_sizes(grids)
@@ -86,7 +94,7 @@ def choose_codec(
     pilot, rest = (_Block.of(ids, grids, earlier, samples) for samples in (fitted, held_out))
     codecs = {name: _fit(name, pilot, alphabet, group, total) for name in names}
     whole = _Block(ids, grids, earlier)
-    costs = {name: _measure(codec, rest if name in _WITH_MODEL else whole, total) for name, codec in codecs.items()}
+    costs = {name: _measure(codec, rest if name in _FITTED else whole, total) for name, codec in codecs.items()}
     given = None if table is None or "context" not in names else _given(table, alphabet, group)
     if given is not None:
         cost = _measure(given, rest, total) - 8 * len(table or b"") / total
@@ -104,7 +112,7 @@ def load_codec(spec: CodecSpec, model: bytes | None) -> Codec:
         return ZstdCodec(spec.alphabet)
     if model is None or hashlib.sha256(model).hexdigest() != spec.model:
         raise FormatError(f"column {spec.column} needs the model file {spec.model}.tsm; it is missing or damaged")
-    codec = CopyCodec.from_model(model) if spec.codec == "copy" else ContextCodec.from_model(model)
+    codec = _WITH_MODEL[spec.codec](model)
     if codec.needs_earlier != spec.needs_earlier:
         raise FormatError(f"column {spec.column} and its model differ on whether the level before is needed")
     if codec.alphabet != spec.alphabet:
@@ -139,6 +147,8 @@ def _fit(name: CodecName, pilot: _Block, alphabet: int, group: int, total_ids: i
         if pilot.grids.shape[1] != 3:
             raise SpecError("the copy codec is for clips, token grids of three axes; choose another one")
         return CopyCodec.fit(pilot.ids, pilot.grids, alphabet, total_ids)
+    if name == "multiset":
+        return MultisetCodec.fit(pilot.ids, pilot.grids, alphabet)
     raise SpecError(f"unknown codec {name!r}; choose auto, {', '.join(_BY_SIMPLICITY)}")
 
 

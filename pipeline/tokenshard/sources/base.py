@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import JsonValue
@@ -34,19 +35,33 @@ PLAN_COLUMNS = pa.schema(
 
 
 @dataclass(frozen=True)
+class TextLayer:
+    """The text of a page, and where its words are."""
+
+    text: str
+    spans: NDArray[np.int32]
+    """[words, 2]: each word is ``text[start:end]``; ascending"""
+    boxes: NDArray[np.float32] | None
+    """[words, 4]: left, top, right, bottom of each word as fractions of the upright page; None: no page, just text"""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One decoded input."""
 
     key: str
     uri: str
     data: NDArray[Any]
-    """images: uint8 [height, width, 3]; codes made elsewhere: integers [levels, *grid]"""
+    """images: uint8 [height, width, 3]; codes made elsewhere: integers [levels, *grid]; pages of documents: uint8
+    [height, width, 3], of no size where they are not drawn"""
     raw_bytes: int
     columns: Mapping[str, Any] = field(default_factory=dict)
     """values of the user's columns (labels and metadata), by column name"""
     size: tuple[int, ...] | None = None
     """codes made elsewhere: the extents of the input they stand for, where :class:`CodeLayout` names extent columns
     (None: as large as the token grid, which only a `downsample` of 1 allows)"""
+    text: TextLayer | None = None
+    """pages of documents: their text"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tokenshard.spec.base import StoredDocument
 
-CodecName = Literal["pack", "zstd", "context", "copy"]
+CodecName = Literal["pack", "zstd", "context", "copy", "multiset"]
 MAX_ALPHABET = 1 << 20
 
 

@@ -1,0 +1,1 @@
+"""Encoders of pages and queries: the vectors that late interaction compares."""

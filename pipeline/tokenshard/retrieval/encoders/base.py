@@ -1,0 +1,68 @@
+"""The contract of page encoders: pages and queries -> vectors of one space, for late interaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.sources.base import Sample
+from tokenshard.spec.documents import EncoderSpec
+
+Vectors = NDArray[np.float32]
+Query = str | NDArray[np.uint8]
+"""Text, or an image (uint8 [height, width, 3])."""
+
+
+@dataclass(frozen=True)
+class PageVectors:
+    """What an encoder makes of a page. Padding, prompt and other special tokens are not among the vectors."""
+
+    vectors: Vectors
+    """[n, d], of length 1; n may be 0"""
+    positions: NDArray[np.int32]
+    """[n, 2]: row and column of the patch that each vector stands for"""
+    grid: tuple[int, int]
+    """patches of the page: rows, columns"""
+    saliency: NDArray[np.float32] | None = None
+    """[n]: attention that each vector received, in even shares (1 on average); None where the encoder has none"""
+
+
+class PageEncoder(Protocol):
+    """Encodes pages and queries.
+
+    On CPUs in fp32 the vectors of a page depend on the page alone, bit for bit: not on those it is encoded together
+    with. Other devices and modes promise that only up to rounding.
+    """
+
+    @property
+    def spec(self) -> EncoderSpec: ...
+
+    def encode_pages(self, pages: Sequence[Sample]) -> list[PageVectors]:
+        """Vectors of each page. Raises InputError where a page lacks what the encoder reads."""
+        ...
+
+    def encode_query(self, query: Query) -> Vectors:
+        """Vectors [m, d] of a query. Raises SpecError where the encoder has none for this kind of query."""
+        ...
+
+    def fitted(self, pages: Sequence[Sample]) -> Self:
+        """The encoder with whatever it takes from a sample of the pages; itself where it takes nothing."""
+        ...
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """What was taken, by name; empty where nothing is."""
+        ...
+
+    def with_tensors(self, tensors: dict[str, NDArray[Any]]) -> Self:
+        """The encoder with what was taken earlier. Raises FormatError where it does not fit."""
+        ...
+
+
+def normalized(vectors: NDArray[Any]) -> Vectors:
+    """Vectors [n, d] of length 1 (float32)."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), np.float32)
