@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.retrieval.compression import kernels
-from tokenshard.retrieval.compression.base import Arrays, Compressor, Config, Encoded, Scorer, Streams, numbers
-from tokenshard.retrieval.compression.checks import checked_sample, checked_vectors
+from tokenshard.retrieval.compression.base import Encoded, Scorer, Streams
+from tokenshard.retrieval.compression.checks import checked_vectors
 from tokenshard.retrieval.compression.grid import SignScorer
+from tokenshard.retrieval.compression.untrained import Untrained
 from tokenshard.retrieval.exact import Multivectors, Vectors
 
 
-class Bits(Compressor):
+class Bits(Untrained):
     """``bits``: bit j of a vector (lowest of a byte first) says whether component j is above 0."""
 
     name: ClassVar[str] = "bits"
     streams: ClassVar[tuple[str, ...]] = ("bits",)
-
-    def __init__(self, dimensions: int) -> None:
-        self.dimensions = dimensions
-
-    @classmethod
-    def parse(cls, arguments: tuple[str, ...]) -> Config:
-        return numbers(cls.name, arguments, {}, 0)
-
-    @classmethod
-    def fit(cls, sample: Multivectors, seed: int, options: Config) -> Self:
-        return cls(checked_sample(sample).shape[1])
 
     def encode(self, pages: Multivectors) -> Encoded:
         rows = np.packbits(checked_vectors(pages, self.dimensions) > 0, 1, bitorder="little")
@@ -58,16 +48,6 @@ class Bits(Compressor):
     def _rows(self, encoded: Encoded) -> NDArray[np.uint8]:
         width = (-(-self.dimensions // 8),)
         return encoded.streams["bits"].as_rows("bits", np.uint8, width, encoded.offsets)
-
-    def config(self) -> Config:
-        return {"dimensions": self.dimensions}
-
-    def arrays(self) -> Arrays:
-        return {}
-
-    @classmethod
-    def from_state(cls, config: Config, arrays: Arrays) -> Self:
-        return cls(config["dimensions"])
 
 
 @dataclass(frozen=True)

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.retrieval.compression.base import Arrays, Compressor, Config, Encoded, Scorer, Streams, numbers
-from tokenshard.retrieval.compression.checks import checked_sample, checked_vectors
+from tokenshard.retrieval.compression.base import Encoded, Scorer, Streams
+from tokenshard.retrieval.compression.checks import checked_vectors
+from tokenshard.retrieval.compression.untrained import Untrained
 from tokenshard.retrieval.exact import Multivectors, Vectors
 
 _ROWS = 1 << 16
 """Vectors multiplied at a time."""
 
 
-class Fp16(Compressor):
+class Fp16(Untrained):
     """2 bytes a component."""
 
     name: ClassVar[str] = "fp16"
     streams: ClassVar[tuple[str, ...]] = ("vectors",)
-
-    def __init__(self, dimensions: int) -> None:
-        self.dimensions = dimensions
-
-    @classmethod
-    def parse(cls, arguments: tuple[str, ...]) -> Config:
-        return numbers(cls.name, arguments, {}, 0)
-
-    @classmethod
-    def fit(cls, sample: Multivectors, seed: int, options: Config) -> Self:
-        return cls(checked_sample(sample).shape[1])
 
     def encode(self, pages: Multivectors) -> Encoded:
         halves = checked_vectors(pages, self.dimensions).astype("<f2")
@@ -45,16 +35,6 @@ class Fp16(Compressor):
 
     def _halves(self, encoded: Encoded) -> NDArray[np.float16]:
         return encoded.streams["vectors"].as_rows("vectors", "<f2", (self.dimensions,), encoded.offsets)
-
-    def config(self) -> Config:
-        return {"dimensions": self.dimensions}
-
-    def arrays(self) -> Arrays:
-        return {}
-
-    @classmethod
-    def from_state(cls, config: Config, arrays: Arrays) -> Self:
-        return cls(config["dimensions"])
 
 
 @dataclass(frozen=True)
