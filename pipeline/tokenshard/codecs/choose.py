@@ -14,6 +14,7 @@ from tokenshard.codecs.blocks import check_ids
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.codecs.grouped import Grouped, joined_grids
+from tokenshard.codecs.multiset import MultisetCodec
 from tokenshard.codecs.pack import PackCodec
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import FormatError, SpecError
@@ -26,6 +27,7 @@ GROUP = 16
 """Rows that share a stream where samples are short."""
 
 _BY_SIMPLICITY: tuple[CodecName, ...] = ("pack", "zstd", "context")
+_FITTED = {"context", "multiset"}
 _TIE = 1.03
 _HELD_OUT = 5  # every fifth sample
 
@@ -67,8 +69,9 @@ def choose_codec(
     Four samples of five are fitted on, the fifth is measured (all serve for both where there are fewer than five).
     Codecs without a model are measured on all: `zstd` finds the more repetitions the more ids it sees.
     ``expected_ids`` is the size of the whole dataset where it is known, so that a model file is charged to all of it;
-    by default the pilot is the dataset. ``want`` names one codec instead of choosing. ``earlier``: the level before of
-    the same samples, which the `context` codec may use. ``table``: a model of the `context` codec that comes with the
+    by default the pilot is the dataset. ``want`` names one codec instead of choosing; `multiset`, which keeps no order,
+    is only taken by name. ``earlier``: the level before of the same samples, which the `context` codec may use.
+    ``table``: a model of the `context` codec that comes with the
     tokenizer; it is taken where a fitted one, with the bytes of its model, is dearer. Deterministic.
     """
     sizes = sample_sizes(grids)
@@ -83,7 +86,7 @@ def choose_codec(
     pilot, rest = (_Block.of(ids, grids, earlier, samples) for samples in (fitted, held_out))
     codecs = {name: _fit(name, pilot, alphabet, group, total) for name in names}
     whole = _Block(ids, grids, earlier)
-    costs = {name: _measure(codec, rest if name == "context" else whole, total) for name, codec in codecs.items()}
+    costs = {name: _measure(codec, rest if name in _FITTED else whole, total) for name, codec in codecs.items()}
     given = None if table is None or "context" not in names else _given(table, alphabet, group)
     if given is not None:
         cost = _measure(given, rest, total) - 8 * len(table or b"") / total
@@ -101,7 +104,7 @@ def load_codec(spec: CodecSpec, model: bytes | None) -> Codec:
         return ZstdCodec(spec.alphabet)
     if model is None or hashlib.sha256(model).hexdigest() != spec.model:
         raise FormatError(f"column {spec.column} needs the model file {spec.model}.tsm; it is missing or damaged")
-    codec = ContextCodec.from_model(model)
+    codec = MultisetCodec.from_model(model) if spec.codec == "multiset" else ContextCodec.from_model(model)
     if codec.needs_earlier != spec.needs_earlier:
         raise FormatError(f"column {spec.column} and its model differ on whether the level before is needed")
     if codec.alphabet != spec.alphabet:
@@ -132,6 +135,8 @@ def _fit(name: CodecName, pilot: _Block, alphabet: int, group: int, total_ids: i
         grids = pilot.grids if group == 1 else joined_grids(pilot.grids, group)
         codec = ContextCodec.fit(pilot.ids, grids, alphabet, earlier=pilot.earlier, expected_ids=total_ids)
         return codec if group == 1 else Grouped(codec, group)
+    if name == "multiset":
+        return MultisetCodec.fit(pilot.ids, pilot.grids, alphabet)
     raise SpecError(f"unknown codec {name!r}; choose auto, {', '.join(_BY_SIMPLICITY)}")
 
 

@@ -7,20 +7,18 @@ loops may index its arrays without tests.
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tokenshard.codecs.base import Ids, id_dtype
-from tokenshard.errors import FormatError
-from tokenshard.spec.base import StoredDocument, canonical_json
+from tokenshard.codecs.model_file import open_model, pack_model, unpacked
+from tokenshard.codecs.model_file import require as _require
+from tokenshard.spec.base import StoredDocument
 
 MAGIC = b"TSMODEL\0"
 VERSION = 1
@@ -35,9 +33,6 @@ MAX_TABLES = 32_000
 
 MAX_RUNTIME_BYTES = 4 << 20
 """Tables and maps in memory, all but the leaf order: more is refused."""
-
-_PREFIX = struct.Struct("<8sII")
-_DIGEST_BYTES = 32
 
 Neighbour = Literal["left", "left2", "up", "previous", "earlier"]
 """`earlier`: the id of the level before at the same place; the others are ids of the same level."""
@@ -177,29 +172,22 @@ class ContextModel:
 
     def to_bytes(self) -> bytes:
         """The model as a `.tsm` file; equal models give equal bytes."""
-        header = canonical_json(self.header.model_dump(mode="json"))
         arrays = [part for step in self.steps for part in step.arrays()] + [self.leaves]
-        payload = b"".join(_byte_planes(array) for array in arrays)
-        body = _PREFIX.pack(MAGIC, VERSION, len(header)) + header + zstandard.compress(payload, 19)
-        return body + hashlib.sha256(body).digest()
+        return pack_model(MAGIC, VERSION, self.header, b"".join(_byte_planes(array) for array in arrays))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ContextModel:
         """Read a `.tsm` file. Raises :class:`FormatError` when it is damaged, too large or too new."""
-        header, frame = _open(data)
+        header, frame = open_model(data, MAGIC, VERSION, ModelHeader)
+        _check_header(header)
         dtype = np.dtype(id_dtype(header.alphabet))
         shapes = [shape for step in header.steps for shape in _shapes(step, header)]
         shapes.append(((header.alphabet,), dtype))
-        arrays = _split(_decompress(frame, sum(_size(*shape) for shape in shapes)), shapes)
+        arrays = _split(unpacked(frame, sum(_size(*shape) for shape in shapes)), shapes)
         steps = tuple(Step(*(next(arrays) for _ in range(9))) for _ in header.steps)
         model = cls(header.alphabet, header.neighbours, steps, next(arrays), header.pilot, header.earlier_alphabet)
         _require(model.header == header, "the header and the arrays differ")
         return model
-
-
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise FormatError(f"codec model: {problem}; restore the file below models/ or convert again")
 
 
 def _shapes(step: StepHeader, header: ModelHeader) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -237,36 +225,6 @@ def _split(payload: bytes, shapes: list[tuple[tuple[int, ...], np.dtype[Any]]]) 
         little = np.ascontiguousarray(planes.T).view(dtype.newbyteorder("<"))
         yield little.astype(dtype).reshape(shape)
         at += size
-
-
-def _open(data: bytes) -> tuple[ModelHeader, bytes]:
-    """Prefix, checksum and header; returns the header and the zstd frame."""
-    _require(len(data) >= _PREFIX.size + _DIGEST_BYTES and data[:8] == MAGIC, "not a .tsm file")
-    _, version, length = _PREFIX.unpack_from(data)
-    if version > VERSION:
-        raise FormatError(f"codec model: version {version} needs a newer tokenshard (this one reads {VERSION})")
-    _require(hashlib.sha256(data[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:], "the checksum does not match")
-    end = _PREFIX.size + length
-    _require(version == VERSION and end <= len(data) - _DIGEST_BYTES, "the header is damaged")
-    try:
-        header = ModelHeader.model_validate_json(data[_PREFIX.size : end])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"codec model: header field {place or '(all)'}: {first['msg']}") from None
-    _check_header(header)
-    return header, data[end:-_DIGEST_BYTES]
-
-
-def _decompress(frame: bytes, size: int) -> bytes:
-    try:
-        stated = zstandard.get_frame_parameters(frame).content_size
-        _require(stated == size, f"{size} bytes of arrays expected, {stated} found")
-        payload = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"codec model: the arrays cannot be decompressed ({error})") from None
-    _require(len(payload) == size, f"{size} bytes of arrays expected, {len(payload)} found")
-    return payload
 
 
 def _check_header(header: ModelHeader) -> None:

@@ -63,8 +63,12 @@ class CodeColumns(StoredDocument):
         if any(step < 1 for step in self.downsample) or any(64 % spec.group for spec in self.codes):
             raise SpecError("downsample must be positive, and the group size of a codec must divide 64")
         plain = [spec for spec in self.codes if spec.codec != "context"]
-        if any(spec.group != 1 or spec.needs_earlier or spec.model is not None for spec in plain):
-            raise SpecError("only the context codec has a model, groups of rows and the level before as a neighbour")
+        modelled = [spec for spec in plain if spec.model is not None and spec.codec != "multiset"]
+        if modelled or any(spec.group != 1 or spec.needs_earlier for spec in plain):
+            raise SpecError(
+                "only the context codec has groups of rows and the level before as a neighbour, and only it and the "
+                "multiset codec have a model"
+            )
         if self.codes[0].needs_earlier:
             raise SpecError("the first code column cannot need the ids of a level before it")
         if [spec.column for spec in self.codes] != code_names(len(self.codes)):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tokenshard.spec.base import StoredDocument
 
-CodecName = Literal["pack", "zstd", "context"]
+CodecName = Literal["pack", "zstd", "context", "multiset"]
 MAX_ALPHABET = 1 << 20
 
 
