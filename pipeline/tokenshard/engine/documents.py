@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from tokenshard.retrieval.encoders.base import PageEncoder, PageVectors
 from tokenshard.retrieval.encoders.registry import load_encoder, open_encoder, read_encoder_spec, save_encoder
 from tokenshard.retrieval.exact import Multivectors
 from tokenshard.sources.base import CodeLayout, MadeColumn, Sample
+from tokenshard.sources.documents.base import NOT_DRAWN
 from tokenshard.spec.job import ConvertDocuments
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.spec.tokenizer import TokenizerSpec
@@ -41,14 +44,22 @@ class EncodingPages:
     def __init__(self, spec: ConvertDocuments) -> None:
         self._spec = spec
 
+    @cached_property
+    def _encoder(self) -> PageEncoder:
+        return opened_encoder(self._spec)
+
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
-        """A whole page, without its columns: vectors are trained on pages."""
-        return Window(replace(sample, columns={}))
+        """A whole page, without its columns: methods are trained on pages. Of an image its vectors are kept instead."""
+        if self._encoder.spec.reads == "text":
+            return Window(replace(sample, columns={}))
+        (page,) = self._encoder.encode_pages([sample])
+        return Window(_SeenPage(sample.key, sample.uri, NOT_DRAWN, sample.raw_bytes, page=page))
 
     def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, PagesEncoder]:
         pages = [window.sample for window in windows]
-        encoder = opened_encoder(self._spec).fitted(pages)
-        vectors = Multivectors.of([page.vectors for page in encoder.encode_pages(pages)], encoder.spec.dimensions)
+        encoder = self._encoder.fitted(pages)
+        seen = _encoded(encoder, pages)
+        vectors = Multivectors.of([page.vectors for page in seen], encoder.spec.dimensions)
         compressor = Method.parse(self._spec.compression).fit(vectors, self._spec.seed)
         weights = state.dump(compressor)
         spec = TokenizerSpec(
@@ -88,6 +99,20 @@ class EncodingPages:
 
 
 @dataclass(frozen=True)
+class _SeenPage(Sample):
+    """A page of the pilot's sample, with the vectors of its image."""
+
+    page: PageVectors | None = None
+
+
+def _encoded(encoder: PageEncoder, samples: Sequence[Sample]) -> list[PageVectors]:
+    """Vectors of pages, of which some may have been seen already."""
+    seen = [sample.page if isinstance(sample, _SeenPage) else None for sample in samples]
+    made = iter(encoder.encode_pages([sample for sample, page in zip(samples, seen, strict=True) if page is None]))
+    return [next(made) if page is None else page for page in seen]
+
+
+@dataclass(frozen=True)
 class PagesEncoder:
     """Encoder and compressor as the engine uses them."""
 
@@ -96,7 +121,7 @@ class PagesEncoder:
     tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
-        return [self._compressed(page) for page in self.encoder.encode_pages(samples)]
+        return [self._compressed(page) for page in _encoded(self.encoder, samples)]
 
     def size(self, sample: Sample, ids: NDArray[np.integer]) -> tuple[int, ...]:
         return ids.shape[1:]
@@ -107,7 +132,7 @@ class PagesEncoder:
         order = slice(None) if found.order is None else found.order
         places = page.positions[:, 0] * page.grid[1] + page.positions[:, 1]
         width = np.uint16 if page.grid[0] * page.grid[1] <= 1 << 16 else np.uint32
-        columns = {name: stream[0] for name, stream in found.streams.items()}
+        columns: dict[str, Any] = {name: stream[0] for name, stream in found.streams.items()}
         columns |= {
             "grid_height": page.grid[0],
             "grid_width": page.grid[1],
@@ -135,7 +160,8 @@ def check_documents(spec: ConvertDocuments) -> None:
 def _levels(saliency: NDArray[np.float32] | None, count: int) -> NDArray[np.uint8]:
     if saliency is None:
         return np.zeros(count, np.uint8)
-    return np.clip(np.rint(32 * np.log2(np.maximum(saliency, 1e-9)) + 128), 1, 255).astype(np.uint8)
+    levels = np.rint(32 * np.log2(np.maximum(saliency, 1e-9)) + 128)
+    return np.asarray(np.clip(levels, 1, 255), np.uint8)
 
 
 def _folder(fingerprint: str) -> str:
