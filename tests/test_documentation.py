@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -87,6 +88,11 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
         shutil.copy(place / "photos" / f"{photo}.png", place / "classes" / photo)
     run("convert", "images", "classes/", "labelled/", "--quiet")
     sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy", "train-tokenizer": "photos/"}
+    lines = [
+        {"_id": str(n), "text": f"the {n}th page says what wings and {word} do"} for n, word in enumerate("abcdefgh")
+    ]
+    (place / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    sources |= {"convert-documents": "corpus.jsonl"}
     sources |= {"convert-video": "clips/"}
     sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/", "train-adapt": "labelled/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 COMMANDS = {
-    "convert": ("tokenshard.cli.video:convert", "Turn raw data into a token dataset."),
+    "convert": ("tokenshard.cli.modalities:convert", "Turn raw data into a token dataset."),
     "transcode": ("tokenshard.cli.codes:transcode", "Rewrite a dataset: codec, levels, shards, keys, columns."),
     "export": ("tokenshard.cli.exchange:export", "Write a token dataset in the format of another program."),
     "import": ("tokenshard.cli.codes:import_", "Turn ids in another format into a token dataset."),

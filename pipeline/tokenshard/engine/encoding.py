@@ -17,7 +17,7 @@ from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
 from tokenshard.sources.codes.dataset import DatasetSource
-from tokenshard.spec.job import ConvertJob, TokenizeJob, Transcode
+from tokenshard.spec.job import ConvertDocuments, ConvertJob, TokenizeJob, Transcode
 from tokenshard.spec.manifest import Manifest, TokenizerEntry
 from tokenshard.store import Store
 
@@ -92,6 +92,10 @@ def check_job(spec: ConvertJob) -> None:
         from tokenshard.engine.tokenizing import check_tokenizer
 
         check_tokenizer(spec)
+    elif isinstance(spec, ConvertDocuments):
+        from tokenshard.engine.documents import check_documents
+
+        check_documents(spec)
     elif Store(spec.source.path).root == Store(spec.output).root:
         raise SpecError(f"{spec.output}: is source and output at once; choose another output")
     elif isinstance(spec, Transcode) and spec.source.derives:
@@ -116,6 +120,10 @@ def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
         from tokenshard.engine.tokenizing import Tokenizing
 
         return Tokenizing(spec)
+    if isinstance(spec, ConvertDocuments):
+        from tokenshard.engine.documents import EncodingPages
+
+        return EncodingPages(spec)
     if isinstance(spec, Transcode) and spec.source.derives:
         from tokenshard.engine.deriving import Deriving
 

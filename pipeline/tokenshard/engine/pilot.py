@@ -148,7 +148,7 @@ def _fit_codecs(
         alphabet = entry.alphabet if entry.remap is None else len(entry.remap)
         flat = flat_ids(codes, level, alphabet)
         table = encoder.tables[level] if encoder.tables else None
-        choice = choose_codec(flat, grids, alphabet, spec.codec, expected, earlier, table)
+        choice = choose_codec(flat, grids, alphabet, layout.codec or spec.codec, expected, earlier, table)
         earlier = Earlier(flat, alphabet)
         codec = choice.spec(column)
         if table is not None and codec.model is not None and choice.given:

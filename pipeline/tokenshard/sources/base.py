@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from tokenshard.spec.codec import CodecName
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.store import Store
 
@@ -143,6 +144,8 @@ class CodeLayout:
     """what is known of how the raw inputs were treated before they were encoded"""
     used: tuple[tuple[int, ...], ...] = ()
     """by level the ids that occur, where only these are to be stored (in ascending order, by their number)"""
+    codec: CodecName | None = None
+    """the only codec that suits the ids, where it is not to be chosen: `multiset` where their order has no meaning"""
     made: tuple[MadeColumn, ...] = ()
     """columns that the encoder makes"""
     streams: tuple[str, ...] = ()

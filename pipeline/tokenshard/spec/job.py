@@ -17,6 +17,7 @@ from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError, m
 from tokenshard.errors import SpecError
 from tokenshard.spec.base import Document, SourceSpec, digest
 from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
+from tokenshard.spec.documents import DocumentSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.recipe import RecipeSpec
@@ -164,6 +165,34 @@ class ConvertVideo(TokenizeJob):
     pilot: PilotSpec = PilotSpec(samples=128)
 
 
+class ConvertDocuments(ConvertJob):
+    """`convert-documents`: pages of documents as compressed sets of vectors."""
+
+    kind: Literal["convert-documents"] = "convert-documents"
+    source: DocumentSourceSpec
+    encoder: str = Field(
+        default="minilm", min_length=1, description="`minilm`, `patch-dct`, or `hf:FOLDER` of a transformers checkpoint"
+    )
+    compression: str = Field(default="ofec:0.16", min_length=1, description="method for the vectors, e.g. `hpc:256`")
+    numerics: Literal["fp32", "bf16"] = Field(default="fp32", description="numerics mode of the encoder")
+    device: Literal["cpu", "cuda", "mps", "xpu"] = Field(default="cpu", description="where pages are encoded")
+    unit: UnitSpec = UnitSpec(samples=1024)
+    pilot: PilotSpec = PilotSpec(samples=512)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pages_are_drawn_for_encoders_of_images(cls, data: Any) -> Any:
+        source = data.get("source") if isinstance(data, dict) else None
+        if not isinstance(source, dict) or source.get("render") is not None:
+            return data
+        reads_text = str(data.get("encoder", "minilm")).partition(":")[0] == "minilm"
+        return {**data, "source": {**source, "render": not reads_text}}
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        fields = self.model_dump(mode="json", include={"encoder", "compression", "numerics"})
+        return {**super().output_fields(), **fields}
+
+
 class CodesJob(ConvertJob):
     """Ids that were made elsewhere; they go to the shards as they are. Reading them is cheap, so the pilot is large."""
 
@@ -291,6 +320,7 @@ class TrainTokenizer(JobSpec):
 JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
     "convert-video": ConvertVideo,
+    "convert-documents": ConvertDocuments,
     "transcode": Transcode,
     "import": Import,
     "train-classifier": TrainClassifier,
