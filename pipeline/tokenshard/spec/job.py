@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Hashable
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
@@ -18,6 +17,7 @@ from tokenshard.errors import SpecError
 from tokenshard.spec.base import Document, SourceSpec, digest
 from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
 from tokenshard.spec.documents import DocumentSourceSpec
+from tokenshard.spec.explain import SpecLoader, explain, line_of
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.recipe import RecipeSpec
@@ -337,28 +337,11 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(any_kind).json_schema()}
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error and a date is a string (`output: 2026-01-31` names a folder)."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add((key.tag, str(key.value)))
-        return super().construct_mapping(node, deep)
-
-
 def parse_job(text: str, name: str = "job spec") -> JobSpec:
     """A job spec from YAML (or JSON). SpecError names the line, the field and the allowed values."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=SpecLoader)
+        data = yaml.load(text, Loader=SpecLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(f"{name}:{line}: not valid YAML: {error.problem}") from error
@@ -371,12 +354,12 @@ def parse_job(text: str, name: str = "job spec") -> JobSpec:
         raise SpecError(f"{name}:1: expected a mapping with `kind`, `source` and `output`; see `tokenshard run --help`")
     model = JOB_KINDS.get(str(data.get("kind")))
     if model is None:
-        line = _line_of(node, ("kind",))
+        line = line_of(node, ("kind",))
         raise SpecError(f"{name}:{line}: kind: {data.get('kind')!r} is unknown; allowed: {', '.join(JOB_KINDS)}")
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_explain(error, name, node, model, data)) from error
+        raise SpecError(explain(error, name, node, model, data)) from error
 
 
 def build_job(model: type[Job], data: dict[str, Any]) -> Job:
@@ -384,56 +367,4 @@ def build_job(model: type[Job], data: dict[str, Any]) -> Job:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_explain(error, "", None, model, data)) from error
-
-
-def _explain(error: ValidationError, name: str, node: yaml.Node | None, model: type[JobSpec], data: Any) -> str:
-    found: dict[tuple[int | str, ...], list[str]] = {}
-    for item in error.errors(include_url=False):
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown field; allowed: {', '.join(_fields(model, item['loc'][:-1]))}"
-        elif item["type"] != "missing" and not isinstance(item.get("input"), dict):
-            message += f" (got {item.get('input')!r})"
-        loc = item["loc"] if item["type"] == "missing" else _given(data, item["loc"])
-        found.setdefault(loc, []).append(message)
-    lines = []
-    for loc, messages in found.items():
-        place = f"{name}:{_line_of(node, loc)}: " if node is not None else ""
-        where = ".".join(str(part) for part in loc)
-        lines.append(f"{place}{where + ': ' if where else ''}{', or: '.join(messages)}")
-    return "; ".join(lines)
-
-
-def _given(data: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The part of ``loc`` that leads to a given value; behind it pydantic names the alternatives of a union."""
-    for depth, part in enumerate(loc):
-        is_item = isinstance(data, list | tuple) and isinstance(part, int)
-        if not is_item and not (isinstance(data, dict) and part in data):
-            return loc[:depth]
-        data = data[part]
-    return loc
-
-
-def _fields(model: Any, loc: tuple[int | str, ...]) -> list[str]:
-    for part in loc:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-    return sorted(getattr(model, "model_fields", {}))
-
-
-def _line_of(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
-    """1-based line of the deepest node on the way to ``loc`` that exists in the file."""
-    line = node.start_mark.line + 1 if node is not None else 1
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == part), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
+        raise SpecError(explain(error, "", None, model, data)) from error
