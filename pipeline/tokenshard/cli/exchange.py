@@ -8,7 +8,7 @@ import click
 
 from tokenshard.cli.options import json_option, print_json, print_table, storage_option
 
-FORMATS = ("parquet", "webdataset", "npy", "npz", "hf", "mds", "litdata", "megatron", "seit", "mp4")
+FORMATS = ("parquet", "webdataset", "npy", "npz", "hf", "mds", "litdata", "megatron", "seit")
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
@@ -18,7 +18,7 @@ def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.command()
 @click.argument("out")
 @click.argument("dst")
-@click.option("--format", "format_name", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("--format", "format_name", type=click.Choice((*FORMATS, "mp4")), required=True, help="What to write.")
 @click.option("--columns", callback=_names, help="Label and metadata columns to keep, with commas. [default: all]")
 @click.option("--split", help="Export only this split. [default: all of them]")
 @click.option("--shard-bytes", help="Size of the files, where the format has many: e.g. 64MiB.")
