@@ -66,7 +66,7 @@ class HammingScorer(Scorer):
         return _words(np.packbits(query > 0, 1, bitorder="little"))
 
     def score(self, prepared: NDArray[np.uint64], pages: NDArray[np.int64], out: Vectors) -> None:
-        kernels.hamming_maxsim(prepared, self.bits, self.offsets, pages, out)
+        kernels.hamming_maxsim(prepared, self.bits, self.offsets, pages, (0,) * prepared.shape[1], out)
 
 
 def _words(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -165,18 +165,23 @@ def sign_maxsim(table: Any, codes: Any, offsets: Any, pages: Any, count: Any, la
 
 
 @kernel
-def hamming_maxsim(query: Any, bits: Any, offsets: Any, pages: Any, out: Any) -> None:
-    """Sum over the query's sign words uint64 [m, w] of the most signs that a vector of the page has in common."""
+def hamming_maxsim(query: Any, bits: Any, offsets: Any, pages: Any, words: Any, out: Any) -> None:
+    """Sum over the query's sign words uint64 [m, w] of the most signs that a vector of the page has in common.
+
+    ``words``: a tuple of w entries, so that the loop over them is none.
+    """
+    width = len(words)
     for place in range(pages.shape[0]):
         total = 0
-        for row in range(query.shape[0]):
-            least = 64 * query.shape[1]
-            for vector in range(offsets[pages[place]], offsets[pages[place] + 1]):
+        first, last = np.uint64(offsets[pages[place]]), np.uint64(offsets[pages[place] + 1])
+        for row in range(np.uint64(query.shape[0])):
+            least = 64 * width
+            for vector in range(first, last):
                 apart = 0
-                for word in range(query.shape[1]):
+                for word in range(np.uint64(width)):
                     apart += popcount(query[row, word] ^ bits[vector, word])
                 least = min(least, apart)
-            total += 64 * query.shape[1] - least
+            total += 64 * width - least
         out[place] = total
 
 
