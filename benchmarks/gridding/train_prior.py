@@ -27,12 +27,12 @@ from tokenshard.grids.bounded.prior import FILE, MODES, Prior, State, packed, un
 from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, KINDS, SIDES, TAPS
 
 SIDE = 256
-SETS = 16
+SETS = 15
 REAL = ("Arabian Sea", "North Pacific 5'", "global 20'", "BlueTopo", "F00788")
 SHARES = (0.06, 0.25, 1.0, 4.0, 16.0)
 """Slack, as a share of the median error of a simple predictor; 0 is always among them."""
 FINENESS = 65
-COUNT, CELLS = 30, 60
+COUNT, CELLS = 4, 16
 """How much counters and ratios of scales count against what a tile shows."""
 
 Tile = tuple[NDArray[np.int64], NDArray[np.bool_], int]
@@ -91,7 +91,7 @@ def chosen_sets(samples: list[Tile]) -> NDArray[np.int64]:
     """``[SETS, KINDS, TAPS]``: fits to single tiles that together serve all."""
     rows, candidates = [], []
     for plane, valid, slack in samples:
-        parts = [neighbourhoods(plane, valid, kind, 1, 1500) for kind in range(KINDS)]
+        parts = [neighbourhoods(plane, valid, kind, slack, 1500) for kind in range(KINDS)]
         if min(values.size for _, values in parts) >= 8 * TAPS:
             rows.append((parts, slack + 0.5))
             candidates.append(np.stack([fitted(*part, slack + 0.5) for part in parts]))
@@ -118,7 +118,7 @@ def trained_state(samples: list[Tile], levels: int, start: Prior, passes: int) -
         for plane, valid, slack in samples:
             cost = np.zeros(len(start.predictors))
             for kind in kinds:
-                part = neighbourhoods(plane, valid, kind, 1, 1500)
+                part = neighbourhoods(plane, valid, kind, slack, 1500)
                 if part[1].size:
                     cost += [bits_lost(*part, weights[kind] / 65536, slack + 0.5) for weights in start.predictors]
             predictors = start.predictors[int(np.argmin(cost))].copy()
@@ -140,7 +140,7 @@ def main() -> None:
     order = np.random.default_rng(1).permutation(len(samples))
     samples = [samples[i] for i in order]
     start = untrained()
-    start = Prior(chosen_sets(samples[::3]), start.states)
+    start = Prior(np.concatenate([start.predictors, chosen_sets(samples[::3])]), start.states)
     states = {mode: trained_state(samples, level, start, options.passes) for mode, level in zip(MODES, (0, LEVELS), strict=True)}
     np.savez_compressed(FILE, **packed(Prior(start.predictors, states)))
     print(f"{len(samples)} tiles; {FILE}: {FILE.stat().st_size} bytes")

@@ -11,7 +11,7 @@ from tokenshard.errors import FormatError
 from tokenshard.grids.bounded import wire
 from tokenshard.grids.bounded.binary import squash_table, stretch_table
 from tokenshard.grids.bounded.cells import distribution_table
-from tokenshard.grids.bounded.predictors import OWN_BITS, choose
+from tokenshard.grids.bounded.predictors import LARGEST, OWN_BITS, choose
 from tokenshard.grids.bounded.prior import MODES, Prior, State
 from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, NEAR_OFFSETS, NEAR_WEIGHTS, OFFSETS, TAPS, code_plane
 from tokenshard.grids.bounded.values import HIGHEST, Plane
@@ -52,7 +52,9 @@ def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior) ->
     levels, slack, top, number = (reader.unsigned() for _ in range(4))
     if levels not in (0, LEVELS) or slack > HIGHEST or top > HIGHEST or number >> 1 >= len(prior.predictors):
         raise FormatError(wire.DAMAGED.format("its plane is coded in an unknown way"))
-    own = np.frombuffer(reader.take(2 * TAPS * (2 if levels else 1)), "<i2").reshape(-1, TAPS) if number & 1 else None
+    own = None
+    if number & 1:
+        own = np.clip([[reader.signed() for _ in range(TAPS)] for _ in range(2 if levels else 1)], -LARGEST, LARGEST)
     data = np.frombuffer(bytearray(reader.section()), np.uint8)
     plane = np.zeros(valid.shape, np.int64)
     code(plane, valid, Scan(levels, top, slack, _weights(number >> 1, own, prior)), _state(prior, levels), data, False)
@@ -69,16 +71,16 @@ def _encode(plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, top
         decoded = np.where(valid, plane, 0)
         size = code(decoded, valid, scan, _state(prior, levels), data, True)
     fields = (levels, slack, top, number << 1 | int(own is not None))
-    header = b"".join(map(wire.unsigned, fields)) + (own.astype("<i2").tobytes() if own is not None else b"")
+    header = b"".join(map(wire.unsigned, fields)) + b"".join(map(wire.signed, own.flat if own is not None else ()))
     return CodedPlane(header + wire.section(data[:size].tobytes()), MODES[min(levels, 1)], decoded)
 
 
-def _weights(number: int, own: NDArray[np.signedinteger] | None, prior: Prior) -> Plane:
+def _weights(number: int, own: Plane | None, prior: Prior) -> Plane:
     """The predictors of a scan, int64 ``[KINDS, TAPS]``: a set of the prior, a plane's own in its finest pass."""
     weights = prior.predictors[number].copy()
     if own is not None:
         first = CENTRES if len(own) == 2 else CAUSAL
-        weights[first : first + len(own)] = own.astype(np.int64) << 16 - OWN_BITS
+        weights[first : first + len(own)] = own << 16 - OWN_BITS
     return weights
 
 
