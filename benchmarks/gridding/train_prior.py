@@ -122,7 +122,7 @@ def trained_state(samples: list[Tile], levels: int, start: Prior, passes: int) -
                 if part[1].size:
                     cost += [bits_lost(*part, weights[kind] / 65536, slack + 0.5) for weights in start.predictors]
             predictors = start.predictors[int(np.argmin(cost))].copy()
-            scan = Scan(levels, int(plane[valid].max()), slack, predictors)
+            scan = Scan(levels, int(plane[valid].max()), slack, False, predictors)
             code(np.where(valid, plane, 0), valid, scan, state, np.zeros(8, np.uint8), True)
     for counters in state.counters:
         counters[...] = counters >> 10 << 10 | np.minimum(counters & 1023, COUNT)

@@ -43,6 +43,8 @@ def _exactly(z: NDArray[Any]) -> list[Numbered]:
     found = lattice(z)
     numbers, plane = found if found else Bits.of(z)
     ways = [Numbered(numbers, plane, 0)]
+    if isinstance(numbers, Bits) and numbers.low:
+        return ways  # a number is not yet a value
     ranked, ranks = np.unique(plane, return_inverse=True)
     if ranked.size <= min(TABLE, z.size // 4) and ranked.size < 0.8 * (plane.max() + 1):
         ways.append(Numbered(Table(ranked, numbers), ranks.reshape(-1).astype(np.int64), 0))
