@@ -56,14 +56,27 @@ def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior) ->
     """The plane of the valid cells, int64 ``[h, w]``, 0 elsewhere."""
     levels, slack, top, number = (reader.unsigned() for _ in range(4))
     repeats, levels = levels == REPEATS, 0 if levels == REPEATS else levels
-    if levels not in (0, LEVELS) or (repeats and slack) or slack > HIGHEST or top > HIGHEST or number >> 1 >= len(prior.predictors):
+    if (
+        levels not in (0, LEVELS)
+        or (repeats and slack)
+        or slack > HIGHEST
+        or top > HIGHEST
+        or number >> 1 >= len(prior.predictors)
+    ):
         raise FormatError(wire.DAMAGED.format("its plane is coded in an unknown way"))
     own = None
     if number & 1:
         own = np.clip([[reader.signed() for _ in range(TAPS)] for _ in range(2 if levels else 1)], -LARGEST, LARGEST)
     data = np.frombuffer(bytearray(reader.section()), np.uint8)
     plane = np.zeros(valid.shape, np.int64)
-    code(plane, valid, Scan(levels, top, slack, repeats, _weights(number >> 1, own, prior)), _state(prior, levels), data, False)
+    code(
+        plane,
+        valid,
+        Scan(levels, top, slack, repeats, _weights(number >> 1, own, prior)),
+        _state(prior, levels),
+        data,
+        False,
+    )
     return plane
 
 
@@ -78,7 +91,9 @@ def _encode(plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, top
         decoded = np.where(valid, plane, 0)
         size = code(decoded, valid, scan, _state(prior, levels), data, True)
     fields = (REPEATS if repeats else levels, slack, top, number << 1 | int(own is not None))
-    header = b"".join(map(wire.unsigned, fields)) + b"".join(map(wire.signed, own.flat if own is not None else ()))
+    header = b"".join(map(wire.unsigned, fields)) + b"".join(
+        wire.signed(int(weight)) for weight in (own.flat if own is not None else ())
+    )
     return CodedPlane(header + wire.section(data[:size].tobytes()), MODES[min(levels, 1)], decoded)
 
 
@@ -90,7 +105,7 @@ def alike(plane: Plane, valid: NDArray[np.bool_]) -> float:
 
 def _weights(number: int, own: Plane | None, prior: Prior) -> Plane:
     """The predictors of a scan, int64 ``[KINDS, TAPS]``: a set of the prior, a plane's own in its finest pass."""
-    weights = prior.predictors[number].copy()
+    weights: Plane = prior.predictors[number].copy()
     if own is not None:
         first = CENTRES if len(own) == 2 else CAUSAL
         weights[first : first + len(own)] = own << 16 - OWN_BITS
@@ -109,8 +124,8 @@ def code(
     data: NDArray[np.uint8],
     encoding: bool,
 ) -> int:
-    """Code a plane in place, with a state that is changed; returns the bytes that takes, which may be more than ``data``
-    has."""
+    """Code a plane in place, with a state that is changed; returns the bytes that takes, which may be more than
+    ``data`` has."""
     tables = (squash_table(), stretch_table(), distribution_table())
     geometry = (OFFSETS, NEAR_OFFSETS, NEAR_WEIGHTS)
     model = (state.weights, *state.counters)

@@ -56,7 +56,7 @@ def _within(z: NDArray[Any], most: float) -> Iterator[list[Numbered]]:
     found = lattice(z)
     if found:
         numbers, plane = found
-        slack = int(math.floor(most / (numbers.stride / numbers.denominator) * (1 + 1e-9)))
+        slack = math.floor(most / (numbers.stride / numbers.denominator) * (1 + 1e-9))
         width = (2 * slack + 1) * numbers.stride / numbers.denominator
         if z.dtype.kind in "iu" and numbers.stride > 1 and width < 2 * math.floor(most) + 1:
             numbers, plane, slack = Lattice(numbers.first, 1, 1), plane * numbers.stride, int(most)
@@ -80,7 +80,9 @@ def _within(z: NDArray[Any], most: float) -> Iterator[list[Numbered]]:
             ways = [Numbered(Steps(low, unit), plane, SLACK)]
             if _repeats(plane, z.size):
                 whole = 2 * share
-                ways.append(Numbered(Steps(low, whole), np.rint((z.astype(np.float64) - low) / whole).astype(np.int64), 0))
+                ways.append(
+                    Numbered(Steps(low, whole), np.rint((z.astype(np.float64) - low) / whole).astype(np.int64), 0)
+                )
             yield ways
 
 
@@ -143,7 +145,8 @@ def _levels(z: NDArray[Any], bound: Bound) -> NDArray[Any]:
 
 
 def lattice(z: NDArray[Any]) -> tuple[Lattice, Plane] | None:
-    """The lattice of integers or of decimal or binary fractions that all of ``z`` is on, bit for bit, and the numbers."""
+    """The lattice of integers or of decimal or binary fractions that all of ``z`` is on, bit for bit, and the
+    numbers."""
     if z.dtype.kind in "iu":
         return _shrunk(z.astype(np.int64), 1, False)
     if not np.isfinite(z).all():

@@ -1,9 +1,9 @@
 """Scans of a plane of integers: which cell comes when, and how it is predicted from those before it.
 
 The causal scan goes row by row. The hierarchical one codes a coarse lattice that way and then halves its spacing again
-and again, first the centres of its squares, then the midpoints of their sides, so that most cells lie between known ones.
-Both are passes of one loop: a pass has a lattice of cells, taps (offsets of known cells) and a set of predictors over
-them. Cells that are not valid are not coded and are no one's neighbours.
+and again, first the centres of its squares, then the midpoints of their sides, so that most cells lie between known
+ones. Both are passes of one loop: a pass has a lattice of cells, taps (offsets of known cells) and a set of predictors
+over them. Cells that are not valid are not coded and are no one's neighbours.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ NEAR_OFFSETS: NDArray[np.int64] = np.array(
     np.int64,
 )
 """``[KINDS, NEAR, 2]``: where errors are looked up; the first two also tell their signs."""
-NEAR_WEIGHTS: NDArray[np.int64] = np.array([[4, 4, 2, 2, 1, 1, 1, 1], [3, 3, 1, 1, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1, 1, 1]])
+NEAR_WEIGHTS: NDArray[np.int64] = np.array(
+    [[4, 4, 2, 2, 1, 1, 1, 1], [3, 3, 1, 1, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1, 1, 1]]
+)
 
 
 @inline
@@ -197,7 +199,11 @@ def code_pass(
             relative = min(max(half_octaves(texture * 8 + 1) - class_ - 2, 0), 11)
             place = (kind * 2) * RATIOS + class_ * 12 + relative
             for j in range(EXPERTS):
-                at = place if j == 0 else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                at = (
+                    place
+                    if j == 0
+                    else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                )
                 ratio = (ratios[at, 0] << 12) // ratios[at, 1]
                 scale = max(spread[j] * min(max(ratio, 256), 65536) >> 12, SMALLEST)
                 experts[j, 1] = scale
@@ -258,7 +264,11 @@ def code_pass(
                 error = true - centres[j]
                 errors[y, x, j] = min(max(error, -(1 << 30)), 1 << 30)
                 size = min(abs(error), 8 * spread[j])
-                at = place if j == 0 else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                at = (
+                    place
+                    if j == 0
+                    else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                )
                 ratios[at, 0] += size
                 ratios[at, 1] += spread[j]
                 ratios[at, 2] += 1
@@ -277,13 +287,14 @@ def code_pass(
 
 @kernel
 def code_plane(
-    plane: Any, valid: Any, levels: Any, top: Any, slack: Any, repeats: Any, encoding: Any, data: Any, tables: Any, geometry: Any,
-    predictors: Any, model: Any,
+    plane: Any, valid: Any, levels: Any, top: Any, slack: Any, repeats: Any, encoding: Any, data: Any, tables: Any,
+    geometry: Any, predictors: Any, model: Any,
 ) -> Any:  # fmt: skip
     """Code all valid cells of ``plane`` (int64 ``[h, w]``, values in ``[0, top]``); returns the bytes of the stream.
 
-    ``repeats``: the causal scan first asks whether a cell is a copy (``slack`` 0 only). ``levels``: 0 for the causal scan, else halvings of the coarse lattice's spacing. The result exceeds the size of
-    ``data`` when that was too small; then nothing was written beyond it.
+    ``repeats``: the causal scan first asks whether a cell is a copy (``slack`` 0 only). ``levels``: 0 for the causal
+    scan, else halvings of the coarse lattice's spacing. The result exceeds the size of ``data`` when that was too
+    small; then nothing was written beyond it.
     """
     height, width = plane.shape
     known = np.zeros((height, width), np.uint8)
@@ -304,11 +315,7 @@ def code_plane(
         np.zeros(EXPERTS, np.int64), np.full(COPYING if repeats else 0, 1 << 31, np.int64),
     )  # fmt: skip
     start(encoding, coder, data)
-    if levels == 0:
-        passes = 1
-    else:
-        passes = 1 + 2 * levels
-    for number in range(passes):
+    for number in range(1 + 2 * levels):
         if number == 0:
             kind, step = CAUSAL, 1 << levels
             first_row, row_step, starts, column_step = 0, step, (0, 0), step

@@ -58,12 +58,13 @@ def encode_tile(
     valid: NDArray[np.bool_] | None = None,
     prior: Prior | None = None,
 ) -> EncodedTile:
-    """Encode ``z`` ``[h, w]`` (an integer of at most 32 bits, float32 or float64) so that every valid cell keeps ``bound``.
+    """Encode ``z`` ``[h, w]`` (an integer of at most 32 bits, float32 or float64) so that every valid cell keeps
+    ``bound``.
 
     Cells that equal ``nodata`` (for floats NaN is always nodata) or are not ``valid`` are no values: decoding gives
-    ``nodata`` there, NaN for floats without one, 0 for integers. Infinite values and values whose steps would be too many
-    make a tile lossless. ``tvu`` bounds take heights in metres, positive up. InputError where the dtype or shape is not
-    one of these.
+    ``nodata`` there, NaN for floats without one, 0 for integers. Infinite values and values whose steps would be too
+    many make a tile lossless. ``tvu`` bounds take heights in metres, positive up. InputError where the dtype or shape
+    is not one of these.
     """
     bound = Bound.parse(bound) if isinstance(bound, str) else bound
     prior = prior or trained()
@@ -139,9 +140,7 @@ def _fill(nodata: float | None, dtype: np.dtype[Any]) -> NDArray[Any]:
     return fill
 
 
-def _valid(
-    z: NDArray[Any], fill: NDArray[Any], declared: bool, valid: NDArray[np.bool_] | None
-) -> NDArray[np.bool_]:
+def _valid(z: NDArray[Any], fill: NDArray[Any], declared: bool, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     """Which cells hold a value."""
     there = np.ones(z.shape, np.bool_) if valid is None else np.array(valid, np.bool_)
     if there.shape != z.shape:
