@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "pipeline" / "tokenshard"
 ROOMS = [
     *("errors", "readable", "atomic", "failures", "listing", "ranged", "remote", "store"),
     *("spec", "codecs", "shards", "sources"),
-    *("quantizers", "tokenizers"),
-    *("engine", "loading", "training", "retrieval", "grids", "report", "viewer", "api", "demo", "__init__", "cli"),
+    *("quantizers", "tokenizers", "retrieval", "grids"),
+    *("engine", "loading", "training", "report", "viewer", "api", "demo", "__init__", "cli"),
 ]
 """From the ground floor up to the door. ``__init__`` is the public face; nobody imports the command line."""
 

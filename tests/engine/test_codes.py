@@ -43,7 +43,7 @@ def made(*shapes: tuple[int, ...], alphabets: tuple[int, ...] = (256,), dtype: s
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint64", ">i4"])
 def test_codes_that_fit_the_layout_pass_as_they_are(dtype: str) -> None:
     codes = np.array([[[1, 2, 15], [0, 4, 9]], [[1, 2, 3], [0, 0, 0]]], dtype)
-    (passed,) = CodeEncoder(LAYOUT).encode([sample(codes)])
+    passed = CodeEncoder(LAYOUT).checked(sample(codes))
     assert passed.dtype == np.uint16
     assert np.array_equal(passed, codes)
     assert CodeEncoder(LAYOUT).size(sample(codes), codes) == (16, 24)

@@ -78,7 +78,7 @@ def encode(thunks: list[Thunk], tokenizer: Means | None = None, **limits: Any) -
     rejects: list[Reject] = []
     encoder = TokenizerEncoder(tokenizer or Means(), rank=2)
     found = encode_samples(thunks, encoder, EngineSpec.model_validate(limits), rejects)
-    return {sample.key: int(codes.item()) for sample, codes in found}, rejects
+    return {sample.key: int(encoded.ids.item()) for sample, encoded in found}, rejects
 
 
 KINDS = st.sampled_from(["image", "large image", "unreadable", "bad for the encoder"])

@@ -18,6 +18,7 @@ from PIL import Image
 import tokenshard
 from engine.arrays import import_arrays
 from integration.command import command_line, refused, tokenshard_command
+from shards.conftest import token_rows, write_dataset
 from tokenshard.cli.main import cli
 from tokenshard.engine.convert import Conversion, Mode
 from tokenshard.errors import JobError, SpecError
@@ -289,3 +290,14 @@ def test_a_dataset_is_not_rewritten_in_place(tokens: Path, tmp_path: Path) -> No
         transcode(tokens, f"{tokens}/", Mode(overwrite=True))
     assert sorted(tokens.rglob("*")) == before
     assert "no token dataset here" in refused("transcode", str(tmp_path), str(tmp_path / "out"), "--quiet", code=2)
+
+
+def test_packed_bytes_beside_the_ids_travel_with_them_and_stay_packed(tmp_path: Path) -> None:
+    rows = token_rows(100, stream=20)
+    write_dataset(tmp_path / "tokens", [rows])
+    moved = transcode(tmp_path / "tokens", tmp_path / "moved", codec="pack")
+    dataset = tokenshard.open(moved.output)
+    assert {column.role for column in dataset.manifest.columns if column.name == "residual"} == {"stream"}
+    assert dataset.table(["residual"])["residual"].equals(rows.batch.columns["residual"])
+    with pytest.raises(SpecError, match="residual belong to its ids as they are"):
+        transcode(tmp_path / "tokens", tmp_path / "fewer", source={"codebook_size": 4})

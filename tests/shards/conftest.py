@@ -104,8 +104,12 @@ def token_rows(
     group: int = 1,
     seed: int = 0,
     first: int = 0,
+    stream: int = 0,
 ) -> Rows:
-    """Random rows: images of 4x4 patches for rank 2, else grids without extents (varied only for rank 1)."""
+    """Random rows: images of 4x4 patches for rank 2, else grids without extents (varied only for rank 1).
+
+    ``stream``: bytes of a column `residual` of packed bytes, in each row; 0: without one.
+    """
     rng = np.random.default_rng([seed, first])
     extents, downsample = (("height", "width"), (4, 4)) if rank == 2 else ((), ())
     if rank == 2:
@@ -131,6 +135,7 @@ def token_rows(
         grid=(2, side, side) if rank == 3 else (None,) * rank,
         extents=extents,
         downsample=downsample,
+        streams=("residual",) if stream else (),
     )
     user = pa.table(
         {
@@ -140,6 +145,8 @@ def token_rows(
             "tags": pa.array([[f"t{n % 4}", "x"][: n % 3] for n in range(count)], pa.list_(pa.string())),
         }
     )
+    if stream:
+        user = user.append_column("residual", pa.array([rng.bytes(stream) for _ in range(count)], pa.binary()))
     keys = [f"img/{first + n:06d}.jpg" for n in range(count)]
     batch = TokenBatch(keys=keys, sizes=sizes, ids=ids, raw_bytes=1000 * count, columns=user)
     return Rows(columns, batch, user.schema, models)

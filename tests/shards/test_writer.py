@@ -51,6 +51,21 @@ def test_row_groups_are_powers_of_two_nearest_the_byte_target(make_rows, make_sh
         assert count == 64 or 0.7 < count * row_bytes / target < 1.42
 
 
+def test_streams_beside_the_ids_are_stored_as_they_are_and_count_for_row_groups(
+    make_rows, make_shard, tmp_path
+) -> None:
+    rows = make_rows(400, stream=100)
+    entry = make_shard(rows, row_group_bytes=16 << 10)
+    file = pq.ParquetFile(tmp_path / entry.path)
+    chunks = [file.metadata.row_group(0).column(place) for place in range(file.metadata.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == "residual")
+    assert (chunk.compression, chunk.has_dictionary_page) == ("UNCOMPRESSED", False)
+    assert "DELTA_LENGTH_BYTE_ARRAY" in chunk.encodings
+    assert not chunk.is_stats_set
+    assert entry.row_groups[0].rows == 128  # 164 bytes a row with the codes, 64 without
+    assert file.read(["residual"])["residual"].equals(rows.batch.columns["residual"])
+
+
 def test_a_row_group_never_splits_a_group_of_short_samples(make_rows, make_shard, tmp_path) -> None:
     entry = make_shard(make_rows(1000, codecs=("context",), rank=1, side=4, group=16), row_group_bytes=300)
     lengths = pq.read_table(tmp_path / entry.path, columns=["code_len"])["code_len"].to_numpy()

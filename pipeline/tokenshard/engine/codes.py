@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import id_dtype
-from tokenshard.engine.encoding import Encoder, Window, cut
+from tokenshard.engine.encoding import Encoded, Encoder, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import InputError, SpecError
 from tokenshard.shards.bounds import MAX_GROUP_IDS, MAX_LEVELS
@@ -45,7 +45,7 @@ class PassingThrough:
         return CodeEncoder(self._layout)
 
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
-        (codes,) = self._encoder.encode([sample])
+        codes = self._encoder.checked(sample)
         limit = int(max(1, WINDOW_IDS // len(codes)) ** (1 / (codes.ndim - 1)) + 1e-9)
         part = codes[(slice(None), *cut(codes.shape[1:], [limit] * (codes.ndim - 1), draw))]
         return Window(replace(sample, data=part.copy(), columns={}), codes.size / max(1, part.size))
@@ -98,18 +98,19 @@ class CodeEncoder:
     layout: CodeLayout
     tables: Sequence[bytes] = ()
 
-    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
-        return [self._checked(sample) for sample in samples]
+    def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
+        return [Encoded(self.checked(sample)) for sample in samples]
 
-    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
-        grid = codes.shape[1:]
+    def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:
+        grid = ids.shape[1:]
         if not self.layout.extents:
             return grid
         if sample.size is None and max(self.layout.downsample) > 1:
             raise InputError(f"no {' and '.join(self.layout.extents)} of the input")
         return grid if sample.size is None else sample.size
 
-    def _checked(self, sample: Sample) -> NDArray[Any]:
+    def checked(self, sample: Sample) -> NDArray[Any]:
+        """The codes of a sample."""
         codes, layout = sample.data, self.layout
         if codes.ndim != 1 + len(layout.grid) or len(codes) != len(layout.alphabets):
             raise InputError(

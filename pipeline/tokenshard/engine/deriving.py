@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.engine.codes import CodeEncoder, PassingThrough, ragged
-from tokenshard.engine.encoding import Window
+from tokenshard.engine.encoding import Encoded, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, Sample
@@ -103,11 +103,12 @@ class DerivedEncoder:
     tokenizer: DerivedTokenizer
     tables: tuple[bytes, ...] = ()
 
-    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
-        return list(self.tokenizer.derived(np.stack(self.checked.encode(samples))))
+    def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
+        base = np.stack([self.checked.checked(sample) for sample in samples])
+        return [Encoded(ids) for ids in self.tokenizer.derived(base)]
 
-    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
-        return self.checked.size(sample, codes)
+    def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:
+        return self.checked.size(sample, ids)
 
 
 def check_derivable(spec: Transcode) -> None:

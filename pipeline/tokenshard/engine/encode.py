@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from threading import Condition
 from typing import Any
 
@@ -16,20 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Ids, id_dtype
-from tokenshard.engine.encoding import Encoder
+from tokenshard.engine.encoding import Encoded, Encoder
 from tokenshard.errors import InputError, SpecError
 from tokenshard.sources.base import Reject, Sample, Thunk
 from tokenshard.sources.outcome import rejected
 from tokenshard.spec.job import EngineSpec
 from tokenshard.spec.manifest import LevelEntry
 
-Encoded = tuple[Sample, NDArray[Any]]
-"""A sample and its ids [levels, *grid]."""
-
 
 def encode_samples(
     thunks: Iterable[Thunk], encoder: Encoder, limits: EngineSpec, rejects: list[Reject]
-) -> Iterator[Encoded]:
+) -> Iterator[tuple[Sample, Encoded]]:
     """Samples with their ids, in the order of the thunks; what cannot be read or encoded goes to ``rejects``.
 
     The order of both, and the rejects themselves, do not depend on the limits.
@@ -112,22 +110,24 @@ def _nbytes(item: Sample | Reject) -> int:
     return item.data.nbytes if isinstance(item, Sample) else 0
 
 
-def _encode_window(window: list[Sample | Reject], encoder: Encoder, rejects: list[Reject]) -> Iterator[Encoded]:
+def _encode_window(
+    window: list[Sample | Reject], encoder: Encoder, rejects: list[Reject]
+) -> Iterator[tuple[Sample, Encoded]]:
     by_size: dict[tuple[int, ...], list[Sample]] = {}
     for item in window:
         if isinstance(item, Sample):
             by_size.setdefault(item.data.shape, []).append(item)
     encoded = {shape: iter(_encode(samples, encoder)) for shape, samples in by_size.items()}
     for item in window:
-        codes = next(encoded[item.data.shape]) if isinstance(item, Sample) else item
-        if isinstance(codes, Reject):
-            rejects.append(codes)
+        result = next(encoded[item.data.shape]) if isinstance(item, Sample) else item
+        if isinstance(result, Reject):
+            rejects.append(result)
         elif isinstance(item, Sample):
-            yield item, codes
+            yield item, result
 
 
-def _encode(samples: list[Sample], encoder: Encoder) -> list[NDArray[Any] | Reject]:
-    """Ids of equally sized samples; where encoding them together raises, one of them is bad: each by itself."""
+def _encode(samples: list[Sample], encoder: Encoder) -> list[Encoded | Reject]:
+    """Encodes equally sized samples; where encoding them together raises, one of them is bad: each by itself."""
     try:
         return list(encoder.encode(samples))
     except SpecError:
@@ -152,18 +152,20 @@ class StoredIds:
                 table[list(level.remap)] = np.arange(len(level.remap))
             self._tables.append(table)
 
-    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
+    def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
         """Raises InputError where an id is none of those of the dataset."""
-        codes = self._encoder.encode(samples)
-        return codes if not any(table is not None for table in self._tables) else [self._stored(one) for one in codes]
+        found = self._encoder.encode(samples)
+        if not any(table is not None for table in self._tables):
+            return found
+        return [replace(one, ids=self._stored(one.ids)) for one in found]
 
     @property
     def tables(self) -> Sequence[bytes]:
         """Those of the encoder, where its ids are stored as they are."""
         return () if any(table is not None for table in self._tables) else self._encoder.tables
 
-    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
-        return self._encoder.size(sample, codes)
+    def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:
+        return self._encoder.size(sample, ids)
 
     def _stored(self, codes: NDArray[Any]) -> NDArray[Any]:
         out = codes.copy()

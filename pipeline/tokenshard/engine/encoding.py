@@ -6,8 +6,8 @@ Pilot and units see both through the two small contracts below and know neither 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -31,11 +31,29 @@ class Window:
     """ids of the whole input for each id of the part, where that is known before it is encoded"""
 
 
-class Encoder(Protocol):
-    """Turns decoded samples into ids. Ids depend on the sample alone, not on those it is encoded together with."""
+@dataclass(frozen=True)
+class Encoded:
+    """What encoding made of a sample."""
 
-    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
-        """Ids [levels, *grid] of each of some samples whose data have one shape. Raises when any of them is bad."""
+    ids: NDArray[Any]
+    """[levels, *grid]"""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """values of the columns that the layout says are made, by name"""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory of ids and streams."""
+        return self.ids.nbytes + sum(len(value) for value in self.columns.values() if isinstance(value, bytes))
+
+
+class Encoder(Protocol):
+    """Turns decoded samples into ids, and what else its layout says it makes of them.
+
+    Both depend on the sample alone, not on those it is encoded together with.
+    """
+
+    def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
+        """Of each of some samples whose data have one shape. Raises when any of them is bad."""
         ...
 
     @property
@@ -43,7 +61,7 @@ class Encoder(Protocol):
         """Codec models of the levels that come with the tokenizer; empty where none do."""
         ...
 
-    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
+    def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:
         """What the shard writes down of the size of a sample with these ids: its extents, or else its token grid."""
         ...
 

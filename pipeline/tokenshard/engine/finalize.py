@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
+from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt, made_schema
 from tokenshard.errors import JobError, SpecError, TooManyRejects
 from tokenshard.shards.manifest import commit_manifest
 from tokenshard.shards.schema import NUM_TOKENS, column_entries, shard_schema
@@ -110,7 +110,7 @@ def _manifest(
 
 
 def _columns(plan: Plan, pilot: PilotResult) -> list[ColumnEntry]:
-    user = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(plan.schema_hex)))
+    user = pa.schema([*plan.schema, *made_schema(pilot.layout)])
     columns = pilot.columns
     layouts = tuple("list" if codec.codec == "zstd" else "binary" for codec in pilot.codecs)
     labels = {column.name: column.names for column in plan.columns if column.role == "label"}

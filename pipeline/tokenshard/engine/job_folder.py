@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from pydantic import Field, JsonValue
 
 from tokenshard.errors import FormatError
@@ -50,6 +51,11 @@ class Plan(StoredDocument):
         default_factory=dict, description="findings of planning that reading needs"
     )
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Label and metadata columns of the source."""
+        return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self.schema_hex)))
+
 
 class PilotResult(StoredDocument):
     """`pilot.json`: the tokenizer and the codecs all units use."""
@@ -73,7 +79,18 @@ class PilotResult(StoredDocument):
     def columns(self) -> CodeColumns:
         """The code columns as the footers describe them."""
         layout = self.layout
-        return CodeColumns(codes=self.codecs, grid=layout.grid, extents=layout.extents, downsample=layout.downsample)
+        return CodeColumns(
+            codes=self.codecs,
+            grid=layout.grid,
+            extents=layout.extents,
+            downsample=layout.downsample,
+            streams=layout.streams,
+        )
+
+
+def made_schema(layout: CodeLayout) -> pa.Schema:
+    """The columns that encoding makes."""
+    return pa.schema([pa.field(column.name, pa.type_for_alias(column.type)) for column in layout.made])
 
 
 class Receipt(StoredDocument):

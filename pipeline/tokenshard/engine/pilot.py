@@ -135,7 +135,7 @@ def _fit_codecs(
     ]
     encoder = StoredIds(encoder, levels)
     for window in windows:
-        codes += encoder.encode([window.sample])
+        codes += [made.ids for made in encoder.encode([window.sample])]
         total += codes[-1][0].size
         whole += codes[-1][0].size * window.whole
         if total >= spec.pilot.ids:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.engine.encoding import Window, cut
+from tokenshard.engine.encoding import Encoded, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, Sample
@@ -88,13 +88,13 @@ class TokenizerEncoder:
     rank: int
     tables: Sequence[bytes] = ()
 
-    def encode(self, samples: Sequence[Sample]) -> Sequence[NDArray[Any]]:
+    def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
         if self._is_sequence:
-            return [self.tokenizer.encode(sample.data[None])[0] for sample in samples]
-        return list(self.tokenizer.encode(np.stack([sample.data for sample in samples])))
+            return [Encoded(self.tokenizer.encode(sample.data[None])[0]) for sample in samples]
+        return [Encoded(ids) for ids in self.tokenizer.encode(np.stack([sample.data for sample in samples]))]
 
-    def size(self, sample: Sample, codes: NDArray[Any]) -> tuple[int, ...]:
-        return codes.shape[1:] if self._is_sequence else sample.data.shape[: self.rank]
+    def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:
+        return ids.shape[1:] if self._is_sequence else sample.data.shape[: self.rank]
 
     @property
     def _is_sequence(self) -> bool:

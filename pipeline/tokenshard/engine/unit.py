@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenshard.codecs.choose import load_codec
-from tokenshard.engine.encode import Encoded, StoredIds, encode_samples, flat_ids
-from tokenshard.engine.encoding import encoding_of
+from tokenshard.engine.encode import StoredIds, encode_samples, flat_ids
+from tokenshard.engine.encoding import Encoded, encoding_of
 from tokenshard.engine.finalize import job_id
-from tokenshard.engine.job_folder import JobFolder, Receipt
+from tokenshard.engine.job_folder import JobFolder, Receipt, made_schema
 from tokenshard.engine.plan import read_unit
 from tokenshard.engine.task import Task
 from tokenshard.errors import JobError
@@ -32,7 +32,7 @@ from tokenshard.shards.describe import describe_shard
 from tokenshard.shards.rejects import describe_rejects, read_rejects_file, rejects_bytes
 from tokenshard.shards.schema import ShardFooter
 from tokenshard.shards.writer import ShardWriter, TokenBatch
-from tokenshard.sources.base import Reject
+from tokenshard.sources.base import Reject, Sample
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.manifest import RejectsEntry, ShardEntry, TokenizerEntry
 
@@ -61,7 +61,9 @@ class UnitRunner:
         self._columns = pilot.columns
         self._numerics = TokenizerEntry(fingerprint=pilot.tokenizer, numerics=pilot.numerics)
         self._source_names = plan.source_names
-        self._user_columns = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(plan.schema_hex)))
+        self._source_columns = plan.schema
+        self._made = made_schema(pilot.layout)
+        self._user_columns = pa.schema([*self._source_columns, *self._made])
 
     def run(self, task: Task) -> Receipt | None:
         """Run a task to its receipt (None for a probe, which commits nothing)."""
@@ -87,7 +89,7 @@ class UnitRunner:
         self._folder.create_receipt(receipt)
         return receipt
 
-    def _encoded(self, inputs: pa.Table, rejects: list[Reject]) -> Iterator[Encoded]:
+    def _encoded(self, inputs: pa.Table, rejects: list[Reject]) -> Iterator[tuple[Sample, Encoded]]:
         return encode_samples(self._source.read(inputs), self._encoder, self._spec.engine, rejects)
 
     def _probe(self, inputs: pa.Table, task: Task) -> None:
@@ -103,7 +105,7 @@ class UnitRunner:
         rejects += _all_rejected(
             _rows(inputs, sorted(poison)), "WorkerDied", "reading this input killed its worker process"
         )
-        waiting: list[Encoded] = []
+        waiting: list[tuple[Sample, Encoded]] = []
         held = 0
         for item in self._encoded(_rows(inputs, harmless), rejects):
             waiting.append(item)
@@ -114,16 +116,19 @@ class UnitRunner:
         if waiting:
             writer.append(self._batch(waiting))
 
-    def _batch(self, items: Sequence[Encoded]) -> TokenBatch:
-        samples = [sample for sample, _ in items]
+    def _batch(self, items: Sequence[tuple[Sample, Encoded]]) -> TokenBatch:
+        samples, encoded = [sample for sample, _ in items], [one for _, one in items]
         fields = self._user_columns
-        named = zip(fields, self._source_names, strict=True)
+        named = zip(self._source_columns, self._source_names, strict=True)
         columns = {field.name: pa.array([s.columns.get(name) for s in samples], field.type) for field, name in named}
+        columns |= {
+            field.name: pa.array([one.columns[field.name] for one in encoded], field.type) for field in self._made
+        }
         return TokenBatch(
             keys=[sample.key for sample in samples],
-            sizes=np.array([self._encoder.size(sample, codes) for sample, codes in items], np.int32),
+            sizes=np.array([self._encoder.size(sample, one.ids) for sample, one in items], np.int32),
             ids=tuple(
-                flat_ids([codes for _, codes in items], level, c.alphabet) for level, c in enumerate(self._codecs)
+                flat_ids([one.ids for one in encoded], level, c.alphabet) for level, c in enumerate(self._codecs)
             ),
             raw_bytes=sum(sample.raw_bytes for sample in samples),
             columns=pa.table(columns, schema=fields) if len(fields) else None,

@@ -44,6 +44,11 @@ class CodeColumns(StoredDocument):
     extents: tuple[str, ...] = Field(default=(), description="columns with the input size along each grid axis")
     downsample: tuple[int, ...] = Field(default=(), description="input cells a token covers along each grid axis")
     neighbours: tuple[str, ...] = ()
+    streams: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda streams: not streams,
+        description="other binary columns whose bytes are packed already: stored as they are; absent where none are",
+    )
 
     @property
     def rank(self) -> int:
@@ -205,6 +210,7 @@ def column_entries(
     """Manifest `columns`; ``labels`` names the label columns and their classes; other user columns are metadata."""
     roles = {KEY: "key"} | dict.fromkeys(size_names(columns, schema), "length")
     roles |= {spec.column: "code" for spec in columns.codes} | dict.fromkeys(labels, "label")
+    roles |= dict.fromkeys(columns.streams, "stream")
     return [
         ColumnEntry.model_validate(
             {

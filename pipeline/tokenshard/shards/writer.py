@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -205,6 +206,8 @@ class ShardWriter:
             sizes += lengths
         if ready.columns is not None:
             arrays |= {name: ready.columns[name].combine_chunks() for name in ready.columns.column_names}
+        for name in self.columns.streams:
+            sizes += pc.binary_length(arrays[name]).fill_null(0).to_numpy(zero_copy_only=False)
         self._pending.append(pa.table(arrays, schema=self.schema))
         self._stream_bytes = np.concatenate([self._stream_bytes, sizes])
         self._ids += int(tokens.sum()) * len(self.codecs)
@@ -251,7 +254,7 @@ def parquet_options(schema: pa.Schema, columns: CodeColumns, plain_lists: Sequen
     streams, lengths = [spec.column for spec in binary], [length_name(spec) for spec in binary]
     leaves = _leaves(schema)
     sizes = {NUM_TOKENS, *columns.extents, *lengths, *(spec.column for spec in columns.codes)}
-    plain, lists = {*streams, *lengths}, {spec.column for spec in columns.codes} - {*streams}
+    plain, lists = {*streams, *lengths, *columns.streams}, {spec.column for spec in columns.codes} - {*streams}
     return {
         "version": "2.6",
         "data_page_version": "1.0",
@@ -266,8 +269,8 @@ def parquet_options(schema: pa.Schema, columns: CodeColumns, plain_lists: Sequen
         "use_dictionary": [leaf for leaf in leaves if leaf.split(".")[0] not in {*plain, *plain_lists, KEY}],
         "column_encoding": {KEY: "DELTA_BYTE_ARRAY"}
         | dict.fromkeys(lengths, "DELTA_BINARY_PACKED")
-        | dict.fromkeys(streams, "DELTA_LENGTH_BYTE_ARRAY"),
-        "write_statistics": [leaf for leaf in leaves if leaf.split(".")[0] not in sizes],
+        | dict.fromkeys((*streams, *columns.streams), "DELTA_LENGTH_BYTE_ARRAY"),
+        "write_statistics": [leaf for leaf in leaves if leaf.split(".")[0] not in {*sizes, *columns.streams}],
         # one data page a column chunk: the streams are then the tail of the chunk
         "data_page_size": 1 << 30,
         "max_rows_per_page": MAX_CHUNK_BYTES,

@@ -102,6 +102,15 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class MadeColumn:
+    """A column whose values are made by encoding a sample, beside its ids: a residual, a mask, a time stamp."""
+
+    name: str
+    type: str
+    """Arrow type by its name: binary, string, bool, int32, float32, …"""
+
+
+@dataclass(frozen=True)
 class CodeLayout:
     """How the ids of a job look; becomes the code columns of the dataset, and what its manifest says about them."""
 
@@ -119,6 +128,10 @@ class CodeLayout:
     """what is known of how the raw inputs were treated before they were encoded"""
     used: tuple[tuple[int, ...], ...] = ()
     """by level the ids that occur, where only these are to be stored (in ascending order, by their number)"""
+    made: tuple[MadeColumn, ...] = ()
+    """columns that the encoder makes"""
+    streams: tuple[str, ...] = ()
+    """binary columns, made or the user's, whose bytes are packed already: stored as they are"""
     origin: Mapping[str, JsonValue] = field(default_factory=dict)
     """what else is known of where the samples come from (not in the dataset's fingerprint)"""
 

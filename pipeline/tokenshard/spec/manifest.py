@@ -117,7 +117,9 @@ class ColumnEntry(StoredDocument):
 
     name: str
     type: str = Field(description="Arrow type, as text")
-    role: Literal["key", "code", "length", "label", "metadata"]
+    role: Literal["key", "code", "length", "label", "metadata", "stream"] = Field(
+        description="stream: packed bytes that belong to the ids, e.g. a residual"
+    )
     names: tuple[str, ...] | None = Field(default=None, description="class names of a label column, by label value")
 
 

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from tokenshard.errors import FormatError, InputError, SpecError, StoreError
 from tokenshard.shards.schema import is_reserved
-from tokenshard.sources.base import CodeLayout, Reject, Sample, SourceColumn, Thunk
+from tokenshard.sources.base import CodeLayout, MadeColumn, Reject, Sample, SourceColumn, Thunk
 from tokenshard.sources.codes.described import described_schema, read_description
 from tokenshard.sources.images.columns import ClassNames, is_text
 from tokenshard.sources.images.files import find_files
@@ -374,4 +374,5 @@ def _fit(values: list[Any], kind: pa.DataType) -> bool:
 
 def _tuples(layout: Mapping[str, Any]) -> dict[str, Any]:
     """A layout that went through JSON."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in layout.items()}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in layout.items()}
+    return {**plain, "made": tuple(MadeColumn(**column) for column in layout.get("made", ()))}

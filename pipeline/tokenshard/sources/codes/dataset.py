@@ -70,13 +70,21 @@ class DatasetSource:
 
     def _kept_columns(self) -> tuple[ColumnEntry, ...]:
         """The label and metadata columns that are carried over."""
-        users = {column.name: column for column in self._manifest.columns if column.role in {"label", "metadata"}}
+        roles = {"label", "metadata", "stream"}
+        users = {column.name: column for column in self._manifest.columns if column.role in roles}
         for name in (*(self._spec.columns or ()), *self._spec.drop):
             if name not in users:
                 known = ", ".join(users) or "none"
                 raise SpecError(f"{self._spec.path}: no label or metadata column {name!r}; it has {known}")
-        kept = users if self._spec.columns is None else self._spec.columns
-        return tuple(column for name, column in users.items() if name in kept and name not in self._spec.drop)
+        wanted = users if self._spec.columns is None else self._spec.columns
+        kept = tuple(column for name, column in users.items() if name in wanted and name not in self._spec.drop)
+        streams = [column.name for column in kept if column.role == "stream"]
+        if streams and (self._spec.derives or len(self._levels) < len(self._manifest.code.levels)):
+            raise SpecError(
+                f"{self._spec.path}: {', '.join(streams)} belong to its ids as they are; without these columns (drop) "
+                "the ids can be changed"
+            )
+        return kept
 
     # -- planning -----------------------------------------------------------------------------------------------------
 
@@ -172,6 +180,7 @@ class DatasetSource:
             extents=self._extents,
             downsample=self._downsample,
             kind=manifest.kind,
+            streams=tuple(column.name for column in self._kept if column.role == "stream"),
             preprocess=manifest.preprocess,
             used=tuple(ids or (0,) for ids in used),
             origin={
