@@ -123,6 +123,21 @@ def test_nodata_is_restored_and_never_coded() -> None:
     assert np.isnan(decoded[~disc]).all()
 
 
+def test_nan_beside_a_fill_value_stays_nan_with_its_own_bits() -> None:
+    z = terrain(40).astype(np.float32)
+    z[:10], z[30:, 5:20] = 1e6, np.uint32(0xFFC00001).view(np.float32)
+    for nodata in (1e6, None):
+        for text in ("lossless", "abs:1"):
+            decoded, valid = decode_tile(encode_tile(z, text, nodata=nodata).stream)
+            empty = np.isnan(z) | (z == nodata)
+            assert (valid == ~empty).all()
+            assert same_bits(decoded[empty], z[empty])
+    only_empty = np.where(np.isnan(z), z, np.float32(1e6))
+    decoded, valid = decode_tile(encode_tile(only_empty, "abs:1", nodata=1e6).stream)
+    assert same_bits(decoded, only_empty)
+    assert not valid.any()
+
+
 def test_decimal_lattices_are_found_and_cost_less_than_their_floats() -> None:
     z = (np.round(terrain(128, 3) * 10) / 100).astype(np.float32)
     lattice = encode_tile(z, "lossless")
