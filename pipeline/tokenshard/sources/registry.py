@@ -11,6 +11,7 @@ from tokenshard.spec.job import ConvertJob
 
 SOURCES = {
     "convert-images": "tokenshard.sources.images.open:open_image_source",
+    "convert-grids": "tokenshard.sources.grids.source:open_grid_source",
     "transcode": "tokenshard.sources.codes.dataset:open_dataset_source",
     "import": "tokenshard.sources.codes.open:open_code_source",
 }
