@@ -169,7 +169,10 @@ class ConvertGrids(TokenizeJob):
     unit: UnitSpec = UnitSpec(samples=512, bytes=ByteSize(64 << 20))
     pilot: PilotSpec = PilotSpec(samples=128)
     max_rejects: float = Field(
-        default=0.5, ge=0, le=1, description="share of rejected tiles above which the job fails; an unreadable file is one"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of rejected tiles above which the job fails; an unreadable file is one",
     )
 
     def output_fields(self) -> dict[str, JsonValue]:

@@ -236,9 +236,7 @@ def _split(cells: NDArray[np.float64]) -> _Parts:
 def _patches(field: NDArray[Any], patch: tuple[int, int]) -> NDArray[np.float64]:
     """The patches [N, d] of a field, row by row; what the last ones lack has no value."""
     height, width = field.shape
-    padded = np.pad(
-        field.astype(np.float64), ((0, -height % patch[0]), (0, -width % patch[1])), constant_values=np.nan
-    )
+    padded = np.pad(field.astype(np.float64), ((0, -height % patch[0]), (0, -width % patch[1])), constant_values=np.nan)
     grid = padded.reshape(padded.shape[0] // patch[0], patch[0], padded.shape[1] // patch[1], patch[1])
     return grid.swapaxes(1, 2).reshape(-1, patch[0] * patch[1])
 

@@ -154,9 +154,7 @@ def _axis_entry(axis: Variable) -> AxisEntry:
     return AxisEntry(name=axis.name, dtype=axis.dtype.name, attributes=attribute_entries(axis.attributes, _HIDDEN))
 
 
-def _layers(
-    file: ArrayFile, main: Variable, turned: bool
-) -> tuple[tuple[LayerEntry, ...], tuple[ReadWindow, ...]]:
+def _layers(file: ArrayFile, main: Variable, turned: bool) -> tuple[tuple[LayerEntry, ...], tuple[ReadWindow, ...]]:
     """The values, then what is known of them cell by cell."""
     named = set(text(main.attributes, "ancillary_variables").split())
     beside = [

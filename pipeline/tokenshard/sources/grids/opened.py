@@ -122,9 +122,7 @@ def full_turn(step: float | None, width: int) -> int | None:
     return period if abs(around - period) < 0.05 and period <= width <= period + 1 and period > 1 else None
 
 
-def affine_of(
-    x0: float, dx: float, y0: float, dy: float
-) -> tuple[float, float, float, float, float, float]:
+def affine_of(x0: float, dx: float, y0: float, dy: float) -> tuple[float, float, float, float, float, float]:
     """The map from (column, row) of cells' corners, given the centre of the first cell and the steps."""
     return (dx, 0.0, x0 - dx / 2, 0.0, dy, y0 - dy / 2)
 

@@ -85,7 +85,9 @@ def _entry(dataset: Any, store: Store, name: str, spec: GridSourceSpec) -> GridE
 def _bands(dataset: Any, spec: GridSourceSpec) -> list[tuple[int, str]]:
     """(number of the band, role), the values first."""
     wanted = spec.variable or "1"
-    named = {str(description or ""): band for band, description in zip(dataset.indexes, dataset.descriptions, strict=True)}
+    named = {
+        str(description or ""): band for band, description in zip(dataset.indexes, dataset.descriptions, strict=True)
+    }
     if wanted.isdecimal() and int(wanted) in dataset.indexes:
         first = int(wanted)
     elif wanted in named:

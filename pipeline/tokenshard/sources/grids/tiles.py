@@ -101,9 +101,7 @@ def read_tile(grid: OpenGrid, tile: Tile) -> Read:
         data = _with_halo(grid, tile)
         rows = slice(tile.y0, tile.y0 + tile.height)
         columns = slice(tile.x0, tile.x0 + tile.width)
-        others = {
-            layer.role: grid.read(number, rows, columns) for number, layer in enumerate(entry.layers) if number
-        }
+        others = {layer.role: grid.read(number, rows, columns) for number, layer in enumerate(entry.layers) if number}
         return Read(data, valid_cells(data, entry.elevation), others, None)
     data, shoalest = _reduced(grid, tile)
     uncertainty = next((n for n, layer in enumerate(entry.layers) if layer.role == "uncertainty"), None)
