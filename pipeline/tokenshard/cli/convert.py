@@ -191,8 +191,8 @@ def images(src: str, out: str, **values: Any) -> None:
 def grids(src: str, out: str, **values: Any) -> None:
     """Convert bathymetry and other grids to a token dataset.
 
-    SRC is a file, folder, glob or s3:// prefix of NetCDF, GeoTIFF, Esri ASCII, BAG or S-102 files, or a Zarr folder. Each
-    tile becomes tokens and, beside them, its cells within --bound. `tokenshard grid decode` writes grids back.
+    SRC is a file, folder, glob or s3:// prefix of NetCDF, GeoTIFF, Esri ASCII, BAG or S-102 files, or a Zarr folder.
+    Each tile becomes tokens and, beside them, its cells within --bound. `tokenshard grid decode` writes grids back.
 
     \b
     Example:

@@ -63,10 +63,19 @@ def list_(out: str, storage: dict[str, Any], as_json: bool) -> None:
         entry = stored.entry
         found.append(
             {
-                **{"grid": key, "path": entry.uri, "height": entry.height, "width": entry.width},
-                **{"levels": dataset.levels(key), "variable": entry.elevation.name, "dtype": entry.elevation.dtype},
-                **{"units": entry.units, "positive": entry.positive, "crs": entry.crs, "rows": entry.rows},
-                **{"registration": entry.registration, "layers": [layer.name for layer in entry.layers]},
+                "grid": key,
+                "path": entry.uri,
+                "height": entry.height,
+                "width": entry.width,
+                "levels": dataset.levels(key),
+                "variable": entry.elevation.name,
+                "dtype": entry.elevation.dtype,
+                "units": entry.units,
+                "positive": entry.positive,
+                "crs": entry.crs,
+                "rows": entry.rows,
+                "registration": entry.registration,
+                "layers": [layer.name for layer in entry.layers],
             }
         )
     if as_json:
@@ -91,8 +100,8 @@ def list_(out: str, storage: dict[str, Any], as_json: bool) -> None:
 def decode(out: str, to: str, box: Any, bands: str | None, name: str | None, level: int, **values: Any) -> None:
     """Write a grid, or the part of it in a box, as GeoTIFF or NetCDF.
 
-    Only the tiles of the box are read. A box whose west lies beyond its east crosses 180 degrees. `lower` and `upper` hold
-    the true value of every cell; `uncertainty` adds what coding costs to the survey's own (95 %).
+    Only the tiles of the box are read. A box whose west lies beyond its east crosses 180 degrees. `lower` and `upper`
+    hold the true value of every cell; `uncertainty` adds what coding costs to the survey's own (95 %).
 
     \b
     Example:

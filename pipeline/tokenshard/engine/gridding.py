@@ -23,11 +23,11 @@ from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 
 
-class Gridding(Tokenizing):
-    """The encoding of a `convert-grids` job."""
+class Gridding:
+    """The encoding of a `convert-grids` job: what tokenizers do in any job, and more."""
 
     def __init__(self, spec: ConvertGrids) -> None:
-        super().__init__(spec)
+        self._tokenizing = Tokenizing(spec)
         self._bound, self._tile = spec.bound, spec.source.tile
 
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
@@ -35,11 +35,11 @@ class Gridding(Tokenizing):
 
     def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, TileTokens]:
         fields = [replace(window, sample=_with_field(cast(GridTile, window.sample))) for window in windows]
-        entry, encoder = super().fit(fields, output)
+        entry, encoder = self._tokenizing.fit(fields, output)
         return entry, TileTokens(encoder.tokenizer, tuple(encoder.tables))
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
-        layout = super().layout(tokenizer, output)
+        layout = self._tokenizing.layout(tokenizer, output)
         if len(layout.downsample) != 2 or any(self._tile % step for step in layout.downsample):
             raise SpecError(
                 f"tiles of {self._tile} cells are not made of whole patches of {list(layout.downsample)}; choose "
@@ -49,7 +49,7 @@ class Gridding(Tokenizing):
         return replace(layout, made=MADE, streams=STREAMS, preprocess=preprocess)
 
     def load(self, pilot: PilotResult, output: Store) -> TileEncoder:
-        return TileEncoder(super().load(pilot, output).tokenizer, bound=self._bound)
+        return TileEncoder(self._tokenizing.load(pilot, output).tokenizer, bound=self._bound)
 
 
 def _with_field(tile: GridTile) -> Sample:
@@ -77,7 +77,7 @@ class TileTokens:
         # patches at the lower and right edge of a grid are made whole by the cells the halo repeats
         height, width = self._whole(tile)
         part = (slice(HALO, HALO + height), slice(HALO, HALO + width))
-        field = normalised(values[part], tile.valid[part], normal)
+        field: NDArray[Any] = normalised(values[part], tile.valid[part], normal)
         return self.tokenizer.encode(field[None])[0], normal
 
     def _whole(self, tile: GridTile) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.grids.georeference import Georeference, Window
@@ -40,8 +39,8 @@ class GridDataset:
         self.dataset = dataset
         if dataset.manifest.kind != "grid" or not dataset.manifest.sidecars:
             raise SpecError(
-                f"{dataset.store.root}: holds no grids but samples of kind {dataset.manifest.kind}; give a dataset that "
-                "`tokenshard convert grids` wrote"
+                f"{dataset.store.root}: holds no grids but samples of kind {dataset.manifest.kind}; give a dataset "
+                "that `tokenshard convert grids` wrote"
             )
         self.tile = int(dataset.manifest.preprocess.get("tile", 256))  # type: ignore[arg-type]
 

@@ -136,7 +136,8 @@ class GridDecoder:
             elif band.layer is not None:
                 values = decode_joined(row[band.kind], band.layer, shape)[0]
             else:
-                assert stored is not None and valid is not None, "its columns were read"
+                assert stored is not None, "its columns were read"
+                assert valid is not None
                 values = self._limits(band.kind, row, stored, valid)
             found.append(np.asarray(values, band.dtype))
         return found
@@ -163,7 +164,7 @@ class GridDecoder:
         layer = self.entry.layer("uncertainty")
         if layer is None or row["uncertainty"] is None:
             return coding
-        stored, valid = decode_joined(row["uncertainty"], layer, error.shape)  # type: ignore[arg-type]
+        stored, valid = decode_joined(row["uncertainty"], layer, error.shape)
         own = np.where(valid, physical(stored, layer), np.nan)
         return np.hypot(own, coding)
 

@@ -13,7 +13,7 @@ import numpy as np
 from tokenshard.errors import SpecError
 from tokenshard.grids.decode import Band, GridDecoder
 from tokenshard.grids.export_netcdf import write_netcdf
-from tokenshard.grids.export_tiff import write_tiff
+from tokenshard.grids.export_tiff import BESIDE, write_tiff
 from tokenshard.grids.georeference import Box, Window
 from tokenshard.store import Store
 
@@ -66,8 +66,12 @@ def export_grid(
             FORMATS[suffix](path, decoder, window, bands)
         except ImportError as error:
             raise SpecError(f"writing grids needs {error.name}: pip install 'tokenshard[grids]'") from error
-        store.put(name, path)
-        size = path.stat().st_size
+        size = 0
+        if suffix in {".tif", ".tiff"} and store.exists(name + BESIDE):
+            store.delete(name + BESIDE)  # it belongs to the file that is replaced
+        for file in sorted(Path(scratch).iterdir(), reverse=True):  # what lies beside comes first
+            size += file.stat().st_size
+            store.put(file.name, file)
     height, width = window.shape
     return Exported(
         path=to,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from tokenshard.grids.georeference import Window
 from tokenshard.sources.grids.attributes import attribute_values, plain_number
 
 BLOCK = 256
+BESIDE = ".aux.xml"
+"""End of the name of the file that GDAL looks for beside a GeoTIFF."""
 _RESERVED = {"AREA_OR_POINT", "TIFFTAG_RESOLUTIONUNIT", "TIFFTAG_XRESOLUTION", "TIFFTAG_YRESOLUTION"}
 
 
@@ -34,8 +37,14 @@ def write_tiff(path: Path, decoder: GridDecoder, window: Window, bands: Sequence
     kind = _shared_type(entry.uri, bands)
     height, width = window.shape
     profile: dict[str, Any] = {
-        **{"driver": "GTiff", "height": height, "width": width, "count": len(bands), "dtype": kind.name},
-        **{"compress": "deflate", "predictor": 3 if kind.kind == "f" else 2, "bigtiff": "if_safer"},
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": len(bands),
+        "dtype": kind.name,
+        "compress": "deflate",
+        "predictor": 3 if kind.kind == "f" else 2,
+        "bigtiff": "if_safer",
         **({"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK} if min(height, width) >= BLOCK else {}),
     }
     if (nodata := _nodata(bands)) is not None:
@@ -53,6 +62,40 @@ def write_tiff(path: Path, decoder: GridDecoder, window: Window, bands: Sequence
             place = ((strip.rows.start - top, strip.rows.stop - top), (0, width))
             for number, array in enumerate(values, 1):
                 file.write(array.astype(kind, copy=False), number, window=place)
+    if document := _beside(path, decoder, bands):
+        path.with_name(path.name + BESIDE).write_bytes(document)
+
+
+def _beside(path: Path, decoder: GridDecoder, bands: Sequence[Band]) -> bytes | None:
+    """What GDAL keeps in a file of its own: attribute tables, and a reference system that GeoTIFF keys cannot say."""
+    import rasterio
+    from rasterio.crs import CRS
+
+    entry = decoder.entry
+    root = _tables(entry.documents.get("aux.xml", ""), bands)
+    if entry.crs is not None:
+        wanted = CRS.from_wkt(entry.crs)
+        with rasterio.open(path) as file:
+            if file.crs != wanted:
+                axes = "2,1" if entry.geographic else "1,2"
+                ElementTree.SubElement(root, "SRS", dataAxisToSRSAxisMapping=axes).text = entry.crs
+    return ElementTree.tostring(root, encoding="utf-8") if len(root) else None
+
+
+def _tables(document: str, bands: Sequence[Band]) -> ElementTree.Element:
+    """The parts of a document that belong to the bands, which are told by their descriptions."""
+    root = ElementTree.Element("PAMDataset")
+    numbers = {band.name: number for number, band in enumerate(bands, 1) if band.layer is not None}
+    try:
+        found = ElementTree.fromstring(document).findall("PAMRasterBand") if document else []
+    except ElementTree.ParseError:
+        return root
+    for band in found:
+        number = numbers.get((band.findtext("Description") or "").strip())
+        if number is not None and band.find("GDALRasterAttributeTable") is not None:
+            band.set("band", str(number))
+            root.append(band)
+    return root
 
 
 def _shared_type(uri: str, bands: Sequence[Band]) -> np.dtype[Any]:

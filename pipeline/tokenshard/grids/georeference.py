@@ -1,7 +1,7 @@
 """Where the cells of a grid are: coordinates of any level, and the rows and columns that a box or a point means.
 
-Coordinates come from the arrays that the source had, where it had any, else from its affine map. A grid that goes around
-the earth has columns for every longitude; columns beyond its last one are its first ones again, one turn further on.
+Coordinates come from the arrays that the source had, where it had any, else from its affine map. A grid that goes
+around the earth has columns for every longitude; beyond its last one come its first ones again, one turn further on.
 """
 
 from __future__ import annotations

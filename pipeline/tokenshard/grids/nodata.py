@@ -19,7 +19,7 @@ LEVEL = 19
 
 
 def encode_nodata(stored: NDArray[Any], valid: NDArray[np.bool_], fill: Any) -> bytes:
-    """What :func:`decode_nodata` needs beside the mask. ``fill``: the fill value, a scalar of the type of ``stored``."""
+    """What :func:`decode_nodata` needs beside the mask. ``fill``: the fill value, in the type of ``stored``."""
     unsigned = f"u{stored.dtype.itemsize}"
     bits = np.ascontiguousarray(stored).view(unsigned)[~valid]
     patterns, numbers = np.unique(bits, return_inverse=True)

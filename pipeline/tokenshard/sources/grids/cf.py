@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,7 +243,9 @@ def _is_geographic(columns: Variable | None, crs: str | None) -> bool:
     return crs is not None and crs.startswith(("GEOGCRS", "GEODCRS"))
 
 
-def _registration(file: ArrayFile, main: Variable, rows: Variable | None, y: NDArray[Any] | None) -> str:
+def _registration(
+    file: ArrayFile, main: Variable, rows: Variable | None, y: NDArray[Any] | None
+) -> Literal["pixel", "gridline"]:
     """GMT says it outright; a range of coordinates from edge to edge means cells, a row on a pole means nodes."""
     for attributes in (file.attributes, main.attributes):
         if (offset := number(attributes, "node_offset")) is not None:
@@ -258,9 +260,9 @@ def _registration(file: ArrayFile, main: Variable, rows: Variable | None, y: NDA
     return "gridline" if "GMT_version" in file.attributes else "pixel"
 
 
-def _positive(main: Variable) -> str:
+def _positive(main: Variable) -> Literal["up", "down"]:
     said = text(main.attributes, "positive").lower()
     if said in {"up", "down"}:
-        return said
+        return "up" if said == "up" else "down"
     names = (main.name, text(main.attributes, "standard_name"))
     return "down" if any(_DEPTHS.search(name) for name in names) else "up"

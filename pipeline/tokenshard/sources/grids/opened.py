@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from threading import Lock
@@ -61,11 +62,10 @@ class OpenGrid:
 
 def valid_cells(values: NDArray[Any], layer: LayerEntry) -> NDArray[np.bool_]:
     """Which stored values of a layer are values, not signs for the lack of one."""
+    valid = np.ones(values.shape, np.bool_)
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            valid = np.abs(values) < HUGE  # neither NaN
-    else:
-        valid = np.ones(values.shape, np.bool_)
+            valid = np.asarray(np.abs(values) < HUGE)  # and not NaN
     for fill in layer.fills:
         number = plain_number(fill)
         if not math.isnan(number):
@@ -88,7 +88,7 @@ def fill_numbers(values: Iterable[Any], dtype: np.dtype[Any]) -> tuple[JsonValue
 
 
 def metres_of(units: str | None) -> float | None:
-    """Metres of one unit, and of one where none is said; None for other units. What follows, e.g. a datum, is ignored."""
+    """Metres of one unit, a metre where none is said, None for other units. What follows, e.g. a datum, is ignored."""
     if not units:
         return 1.0
     words = (units or "").lower().replace(".", " ").split()
@@ -150,7 +150,5 @@ def wkt2(text: str) -> str:
 
 def vertical_datum(wkt: str | None) -> str | None:
     """The vertical part of a compound reference system, by its name."""
-    import re
-
     found = re.search(r'VERT(?:CRS|_CS)\["([^"]+)"', wkt or "")
     return found[1] if found else None

@@ -103,8 +103,11 @@ class GridSource:
                     bytes=tile.height * tile.width * cell,
                     meta={
                         "grid": entry.id,
-                        **{"level": level, "tile_row": tile.row, "tile_col": tile.column},
-                        **{"y0": tile.y0, "x0": tile.x0},
+                        "level": level,
+                        "tile_row": tile.row,
+                        "tile_col": tile.column,
+                        "y0": tile.y0,
+                        "x0": tile.x0,
                     },
                 )
 

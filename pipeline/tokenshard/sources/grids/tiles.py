@@ -1,7 +1,7 @@
 """Tiles of a grid: where they are, and reading one with a halo of its neighbours, or of a reduced grid.
 
-A halo goes around the earth where the grid does; at poles and edges the outermost cells are repeated. A reduced grid has
-one cell for each block of cells: their mean, and the shoalest of them, so that a coarse map hides no hazard.
+A halo goes around the earth where the grid does; at poles and edges the outermost cells are repeated. A reduced grid
+has one cell for each block of cells: their mean, and the shoalest of them, so that a coarse map hides no hazard.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Read:
 
     data: NDArray[Any]
     valid: NDArray[np.bool_]
-    layers: dict[str, NDArray[Any]]
+    layers: Mapping[str, NDArray[Any]]
     shoalest: NDArray[Any] | None
 
 
@@ -101,12 +101,14 @@ def read_tile(grid: OpenGrid, tile: Tile) -> Read:
         data = _with_halo(grid, tile)
         rows = slice(tile.y0, tile.y0 + tile.height)
         columns = slice(tile.x0, tile.x0 + tile.width)
-        others = {layer.role: grid.read(number, rows, columns) for number, layer in enumerate(entry.layers) if number}
+        others: dict[str, NDArray[Any]] = {
+            layer.role: grid.read(number, rows, columns) for number, layer in enumerate(entry.layers) if number
+        }
         return Read(data, valid_cells(data, entry.elevation), others, None)
     data, shoalest = _reduced(grid, tile)
     uncertainty = next((n for n, layer in enumerate(entry.layers) if layer.role == "uncertainty"), None)
-    others = {} if uncertainty is None else {"uncertainty": _largest(grid, tile, uncertainty)}
-    return Read(data, valid_cells(data, entry.elevation), others, inner(shoalest, tile))
+    beside = {} if uncertainty is None else {"uncertainty": _largest(grid, tile, uncertainty)}
+    return Read(data, valid_cells(data, entry.elevation), beside, inner(shoalest, tile))
 
 
 def fill_of(layer: LayerEntry) -> Any:
@@ -132,7 +134,7 @@ def _missing(entry: GridEntry, left: int, right: int) -> tuple[int, int]:
 
 
 def _columns(grid: OpenGrid, layer: int, rows: slice, left: int, right: int) -> NDArray[Any]:
-    """Columns ``left`` to ``right`` of some rows: around the earth where the grid goes, else as far as there are any."""
+    """Columns ``left`` to ``right`` of some rows: around the earth where the grid goes, else as far as it goes."""
     width, period = grid.entry.width, grid.entry.period
     if not period:
         return grid.read(layer, rows, slice(max(0, left), min(width, right)))
@@ -205,7 +207,7 @@ def extreme(values: NDArray[Any], valid: NDArray[np.bool_], rising: bool) -> NDA
     limits = np.finfo(values.dtype) if values.dtype.kind == "f" else np.iinfo(values.dtype)
     worst = values.dtype.type(limits.min if rising else limits.max)
     candidates = np.where(valid, values, worst)
-    return candidates.max(axis=-1) if rising else candidates.min(axis=-1)
+    return np.asarray(candidates.max(axis=-1) if rising else candidates.min(axis=-1))
 
 
 def _largest(grid: OpenGrid, tile: Tile, layer: int) -> NDArray[Any]:
