@@ -3,9 +3,9 @@
 Cells come normalised by tile, without their mean and divided by a gain. A patch is split into the mean of its valid
 cells, the size of what is left (gain), and its shape: what is left, divided by the gain. Mean and gain are uniform
 scales, linear and in half octaves; shapes are vectors from a codebook (mean-removed shape-gain vector quantization,
-Gersho and Gray 1992, ch. 12), with more codebooks for what the first leaves over (residual vector quantization). A patch
-without a valid cell has a code of its own. All of encoding is arithmetic of whole numbers after one rounding, so ids are
-the same everywhere.
+Gersho and Gray 1992, ch. 12), with more codebooks for what the first leaves over (residual vector quantization). A
+patch without a valid cell has a code of its own. All of encoding is arithmetic of whole numbers after one rounding, so
+ids are the same everywhere.
 """
 
 from __future__ import annotations
