@@ -1,0 +1,104 @@
+"""A plane of integers ⇄ bytes: the scan and the predictors that suit it, coded from the prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.errors import FormatError
+from tokenshard.grids.bounded import wire
+from tokenshard.grids.bounded.binary import squash_table, stretch_table
+from tokenshard.grids.bounded.cells import distribution_table
+from tokenshard.grids.bounded.predictors import OWN_BITS, choose
+from tokenshard.grids.bounded.prior import MODES, Prior, State
+from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, NEAR_OFFSETS, NEAR_WEIGHTS, OFFSETS, TAPS, code_plane
+from tokenshard.grids.bounded.values import HIGHEST, Plane
+
+LEVELS = 5
+"""Halvings of the hierarchical scan."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How a plane is coded: ``levels`` 0 for the causal scan, ``top`` the largest number, ``slack`` what each may be
+    wrong by, ``predictors`` int64 ``[KINDS, TAPS]``."""
+
+    levels: int
+    top: int
+    slack: int
+    predictors: Plane
+
+
+@dataclass(frozen=True)
+class CodedPlane:
+    """Bytes of a plane, what scanned it, and what a decoder gets, int64 ``[h, w]``."""
+
+    data: bytes
+    predictor: str
+    decoded: Plane
+
+
+def encode_plane(plane: Plane, valid: NDArray[np.bool_], slack: int, prior: Prior) -> CodedPlane:
+    """The smaller of both scans of ``plane`` (``[h, w]``, valid cells from 0 on), each number to within ``slack``."""
+    top = int(plane[valid].max(initial=0))
+    coded = [_encode(plane, valid, levels, slack, top, prior) for levels in (0, LEVELS)]
+    return min(coded, key=lambda one: len(one.data))
+
+
+def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior) -> Plane:
+    """The plane of the valid cells, int64 ``[h, w]``, 0 elsewhere."""
+    levels, slack, top, number = (reader.unsigned() for _ in range(4))
+    if levels not in (0, LEVELS) or slack > HIGHEST or top > HIGHEST or number >> 1 >= len(prior.predictors):
+        raise FormatError(wire.DAMAGED.format("its plane is coded in an unknown way"))
+    own = np.frombuffer(reader.take(2 * TAPS * (2 if levels else 1)), "<i2").reshape(-1, TAPS) if number & 1 else None
+    data = np.frombuffer(bytearray(reader.section()), np.uint8)
+    plane = np.zeros(valid.shape, np.int64)
+    code(plane, valid, Scan(levels, top, slack, _weights(number >> 1, own, prior)), _state(prior, levels), data, False)
+    return plane
+
+
+def _encode(plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, top: int, prior: Prior) -> CodedPlane:
+    number, own = choose(plane, valid, levels, slack, prior.predictors)
+    scan = Scan(levels, top, slack, _weights(number, own, prior))
+    size, room = -1, int(valid.sum()) * 2 + 64
+    while size < 0 or size > room:
+        room = max(size, room)
+        data = np.zeros(room, np.uint8)
+        decoded = np.where(valid, plane, 0)
+        size = code(decoded, valid, scan, _state(prior, levels), data, True)
+    fields = (levels, slack, top, number << 1 | int(own is not None))
+    header = b"".join(map(wire.unsigned, fields)) + (own.astype("<i2").tobytes() if own is not None else b"")
+    return CodedPlane(header + wire.section(data[:size].tobytes()), MODES[min(levels, 1)], decoded)
+
+
+def _weights(number: int, own: NDArray[np.signedinteger] | None, prior: Prior) -> Plane:
+    """The predictors of a scan, int64 ``[KINDS, TAPS]``: a set of the prior, a plane's own in its finest pass."""
+    weights = prior.predictors[number].copy()
+    if own is not None:
+        first = CENTRES if len(own) == 2 else CAUSAL
+        weights[first : first + len(own)] = own.astype(np.int64) << 16 - OWN_BITS
+    return weights
+
+
+def _state(prior: Prior, levels: int) -> State:
+    return prior.states[MODES[min(levels, 1)]].copy()
+
+
+def code(
+    plane: Plane,
+    valid: NDArray[np.bool_],
+    scan: Scan,
+    state: State,
+    data: NDArray[np.uint8],
+    encoding: bool,
+) -> int:
+    """Code a plane in place, with a state that is changed; returns the bytes that takes, which may be more than ``data``
+    has."""
+    tables = (squash_table(), stretch_table(), distribution_table())
+    geometry = (OFFSETS, NEAR_OFFSETS, NEAR_WEIGHTS)
+    model = (state.weights, *state.counters)
+    adapting = (scan.predictors, scan.predictors.copy(), state.ratios)
+    cells, fields = valid.astype(np.uint8), (scan.levels, scan.top, scan.slack)
+    return int(code_plane(plane, cells, *fields, encoding, data, tables, geometry, adapting, model))

@@ -1,0 +1,77 @@
+"""Which linear predictors a plane is coded with: the best of those shipped, or its own where that pays."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, OFFSETS, SIDES, TAPS
+from tokenshard.grids.bounded.values import Plane
+
+SAMPLE = 8_000
+"""Cells of a plane that predictors are compared on, at most."""
+OWN_BITS = 12
+"""Fractional bits of a plane's own weights in its stream."""
+_REACH = 4
+
+
+def neighbourhoods(
+    plane: Plane, valid: NDArray[np.bool_], kind: int, step: int, limit: int = SAMPLE
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Taps ``[n, TAPS]`` of cells that have them all, and the cells' values ``[n]``, relative to the nearest four."""
+    height, width = plane.shape
+    reach = _REACH * step
+    rows, columns = np.arange(reach, height - reach), np.arange(reach, width - reach)
+    if kind == CENTRES:
+        rows, columns = rows[rows % (2 * step) == step], columns[columns % (2 * step) == step]
+    else:
+        rows, columns = rows[rows % step == 0], columns[columns % step == 0]
+    y, x = (part.reshape(-1) for part in np.meshgrid(rows, columns, indexing="ij"))
+    if kind == SIDES:
+        odd = (y // step + x // step) % 2 == 1
+        y, x = y[odd], x[odd]
+    if y.size > limit:
+        chosen = np.arange(limit) * y.size // limit
+        y, x = y[chosen], x[chosen]
+    v, u = y[:, None] + OFFSETS[kind, :, 0] * step, x[:, None] + OFFSETS[kind, :, 1] * step
+    whole = valid[v, u].all(1) & valid[y, x]
+    taps = plane[v[whole], u[whole]].astype(np.float64)
+    reference = taps[:, :4].mean(1)
+    return taps - reference[:, None], plane[y[whole], x[whole]] - reference
+
+
+def fitted(taps: NDArray[np.float64], values: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
+    """Weights ``[TAPS]`` of least squares in which rough places count less, as they cost bits by their logarithm."""
+    weight = 1 / (noise * noise + np.mean(taps[:, :8] ** 2, axis=1))
+    weighted = taps * weight[:, None]
+    # Not by BLAS, whose threads would wait for each other where many workers share the cores.
+    left = np.einsum("ni,nj->ij", weighted, taps) + np.eye(TAPS) * (1e-3 * np.sum(weight) * noise * noise + 1e-9)
+    return np.linalg.solve(left, np.einsum("ni,n->i", weighted, values))
+
+
+def bits_lost(taps: NDArray[np.float64], values: NDArray[np.float64], weights: NDArray[np.float64], noise: float) -> float:
+    """Mean logarithm of the error: bits a cell, up to a constant that is the same for all weights."""
+    return float(np.mean(np.log2(np.abs(values - np.einsum("ni,i->n", taps, weights)) + noise)))
+
+
+def choose(
+    plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, sets: NDArray[np.int64]
+) -> tuple[int, NDArray[np.int64] | None]:
+    """(number of the best set, the plane's own weights int64 ``[kinds of the finest pass, TAPS]`` where they pay)."""
+    noise = slack + 0.5
+    kinds = (CENTRES, SIDES) if levels else (CAUSAL,)
+    shared, own_cost, own = np.zeros(len(sets)), 0.0, []
+    share_of_cells = {CAUSAL: 1.0, CENTRES: 0.25, SIDES: 0.5}
+    for kind in kinds:
+        taps, values = neighbourhoods(plane, valid, kind, 1)
+        if values.size < 4 * TAPS:
+            return 0, None
+        part = share_of_cells[kind]
+        shared += [part * bits_lost(taps, values, weights[kind] / 65536, noise) for weights in sets]
+        weights = np.rint(fitted(taps, values, noise) * (1 << OWN_BITS)).astype(np.int64)
+        own.append(weights)
+        own_cost += part * bits_lost(taps, values, weights / (1 << OWN_BITS), noise)
+    best = int(np.argmin(shared))
+    pays = (shared[best] - own_cost) * valid.sum() > 2 * 16 * TAPS * len(kinds)
+    fits = all(np.abs(weights).max() < 1 << 15 for weights in own)
+    return best, np.stack(own) if pays and fits else None
