@@ -41,7 +41,7 @@ def allowed(bound: Bound, entry: GridEntry, stored: NDArray[Any]) -> NDArray[np.
             f"a bound of {bound} is for heights; {entry.elevation.name!r} has the unit {entry.units!r}: use abs:E"
         )
     heights = physical(stored, entry.elevation) * metres
-    return bound.allowed(heights if entry.positive == "up" else -heights) / metres
+    return np.asarray(bound.allowed(heights if entry.positive == "up" else -heights) / metres)
 
 
 def stores_heights(entry: GridEntry) -> bool:

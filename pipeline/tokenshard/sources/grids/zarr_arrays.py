@@ -1,7 +1,7 @@
 """Zarr folders, version 2 and 3, as xarray writes them: metadata, attributes, and windows of chunks.
 
-After the Zarr specifications 2 and 3. Chunks are read one by one, the last ones are kept; a chunk that is not there is made
-of fill values. Only bytes that codecs of the standard library, zstd or Blosc's zstd, zlib and LZ4 packed can be read.
+After the Zarr specifications 2 and 3. Chunks are read one by one, the last ones are kept; a chunk that is not there is
+made of fill values. Bytes that zlib, gzip, zstd or Blosc (with LZ4, zlib or zstd) packed can be read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Unpack = Callable[[bytes, int], bytes]
 
 
 def open_zarr(store: Store, name: str) -> ArrayFile:
-    """The arrays of a group. Raises InputError where it is none, is damaged, or is packed in a way that is not known."""
+    """The arrays of a group. Raises InputError where it is none, is damaged, or is packed in an unknown way."""
     documents = {entry.name[len(name) + 1 :] for entry in store.list(name) if entry.name.endswith((".zarray", ".json"))}
     variables: dict[str, Variable] = {}
     for document in sorted(documents):
