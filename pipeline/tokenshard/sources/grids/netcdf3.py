@@ -125,24 +125,20 @@ def _read(
     window: tuple[slice, ...],
 ) -> NDArray[Any]:
     """A window, row by row: only the cells between its first and last column are read."""
-    record = sum(strides.values()) if strides is not None else 0
     spans = [axis.indices(size)[:2] for axis, size in zip(window, shape, strict=True)]
-    out = np.empty([max(0, stop - start) for start, stop in spans], kind)
-    if not out.size:
-        return out.astype(_native(kind))
-    if not shape:
-        file.seek(begin)
-        return np.frombuffer(file.read(kind.itemsize), kind).astype(_native(kind)).reshape(())
+    out = values = np.empty([max(0, stop - start) for start, stop in spans], kind)
     inner = [math.prod(shape[axis + 1 :]) * kind.itemsize for axis in range(len(shape))]
     if strides is not None:
-        inner[0] = record
+        inner[0] = sum(strides.values())
+    if not inner or inner[-1] != kind.itemsize:  # a single number, or one a record: no cells side by side
+        spans, inner, out = [*spans, (0, 1)], [*inner, kind.itemsize], out[..., None]
     lines = out.reshape(-1, out.shape[-1])
+    length = lines.shape[1] * kind.itemsize
     for number, place in enumerate(np.ndindex(*out.shape[:-1])):
         starts = [start + step for (start, _), step in zip(spans, place, strict=False)]
-        offset = begin + sum(at * step for at, step in zip([*starts, spans[-1][0]], inner, strict=True))
-        file.seek(offset)
-        data = file.read(lines.shape[1] * kind.itemsize)
-        if len(data) != lines.shape[1] * kind.itemsize:
+        file.seek(begin + sum(at * step for at, step in zip([*starts, spans[-1][0]], inner, strict=True)))
+        data = file.read(length)
+        if len(data) != length:
             raise InputError(f"truncated: the file ends inside variable {name!r}; copy it again")
         lines[number] = np.frombuffer(data, kind)
-    return out.astype(_native(kind))
+    return values.astype(_native(kind))

@@ -16,11 +16,16 @@ CHUNK_CACHE = 64 << 20
 
 
 def open_netcdf4(file: BinaryIO) -> ArrayFile:
-    """The arrays at the root of a file. Raises InputError where it is damaged or ends too early."""
+    """The arrays at the root of a file. Raises InputError where it is damaged or ends too early.
+
+    Windows are read by h5py itself: h5netcdf opens an array anew for each, and its chunks would not be kept.
+    """
     import h5netcdf
+    import h5py
 
     try:
-        opened = h5netcdf.File(file, "r", phony_dims="sort", rdcc_nbytes=CHUNK_CACHE)
+        opened = h5netcdf.File(file, "r", phony_dims="sort")
+        arrays = h5py.File(file, "r", rdcc_nbytes=CHUNK_CACHE)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"damaged or truncated NetCDF file ({_reason(error)}); copy it again") from error
     variables = {}
@@ -34,11 +39,12 @@ def open_netcdf4(file: BinaryIO) -> ArrayFile:
             tuple(variable.shape),
             kind.newbyteorder("="),
             dict(variable.attrs),
-            partial(_read, variable),
+            partial(_read, arrays[name]),
         )
 
     def close() -> None:
         opened.close()
+        arrays.close()
         file.close()
 
     return ArrayFile("netcdf4", variables, dict(opened.attrs), close)
