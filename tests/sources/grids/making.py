@@ -143,20 +143,29 @@ def write_zarr(path: Path, values: NDArray[Any], lon: NDArray[Any], lat: NDArray
         units = {"lon": "degrees_east", "lat": "degrees_north", "z": "m"}[name]
         if version == 2:
             layout = {
-                **{"zarr_format": 2, "shape": array.shape, "chunks": chunks, "dtype": array.dtype.str, "order": "C"},
-                **{"compressor": {"id": "zlib", "level": 1}, "filters": None},
+                "zarr_format": 2,
+                "shape": array.shape,
+                "chunks": chunks,
+                "dtype": array.dtype.str,
+                "order": "C",
+                "compressor": {"id": "zlib", "level": 1},
+                "filters": None,
                 "fill_value": -9999 if name == "z" else None,
             }
             (folder / ".zarray").write_text(json.dumps(layout))
             (folder / ".zattrs").write_text(json.dumps({"units": units, "_ARRAY_DIMENSIONS": dims}))
         else:
             layout = {
-                **{"zarr_format": 3, "node_type": "array", "shape": array.shape, "data_type": array.dtype.name},
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": array.shape,
+                "data_type": array.dtype.name,
                 "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
                 "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
                 "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip"}],
                 "attributes": {"units": units, **({"_FillValue": -9999} if name == "z" else {})},
-                **{"fill_value": 0, "dimension_names": dims},
+                "fill_value": 0,
+                "dimension_names": dims,
             }
             (folder / "zarr.json").write_text(json.dumps(layout))
         _write_chunks(folder, array, version)

@@ -35,6 +35,7 @@ _HEIGHTS = re.compile(
 )
 _X = re.compile(r"^(x|lon|longitude|easting|.*x(\d.*)?)$", re.IGNORECASE)
 _UNCERTAINTY = re.compile(r"uncert|standard_error|tvu|sigma", re.IGNORECASE)
+_SOURCE = re.compile(r"^(tid|contributor|source|quality)$", re.IGNORECASE)
 _LINKS = ("coordinates", "ancillary_variables", "grid_mapping", "bounds", "cell_measures", "formula_terms")
 _HIDDEN = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates")
 _DEPTHS = re.compile(r"depth", re.IGNORECASE)
@@ -119,7 +120,7 @@ def _is_grid(variable: Variable) -> bool:
 
 def _is_companion(variable: Variable) -> bool:
     """Whether a variable says something about another: its uncertainty, or where it comes from."""
-    return variable.name.lower() == "tid" or _UNCERTAINTY.search(variable.name) is not None
+    return any(kind.search(variable.name) for kind in (_SOURCE, _UNCERTAINTY))
 
 
 def _axes(file: ArrayFile, main: Variable) -> tuple[Variable | None, Variable | None, bool]:
@@ -167,7 +168,8 @@ def _layers(file: ArrayFile, main: Variable, turned: bool) -> tuple[tuple[LayerE
     ]
     found: list[tuple[Variable, str]] = [(main, "elevation")]
     for variable in beside:
-        role = "source" if variable.dtype.kind in "iu" and not _UNCERTAINTY.search(variable.name) else "uncertainty"
+        whole = variable.dtype.kind in "iu" and not _UNCERTAINTY.search(variable.name)
+        role = "source" if whole or _SOURCE.search(variable.name) else "uncertainty"
         if role not in {taken for _, taken in found}:
             found.append((variable, role))
     entries = tuple(_layer(file, variable, role) for variable, role in found)
