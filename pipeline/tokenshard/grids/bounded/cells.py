@@ -29,6 +29,8 @@ GROUPS = 8
 """Classes of scale that have mixers of their own."""
 COPIES = 16
 """Which of the nearest neighbours are alike."""
+COPYING = 2 * COPIES * 16
+"""Contexts of whether a cell is a copy."""
 SIZES = (NODES * CLASSES * 8, NODES * 7 * 7 * COPIES, NODES * 9 * 7)
 """Entries of the three sets of counters."""
 SMALLEST = 3
@@ -109,6 +111,15 @@ def _answer(
     counted(second, b, bit, 250)
     counted(third, c, bit, 250)
     return bit
+
+
+@inline
+def code_copy(same: Any, context: Any, encoding: Any, coder: Any, data: Any, copying: Any) -> Any:
+    """Code whether a cell is the same as a neighbour, by one counter of ``copying``."""
+    probability = min(max(copying[context] >> 16, 16), 65520)
+    same = code_bit(same, probability, encoding, coder, data)
+    counted(copying, context, same, 250)
+    return same
 
 
 @inline

@@ -11,23 +11,28 @@ from tokenshard.errors import FormatError
 from tokenshard.grids.bounded import wire
 from tokenshard.grids.bounded.binary import squash_table, stretch_table
 from tokenshard.grids.bounded.cells import distribution_table
-from tokenshard.grids.bounded.predictors import OWN_BITS, choose
+from tokenshard.grids.bounded.predictors import LARGEST, OWN_BITS, choose
 from tokenshard.grids.bounded.prior import MODES, Prior, State
 from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, NEAR_OFFSETS, NEAR_WEIGHTS, OFFSETS, TAPS, code_plane
 from tokenshard.grids.bounded.values import HIGHEST, Plane
 
 LEVELS = 5
 """Halvings of the hierarchical scan."""
+REPEATS = 64
+"""What a stream calls the causal scan that asks for copies."""
+SHARE_OF_COPIES = 0.2
+"""Cells that must equal the one to their left for it to be tried."""
 
 
 @dataclass(frozen=True)
 class Scan:
     """How a plane is coded: ``levels`` 0 for the causal scan, ``top`` the largest number, ``slack`` what each may be
-    wrong by, ``predictors`` int64 ``[KINDS, TAPS]``."""
+    wrong by, ``repeats`` whether copies are asked for, ``predictors`` int64 ``[KINDS, TAPS]``."""
 
     levels: int
     top: int
     slack: int
+    repeats: bool
     predictors: Plane
 
 
@@ -50,35 +55,45 @@ def encode_plane(plane: Plane, valid: NDArray[np.bool_], slack: int, prior: Prio
 def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior) -> Plane:
     """The plane of the valid cells, int64 ``[h, w]``, 0 elsewhere."""
     levels, slack, top, number = (reader.unsigned() for _ in range(4))
-    if levels not in (0, LEVELS) or slack > HIGHEST or top > HIGHEST or number >> 1 >= len(prior.predictors):
+    repeats, levels = levels == REPEATS, 0 if levels == REPEATS else levels
+    if levels not in (0, LEVELS) or (repeats and slack) or slack > HIGHEST or top > HIGHEST or number >> 1 >= len(prior.predictors):
         raise FormatError(wire.DAMAGED.format("its plane is coded in an unknown way"))
-    own = np.frombuffer(reader.take(2 * TAPS * (2 if levels else 1)), "<i2").reshape(-1, TAPS) if number & 1 else None
+    own = None
+    if number & 1:
+        own = np.clip([[reader.signed() for _ in range(TAPS)] for _ in range(2 if levels else 1)], -LARGEST, LARGEST)
     data = np.frombuffer(bytearray(reader.section()), np.uint8)
     plane = np.zeros(valid.shape, np.int64)
-    code(plane, valid, Scan(levels, top, slack, _weights(number >> 1, own, prior)), _state(prior, levels), data, False)
+    code(plane, valid, Scan(levels, top, slack, repeats, _weights(number >> 1, own, prior)), _state(prior, levels), data, False)
     return plane
 
 
 def _encode(plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, top: int, prior: Prior) -> CodedPlane:
     number, own = choose(plane, valid, levels, slack, prior.predictors)
-    scan = Scan(levels, top, slack, _weights(number, own, prior))
+    repeats = levels == 0 and slack == 0 and alike(plane, valid) > SHARE_OF_COPIES
+    scan = Scan(levels, top, slack, repeats, _weights(number, own, prior))
     size, room = -1, int(valid.sum()) * 2 + 64
     while size < 0 or size > room:
         room = max(size, room)
         data = np.zeros(room, np.uint8)
         decoded = np.where(valid, plane, 0)
         size = code(decoded, valid, scan, _state(prior, levels), data, True)
-    fields = (levels, slack, top, number << 1 | int(own is not None))
-    header = b"".join(map(wire.unsigned, fields)) + (own.astype("<i2").tobytes() if own is not None else b"")
+    fields = (REPEATS if repeats else levels, slack, top, number << 1 | int(own is not None))
+    header = b"".join(map(wire.unsigned, fields)) + b"".join(map(wire.signed, own.flat if own is not None else ()))
     return CodedPlane(header + wire.section(data[:size].tobytes()), MODES[min(levels, 1)], decoded)
 
 
-def _weights(number: int, own: NDArray[np.signedinteger] | None, prior: Prior) -> Plane:
+def alike(plane: Plane, valid: NDArray[np.bool_]) -> float:
+    """Share of the cells beside a valid one that equal it."""
+    both = valid[:, 1:] & valid[:, :-1]
+    return float(np.mean((plane[:, 1:] == plane[:, :-1])[both])) if both.any() else 0.0
+
+
+def _weights(number: int, own: Plane | None, prior: Prior) -> Plane:
     """The predictors of a scan, int64 ``[KINDS, TAPS]``: a set of the prior, a plane's own in its finest pass."""
     weights = prior.predictors[number].copy()
     if own is not None:
         first = CENTRES if len(own) == 2 else CAUSAL
-        weights[first : first + len(own)] = own.astype(np.int64) << 16 - OWN_BITS
+        weights[first : first + len(own)] = own << 16 - OWN_BITS
     return weights
 
 
@@ -100,5 +115,5 @@ def code(
     geometry = (OFFSETS, NEAR_OFFSETS, NEAR_WEIGHTS)
     model = (state.weights, *state.counters)
     adapting = (scan.predictors, scan.predictors.copy(), state.ratios)
-    cells, fields = valid.astype(np.uint8), (scan.levels, scan.top, scan.slack)
+    cells, fields = valid.astype(np.uint8), (scan.levels, scan.top, scan.slack, scan.repeats)
     return int(code_plane(plane, cells, *fields, encoding, data, tables, geometry, adapting, model))

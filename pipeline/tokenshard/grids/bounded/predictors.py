@@ -12,30 +12,38 @@ SAMPLE = 8_000
 """Cells of a plane that predictors are compared on, at most."""
 OWN_BITS = 12
 """Fractional bits of a plane's own weights in its stream."""
+LARGEST = 8 << OWN_BITS
+"""The largest of these."""
 _REACH = 4
+COST = 16
+"""Bits of an own weight that its gain must pay: those of its bytes, and some for what estimates promise too much."""
+WRONG = 0.3
+"""Spread of the errors that taps are given, as a share of the slack: most errors of a smooth plane are far below it."""
 
 
 def neighbourhoods(
-    plane: Plane, valid: NDArray[np.bool_], kind: int, step: int, limit: int = SAMPLE
+    plane: Plane, valid: NDArray[np.bool_], kind: int, slack: int, limit: int = SAMPLE
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Taps ``[n, TAPS]`` of cells that have them all, and the cells' values ``[n]``, relative to the nearest four."""
+    """Taps ``[n, TAPS]`` of cells that have them all, and the cells' values ``[n]``, relative to the nearest four.
+
+    Those of the finest pass. Taps are made wrong, as a decoder will find them.
+    """
     height, width = plane.shape
-    reach = _REACH * step
+    reach = _REACH
     rows, columns = np.arange(reach, height - reach), np.arange(reach, width - reach)
     if kind == CENTRES:
-        rows, columns = rows[rows % (2 * step) == step], columns[columns % (2 * step) == step]
-    else:
-        rows, columns = rows[rows % step == 0], columns[columns % step == 0]
+        rows, columns = rows[rows % 2 == 1], columns[columns % 2 == 1]
     y, x = (part.reshape(-1) for part in np.meshgrid(rows, columns, indexing="ij"))
     if kind == SIDES:
-        odd = (y // step + x // step) % 2 == 1
+        odd = (y + x) % 2 == 1
         y, x = y[odd], x[odd]
     if y.size > limit:
         chosen = np.arange(limit) * y.size // limit
         y, x = y[chosen], x[chosen]
-    v, u = y[:, None] + OFFSETS[kind, :, 0] * step, x[:, None] + OFFSETS[kind, :, 1] * step
+    v, u = y[:, None] + OFFSETS[kind, :, 0], x[:, None] + OFFSETS[kind, :, 1]
     whole = valid[v, u].all(1) & valid[y, x]
     taps = plane[v[whole], u[whole]].astype(np.float64)
+    taps += np.random.default_rng(0).uniform(-slack, slack, taps.shape) * WRONG
     reference = taps[:, :4].mean(1)
     return taps - reference[:, None], plane[y[whole], x[whole]] - reference
 
@@ -49,9 +57,7 @@ def fitted(taps: NDArray[np.float64], values: NDArray[np.float64], noise: float)
     return np.linalg.solve(left, np.einsum("ni,n->i", weighted, values))
 
 
-def bits_lost(
-    taps: NDArray[np.float64], values: NDArray[np.float64], weights: NDArray[np.float64], noise: float
-) -> float:
+def bits_lost(taps: NDArray[np.float64], values: NDArray[np.float64], weights: NDArray[np.float64], noise: float) -> float:
     """Mean logarithm of the error: bits a cell, up to a constant that is the same for all weights."""
     return float(np.mean(np.log2(np.abs(values - np.einsum("ni,i->n", taps, weights)) + noise)))
 
@@ -65,7 +71,7 @@ def choose(
     shared, own_cost, own = np.zeros(len(sets)), 0.0, []
     share_of_cells = {CAUSAL: 1.0, CENTRES: 0.25, SIDES: 0.5}
     for kind in kinds:
-        taps, values = neighbourhoods(plane, valid, kind, 1)
+        taps, values = neighbourhoods(plane, valid, kind, slack)
         if values.size < 4 * TAPS:
             return 0, None
         part = share_of_cells[kind]
@@ -74,6 +80,6 @@ def choose(
         own.append(weights)
         own_cost += part * bits_lost(taps, values, weights / (1 << OWN_BITS), noise)
     best = int(np.argmin(shared))
-    pays = (shared[best] - own_cost) * valid.sum() > 2 * 16 * TAPS * len(kinds)
-    fits = all(np.abs(weights).max() < 1 << 15 for weights in own)
+    pays = (shared[best] - own_cost) * valid.sum() > COST * TAPS * len(kinds)
+    fits = all(np.abs(weights).max() <= LARGEST for weights in own)
     return best, np.stack(own) if pays and fits else None

@@ -43,6 +43,8 @@ def _exactly(z: NDArray[Any]) -> list[Numbered]:
     found = lattice(z)
     numbers, plane = found if found else Bits.of(z)
     ways = [Numbered(numbers, plane, 0)]
+    if isinstance(numbers, Bits) and numbers.low:
+        return ways  # a number is not yet a value
     ranked, ranks = np.unique(plane, return_inverse=True)
     if ranked.size <= min(TABLE, z.size // 4) and ranked.size < 0.8 * (plane.max() + 1):
         ways.append(Numbered(Table(ranked, numbers), ranks.reshape(-1).astype(np.int64), 0))
@@ -78,9 +80,7 @@ def _within(z: NDArray[Any], most: float) -> Iterator[list[Numbered]]:
             ways = [Numbered(Steps(low, unit), plane, SLACK)]
             if _repeats(plane, z.size):
                 whole = 2 * share
-                ways.append(
-                    Numbered(Steps(low, whole), np.rint((z.astype(np.float64) - low) / whole).astype(np.int64), 0)
-                )
+                ways.append(Numbered(Steps(low, whole), np.rint((z.astype(np.float64) - low) / whole).astype(np.int64), 0))
             yield ways
 
 

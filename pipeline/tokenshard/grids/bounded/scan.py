@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from tokenshard.grids.bounded.binary import finish, inline, kernel, start
 from tokenshard.grids.bounded.cells import (
     CLASSES,
+    COPYING,
     EXPERTS,
     FRACTION,
     GROUPS,
     INPUTS,
     SMALLEST,
     code_cell,
+    code_copy,
     half_octaves,
 )
 
@@ -55,9 +57,7 @@ NEAR_OFFSETS: NDArray[np.int64] = np.array(
     np.int64,
 )
 """``[KINDS, NEAR, 2]``: where errors are looked up; the first two also tell their signs."""
-NEAR_WEIGHTS: NDArray[np.int64] = np.array(
-    [[4, 4, 2, 2, 1, 1, 1, 1], [3, 3, 1, 1, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1, 1, 1]]
-)
+NEAR_WEIGHTS: NDArray[np.int64] = np.array([[4, 4, 2, 2, 1, 1, 1, 1], [3, 3, 1, 1, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1, 1, 1]])
 
 
 @inline
@@ -118,6 +118,9 @@ def code_pass(
     values, there, experts, spread, centres = work[3], work[4], work[5], work[6], work[7]
     slack = last[2 + EXPERTS]
     width_of_step = 2 * slack + 1
+    copying = work[8]
+    repeats = kind == CAUSAL and copying.shape[0] > 0
+    trail = 0
     shift = last[1]
     reach = 4 * step
     for y in range(first_row, height, row_step):
@@ -194,11 +197,7 @@ def code_pass(
             relative = min(max(half_octaves(texture * 8 + 1) - class_ - 2, 0), 11)
             place = (kind * 2) * RATIOS + class_ * 12 + relative
             for j in range(EXPERTS):
-                at = (
-                    place
-                    if j == 0
-                    else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
-                )
+                at = place if j == 0 else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
                 ratio = (ratios[at, 0] << 12) // ratios[at, 1]
                 scale = max(spread[j] * min(max(ratio, 256), 65536) >> 12, SMALLEST)
                 experts[j, 1] = scale
@@ -228,11 +227,28 @@ def code_pass(
                 experts[j, 2] = (1 << 29) // own
             half = half_octaves(experts[0, 1])
             context = (min(max(half // 2 - 2, 0), GROUPS - 1), min(half, CLASSES - 1), part, signs, gaps, copies)
-            asked = (plane[y, x] - predicted + slack) // width_of_step - lowest
-            found = code_cell(
-                asked, highest - lowest, experts, context, encoding, coder, data, tables, counters_model, scratch
-            )
-            found = min(max(predicted + (found + lowest) * width_of_step, 0), top)
+            # Where cells repeat: whether this one is that above or, if not, that to the left.
+            copied = 0
+            if repeats:
+                place_of = copies * 16 + trail
+                if there[1]:
+                    same = 1 if plane[y, x] == plane[y - 1, x] else 0
+                    if code_copy(same, place_of, encoding, coder, data, copying):
+                        copied = 1
+                if copied == 0 and there[0] and not (there[1] and values[0] == values[1]):
+                    same = 1 if plane[y, x] == plane[y, x - 1] else 0
+                    if code_copy(same, COPYING // 2 + place_of, encoding, coder, data, copying):
+                        copied = 2
+                trail = (trail & 3) << 2 | copied
+            if copied > 0:
+                found = (plane[y - 1, x] if copied == 1 else plane[y, x - 1]) - predicted
+            else:
+                asked = (plane[y, x] - predicted + slack) // width_of_step - lowest
+                found = code_cell(
+                    asked, highest - lowest, experts, context, encoding, coder, data, tables, counters_model, scratch
+                )
+                found += lowest
+            found = min(max(predicted + found * width_of_step, 0), top)
             plane[y, x] = found
             known[y, x] = 1
             last[0] = found
@@ -242,11 +258,7 @@ def code_pass(
                 error = true - centres[j]
                 errors[y, x, j] = min(max(error, -(1 << 30)), 1 << 30)
                 size = min(abs(error), 8 * spread[j])
-                at = (
-                    place
-                    if j == 0
-                    else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
-                )
+                at = place if j == 0 else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
                 ratios[at, 0] += size
                 ratios[at, 1] += spread[j]
                 ratios[at, 2] += 1
@@ -265,12 +277,12 @@ def code_pass(
 
 @kernel
 def code_plane(
-    plane: Any, valid: Any, levels: Any, top: Any, slack: Any, encoding: Any, data: Any, tables: Any, geometry: Any,
+    plane: Any, valid: Any, levels: Any, top: Any, slack: Any, repeats: Any, encoding: Any, data: Any, tables: Any, geometry: Any,
     predictors: Any, model: Any,
 ) -> Any:  # fmt: skip
     """Code all valid cells of ``plane`` (int64 ``[h, w]``, values in ``[0, top]``); returns the bytes of the stream.
 
-    ``levels``: 0 for the causal scan, else halvings of the coarse lattice's spacing. The result exceeds the size of
+    ``repeats``: the causal scan first asks whether a cell is a copy (``slack`` 0 only). ``levels``: 0 for the causal scan, else halvings of the coarse lattice's spacing. The result exceeds the size of
     ``data`` when that was too small; then nothing was written beyond it.
     """
     height, width = plane.shape
@@ -289,7 +301,7 @@ def code_plane(
     work = (
         model, (shares, inputs), last, np.zeros(TAPS, np.int64), np.zeros(TAPS, np.int64),
         np.zeros((EXPERTS, 3), np.int64), np.zeros(EXPERTS, np.int64),
-        np.zeros(EXPERTS, np.int64),
+        np.zeros(EXPERTS, np.int64), np.full(COPYING if repeats else 0, 1 << 31, np.int64),
     )  # fmt: skip
     start(encoding, coder, data)
     if levels == 0:

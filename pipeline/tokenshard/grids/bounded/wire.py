@@ -23,12 +23,12 @@ class Reader:
         return self.data[self.at - size : self.at]
 
     def unsigned(self) -> int:
-        """An integer below 2**63: seven bits a byte, low ones first."""
+        """An integer below 2**64: seven bits a byte, low ones first."""
         value = 0
-        for shift in range(0, 63, 7):
+        for shift in range(0, 70, 7):
             byte = self.take(1)[0]
             value |= (byte & 127) << shift
-            if byte < 128:
+            if byte < 128 and value < 1 << 64:
                 return value
         raise FormatError(DAMAGED.format("an integer is too long"))
 
