@@ -119,7 +119,10 @@ def check_exact(region: Region) -> list[tuple[str, bool]]:
         size = len(encode_widths(exact_widths(grid, np.ones(grid.shape, np.bool_), wanted)))
         bits = 8 * size / grid.size
         print(f"exact, {wanted:.0%} of each block{'':10}least {least:.4f}, {bits:.4f} bits a cell")
-        found += [(f"exact {wanted:.0%}: every block", least >= wanted), (f"exact {wanted:.0%}: bits <= 0.07", bits <= 0.07)]
+        found += [
+            (f"exact {wanted:.0%}: every block", least >= wanted),
+            (f"exact {wanted:.0%}: bits <= 0.07", bits <= 0.07),
+        ]
     return found
 
 
@@ -150,7 +153,10 @@ def main() -> int:
             by_class = coverage_by_class(test.tiles, calibration, fifths)
             print_coverage(method, whole, by_class)
             if method == "Mondrian, normalised":
-                promises += [(f"{name}: {what}", ok) for what, ok in zip(("whole", "classes"), held(whole, by_class), strict=True)]
+                promises += [
+                    (f"{name}: {what}", ok)
+                    for what, ok in zip(("whole", "classes"), held(whole, by_class), strict=True)
+                ]
             if method == "split":
                 promises.append((f"{name}: split conformal fails in a class", not held(whole, by_class)[1]))
         whole, by_class = paper_coverage(known, test, fifths)
@@ -161,7 +167,9 @@ def main() -> int:
         for level in LEVELS:
             own = calibrate(known.tiles, 1 - level)
             found = coverage([np.abs(tile.error) <= own.widths(tile.roughness) for tile in test.tiles])
-            reliability.append({"region": name, "nominal": level, "found": found.share, "low": found.low, "high": found.high})
+            reliability.append(
+                {"region": name, "nominal": level, "found": found.share, "low": found.low, "high": found.high}
+            )
             gaps.append(abs(found.share - level))
         print(f"reliability at {', '.join(f'{level:.0%}' for level in LEVELS)}: mean gap {np.mean(gaps):.4f}")
         promises.append((f"{name}: mean gap <= 0.03", float(np.mean(gaps)) <= 0.03))

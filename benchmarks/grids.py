@@ -169,7 +169,9 @@ def plot(rows: list[Row], path: Path) -> None:
             )
             if points:
                 own = codec.startswith("ours")
-                panel.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=2.4 if own else 1.2, label=codec)
+                panel.plot(
+                    *zip(*points, strict=True), marker="o", markersize=4, linewidth=2.4 if own else 1.2, label=codec
+                )
         panel.set(title=grid, xscale="log", yscale="log", xlabel="largest error allowed, m", ylabel="bits a valid cell")
         panel.grid(True, which="both", alpha=0.25)
     panels[0][0].legend()
@@ -184,7 +186,9 @@ def print_rows(name: str, text: str, rows: list[Row]) -> None:
     print(f"{'':26}{'bits/cell':>10}{'ours / it':>10}{'max error':>12}{'Mcell/s':>9}{'decode':>8}")
     for row in rows:
         speeds = f"{row.encode:9.2f}" + (f"{row.decode:8.2f}" if row.decode else "")
-        print(f"{row.codec:26}{row.bits:10.3f}{own / row.bits:10.3f}{row.max_error:12.6g}{speeds}  {row.note}", flush=True)
+        print(
+            f"{row.codec:26}{row.bits:10.3f}{own / row.bits:10.3f}{row.max_error:12.6g}{speeds}  {row.note}", flush=True
+        )
 
 
 def main() -> int:
@@ -206,7 +210,10 @@ def main() -> int:
             if not valid.any():
                 continue
         for text in bounds:
-            found = [ours(name, text, z, valid, SIDE, "ours, tiles"), ours(name, text, z, valid, 1 << 20, "ours, one tile")]
+            found = [
+                ours(name, text, z, valid, SIDE, "ours, tiles"),
+                ours(name, text, z, valid, 1 << 20, "ours, one tile"),
+            ]
             found += rivals(name, text, z, valid)
             print_rows(name, text, found)
             rows += found

@@ -98,7 +98,10 @@ def chosen_sets(samples: list[Tile]) -> NDArray[np.int64]:
     share = {CAUSAL: 1.0, CENTRES: 0.25, SIDES: 0.5}
     cost = np.array(
         [
-            [sum(share[k] * bits_lost(*part, weights[k], noise) for k, part in enumerate(parts)) for weights in candidates]
+            [
+                sum(share[k] * bits_lost(*part, weights[k], noise) for k, part in enumerate(parts))
+                for weights in candidates
+            ]
             for parts, noise in rows
         ]
     )
@@ -141,7 +144,10 @@ def main() -> None:
     samples = [samples[i] for i in order]
     start = untrained()
     start = Prior(np.concatenate([start.predictors, chosen_sets(samples[::3])]), start.states)
-    states = {mode: trained_state(samples, level, start, options.passes) for mode, level in zip(MODES, (0, LEVELS), strict=True)}
+    states = {
+        mode: trained_state(samples, level, start, options.passes)
+        for mode, level in zip(MODES, (0, LEVELS), strict=True)
+    }
     np.savez_compressed(FILE, **packed(Prior(start.predictors, states)))
     print(f"{len(samples)} tiles; {FILE}: {FILE.stat().st_size} bytes")
 

@@ -92,7 +92,9 @@ def list_(out: str, storage: dict[str, Any], as_json: bool) -> None:
 @click.argument("out")
 @click.option("--to", required=True, help="File to write: .tif or .nc.")
 @click.option("--bbox", "box", callback=_box, help="WEST,SOUTH,EAST,NORTH in the grid's coordinates. [default: all]")
-@click.option("--band", "bands", help="With commas: elevation, shoalest, lower, upper, uncertainty, source, tokens.")
+@click.option(
+    "--band", "bands", help="With commas: elevation, shoalest, lower, upper, uncertainty, source, tokens, width."
+)
 @grid_option
 @level_option
 @storage_option

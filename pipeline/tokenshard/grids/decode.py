@@ -18,6 +18,7 @@ from tokenshard.grids.dataset import GridDataset, Part
 from tokenshard.grids.georeference import Window
 from tokenshard.grids.layers import decode_joined, decode_layer
 from tokenshard.grids.normalise import Normal, physical, restored
+from tokenshard.grids.widths import cell_widths, decode_widths
 from tokenshard.shards.bounds import damage_reported
 from tokenshard.sources.grids.opened import valid_cells
 from tokenshard.sources.grids.tiles import fill_of
@@ -25,8 +26,10 @@ from tokenshard.spec.grids import GridEntry, LayerEntry
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
 
-BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens")
+BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width")
 """What can be decoded. elevation, shoalest, source: stored values; others: in the unit of the grid, float32."""
+RECENT = 4
+"""Decoded tiles that are kept."""
 NORMAL_QUANTILE = 1.96
 """Standard deviations that hold 95 % of a normal distribution."""
 
@@ -52,6 +55,7 @@ class GridDecoder:
         self.reference = dataset.georeference(grid, level)
         self.entry: GridEntry = dataset.grids[grid].entry
         self.bound = str(dataset.dataset.manifest.preprocess.get("bound", "lossless"))
+        self._recent: dict[tuple[int, int], tuple[NDArray[Any], NDArray[np.bool_]]] = {}
 
     def bands(self, kinds: Sequence[str] | None) -> tuple[Band, ...]:
         """The bands asked for; by default the values and what the source has beside them.
@@ -60,15 +64,17 @@ class GridDecoder:
         """
         if kinds is None:
             beside = [layer.role for layer in self.entry.layers[1:] if layer.role != "source" or self.level == 1]
-            kinds = ["tokens"] if self.bound == "none" else ["elevation", *beside]
+            kinds = ["tokens", "width"] if self.bound == "none" else ["elevation", *beside]
         return tuple(self._band(kind) for kind in dict.fromkeys(kinds))
 
     def _band(self, kind: str) -> Band:
         entry = self.entry
         if kind not in BANDS:
             raise SpecError(f"no band {kind!r}; there are: {', '.join(BANDS)}")
-        if self.bound == "none" and kind != "tokens":
-            raise SpecError(f"{entry.uri}: was converted with --bound none; it has only tokens: use --band tokens")
+        if self.bound == "none" and kind not in {"tokens", "width"}:
+            raise SpecError(
+                f"{entry.uri}: was converted with --bound none; it has only tokens: use --band tokens,width"
+            )
         if kind == "shoalest" and self.level == 1:
             raise SpecError("level 1 holds the cells themselves; shoalest values are of the levels above it")
         layer = entry.elevation if kind in {"elevation", "shoalest"} else entry.layer(kind)
@@ -115,10 +121,11 @@ class GridDecoder:
     def _columns(self, bands: Sequence[Band]) -> list[str]:
         kinds = {band.kind for band in bands}
         found = []
-        if kinds - {"source", "tokens", "shoalest"}:
+        if kinds - {"source", "tokens", "width", "shoalest"}:
             found += ["stream", "nodata", "bound", "max_error"]
         found += [kind for kind in ("shoalest", "source") if kind in kinds]
         found += ["uncertainty"] if "uncertainty" in kinds else []
+        found += ["width_q"] if "width" in kinds else []
         return found + (["mean", "log2gain"] if "tokens" in kinds else [])
 
     def _tile(self, part: Part, bands: Sequence[Band]) -> list[NDArray[Any]]:
@@ -126,11 +133,13 @@ class GridDecoder:
         shape = (row["height"], row["width"])
         stored = valid = None
         if "stream" in row:
-            stored, valid = decode_layer(row["stream"], row["nodata"], self.entry.elevation, shape)
+            stored, valid = self._cells(row, shape)
         found = []
         for band in bands:
             if band.kind == "tokens":
                 values = self._from_tokens(row, shape)
+            elif band.kind == "width":
+                values = cell_widths(decode_widths(row["width_q"], shape), shape)
             elif band.kind == "elevation" and stored is not None:
                 values = stored
             elif band.layer is not None:
@@ -141,6 +150,15 @@ class GridDecoder:
                 values = self._limits(band.kind, row, stored, valid)
             found.append(np.asarray(values, band.dtype))
         return found
+
+    def _cells(self, row: dict[str, Any], shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The elevation of a tile; the last ones are kept, for points that lie near each other."""
+        place = (row["tile_row"], row["tile_col"])
+        if place not in self._recent:
+            self._recent[place] = decode_layer(row["stream"], row["nodata"], self.entry.elevation, shape)
+            if len(self._recent) > RECENT:
+                self._recent.pop(next(iter(self._recent)))
+        return self._recent[place]
 
     def _limits(
         self, kind: str, row: dict[str, Any], stored: NDArray[Any], valid: NDArray[np.bool_]

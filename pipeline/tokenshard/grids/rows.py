@@ -11,6 +11,7 @@ from tokenshard.grids.bounded import Bound
 from tokenshard.grids.bounds import stored_bound
 from tokenshard.grids.layers import LOSSLESS, Coded, code_layer, shifted_to_shoal
 from tokenshard.grids.normalise import Normal, physical
+from tokenshard.grids.widths import encode_widths, exact_widths
 from tokenshard.sources.base import MadeColumn
 from tokenshard.sources.grids.opened import valid_cells
 from tokenshard.sources.grids.tiles import GridTile, shoal_is_large
@@ -25,12 +26,17 @@ MADE = (
     MadeColumn("zmin", "double"),
     MadeColumn("zmax", "double"),
     MadeColumn("n_valid", "int32"),
+    MadeColumn("width_kind", "string"),
+    MadeColumn("width_q", "binary"),
     MadeColumn("stream", "binary"),
     MadeColumn("nodata", "binary"),
     MadeColumn("shoalest", "binary"),
     MadeColumn("uncertainty", "binary"),
     MadeColumn("source", "binary"),
 )
+COVERAGE = 0.9
+WIDTHS = "exact_q90"
+"""Widths hold this share of the true values of every block, whatever they are: the encoder has seen them."""
 STREAMS = tuple(column.name for column in MADE if column.type == "binary")
 
 
@@ -47,6 +53,8 @@ def row_of(tile: GridTile, normal: Normal, decoded: NDArray[np.float64], bound: 
         "zmin": float(found.min()) if len(found) else None,
         "zmax": float(found.max()) if len(found) else None,
         "n_valid": len(found),
+        "width_kind": WIDTHS,
+        "width_q": encode_widths(exact_widths(physical(stored, layer) - decoded, valid, COVERAGE)),
     }
     if bound == "none":
         return row

@@ -56,14 +56,27 @@ def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior) ->
     """The plane of the valid cells, int64 ``[h, w]``, 0 elsewhere."""
     levels, slack, top, number = (reader.unsigned() for _ in range(4))
     repeats, levels = levels == REPEATS, 0 if levels == REPEATS else levels
-    if levels not in (0, LEVELS) or (repeats and slack) or slack > HIGHEST or top > HIGHEST or number >> 1 >= len(prior.predictors):
+    if (
+        levels not in (0, LEVELS)
+        or (repeats and slack)
+        or slack > HIGHEST
+        or top > HIGHEST
+        or number >> 1 >= len(prior.predictors)
+    ):
         raise FormatError(wire.DAMAGED.format("its plane is coded in an unknown way"))
     own = None
     if number & 1:
         own = np.clip([[reader.signed() for _ in range(TAPS)] for _ in range(2 if levels else 1)], -LARGEST, LARGEST)
     data = np.frombuffer(bytearray(reader.section()), np.uint8)
     plane = np.zeros(valid.shape, np.int64)
-    code(plane, valid, Scan(levels, top, slack, repeats, _weights(number >> 1, own, prior)), _state(prior, levels), data, False)
+    code(
+        plane,
+        valid,
+        Scan(levels, top, slack, repeats, _weights(number >> 1, own, prior)),
+        _state(prior, levels),
+        data,
+        False,
+    )
     return plane
 
 

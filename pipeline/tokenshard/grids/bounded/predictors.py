@@ -57,7 +57,9 @@ def fitted(taps: NDArray[np.float64], values: NDArray[np.float64], noise: float)
     return np.linalg.solve(left, np.einsum("ni,n->i", weighted, values))
 
 
-def bits_lost(taps: NDArray[np.float64], values: NDArray[np.float64], weights: NDArray[np.float64], noise: float) -> float:
+def bits_lost(
+    taps: NDArray[np.float64], values: NDArray[np.float64], weights: NDArray[np.float64], noise: float
+) -> float:
     """Mean logarithm of the error: bits a cell, up to a constant that is the same for all weights."""
     return float(np.mean(np.log2(np.abs(values - np.einsum("ni,i->n", taps, weights)) + noise)))
 

@@ -77,7 +77,9 @@ def unpacked(arrays: dict[str, Integers]) -> Prior:
 
 def packed(prior: Prior) -> dict[str, NDArray[np.signedinteger | np.unsignedinteger]]:
     """The arrays of a prior's file; :func:`unpacked` reads them."""
-    arrays: dict[str, NDArray[np.signedinteger | np.unsignedinteger]] = {"predictors": prior.predictors.astype(np.int32)}
+    arrays: dict[str, NDArray[np.signedinteger | np.unsignedinteger]] = {
+        "predictors": prior.predictors.astype(np.int32)
+    }
     for mode, state in prior.states.items():
         arrays[f"{mode}.weights"] = state.weights.astype(np.int32)
         arrays[f"{mode}.ratios"] = state.ratios

@@ -80,7 +80,9 @@ def _within(z: NDArray[Any], most: float) -> Iterator[list[Numbered]]:
             ways = [Numbered(Steps(low, unit), plane, SLACK)]
             if _repeats(plane, z.size):
                 whole = 2 * share
-                ways.append(Numbered(Steps(low, whole), np.rint((z.astype(np.float64) - low) / whole).astype(np.int64), 0))
+                ways.append(
+                    Numbered(Steps(low, whole), np.rint((z.astype(np.float64) - low) / whole).astype(np.int64), 0)
+                )
             yield ways
 
 

@@ -57,7 +57,9 @@ NEAR_OFFSETS: NDArray[np.int64] = np.array(
     np.int64,
 )
 """``[KINDS, NEAR, 2]``: where errors are looked up; the first two also tell their signs."""
-NEAR_WEIGHTS: NDArray[np.int64] = np.array([[4, 4, 2, 2, 1, 1, 1, 1], [3, 3, 1, 1, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1, 1, 1]])
+NEAR_WEIGHTS: NDArray[np.int64] = np.array(
+    [[4, 4, 2, 2, 1, 1, 1, 1], [3, 3, 1, 1, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1, 1, 1]]
+)
 
 
 @inline
@@ -197,7 +199,11 @@ def code_pass(
             relative = min(max(half_octaves(texture * 8 + 1) - class_ - 2, 0), 11)
             place = (kind * 2) * RATIOS + class_ * 12 + relative
             for j in range(EXPERTS):
-                at = place if j == 0 else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                at = (
+                    place
+                    if j == 0
+                    else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                )
                 ratio = (ratios[at, 0] << 12) // ratios[at, 1]
                 scale = max(spread[j] * min(max(ratio, 256), 65536) >> 12, SMALLEST)
                 experts[j, 1] = scale
@@ -258,7 +264,11 @@ def code_pass(
                 error = true - centres[j]
                 errors[y, x, j] = min(max(error, -(1 << 30)), 1 << 30)
                 size = min(abs(error), 8 * spread[j])
-                at = place if j == 0 else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                at = (
+                    place
+                    if j == 0
+                    else (kind * 2 + 1) * RATIOS + (j * CLASSES + min(half_octaves(spread[j]), CLASSES - 1))
+                )
                 ratios[at, 0] += size
                 ratios[at, 1] += spread[j]
                 ratios[at, 2] += 1

@@ -139,9 +139,7 @@ def _fill(nodata: float | None, dtype: np.dtype[Any]) -> NDArray[Any]:
     return fill
 
 
-def _valid(
-    z: NDArray[Any], fill: NDArray[Any], declared: bool, valid: NDArray[np.bool_] | None
-) -> NDArray[np.bool_]:
+def _valid(z: NDArray[Any], fill: NDArray[Any], declared: bool, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     """Which cells hold a value."""
     there = np.ones(z.shape, np.bool_) if valid is None else np.array(valid, np.bool_)
     if there.shape != z.shape:
