@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from grids.converting import convert_grids, decoder
 from sources.grids.making import global_netcdf, opened, seafloor, whole, write_netcdf, write_s102, write_tiff
-from tokenshard.errors import SpecError
+from tokenshard.errors import FormatError, SpecError
 from tokenshard.grids.decode import point
 from tokenshard.grids.export import export_grid
 from tokenshard.shards.verify import verify
@@ -219,6 +219,31 @@ def test_what_cannot_be_exported_is_refused(earth: tuple[Path, NDArray[np.int16]
         export_grid(found, str(tmp_path / "a.tif"), kinds=["depth"])
     with pytest.raises(SpecError, match="no band that says where cells come from"):
         export_grid(found, str(tmp_path / "a.tif"), kinds=["source"])
+
+
+def test_a_transcoded_dataset_still_knows_its_grids(tmp_path: Path) -> None:
+    from tokenshard.engine.convert import run_conversion
+    from tokenshard.spec.job import Transcode, build_job
+
+    values = seafloor(40, 40).astype(np.float32)
+    write_tiff(tmp_path / "a.tif", [values])
+    convert_grids(tmp_path / "a.tif", tmp_path / "out")
+    job = {"source": {"path": str(tmp_path / "out")}, "output": str(tmp_path / "moved"), "codec": "pack"}
+    run_conversion(build_job(Transcode, {**job, "engine": {"kind": "local", "workers": 0}}))
+    found = decoder(tmp_path / "moved")
+    assert same(found.read(found.reference.whole, found.bands(None))[0], values)
+
+
+def test_damage_to_the_description_of_grids_is_found(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "a.tif", [seafloor(40, 40).astype(np.float32)])
+    convert_grids(tmp_path / "a.tif", tmp_path / "out")
+    (described,) = (tmp_path / "out" / "grids").iterdir()
+    data = described.read_bytes()
+    described.write_bytes(data[:-9] + b"x" + data[-8:])
+    report = verify(Store(tmp_path / "out"))
+    assert [error for error in report.errors if described.name in error and "SHA-256 differs" in error]
+    with pytest.raises(FormatError, match=described.name):
+        decoder(tmp_path / "out")
 
 
 def test_appended_grids_keep_their_descriptions(tmp_path: Path) -> None:

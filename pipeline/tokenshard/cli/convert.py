@@ -208,6 +208,24 @@ def grids(src: str, out: str, **values: Any) -> None:
         fields["unit"] = {"samples": values["unit_samples"], "bytes": "64MiB"}
     fields |= {name: values[name] for name in ("bound", "tokenizer", "codec", "seed", "storage")}
     run_and_print(build_job(ConvertGrids, {"source": source, "output": out, **fields}), mode, **display)
+    if not mode["dry_run"] and not display["quiet"]:
+        _note_missing_systems(out, values["storage"])
+
+
+def _note_missing_systems(out: str, storage: dict[str, Any]) -> None:
+    """Say which grids have no reference system: nothing is wrong with them, but a map needs one."""
+    from tokenshard.grids.dataset import GridDataset
+    from tokenshard.shards.dataset import open_dataset
+
+    grids = GridDataset(open_dataset(out, storage)).grids.values()
+    without = [stored.entry.uri for stored in grids if stored.entry.crs is None]
+    if without:
+        shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
+        click.echo(
+            f"note: {len(without):,} of {len(grids):,} grids declare no reference system ({shown}); where you know it, "
+            "convert again with --crs, e.g. --crs EPSG:4326",
+            err=True,
+        )
 
 
 def _levels(text: str) -> list[int]:
