@@ -2,11 +2,11 @@
 
     python benchmarks/grid_coverage.py --data FOLDER [--out FOLDER]
 
-Tokens are codes of normalised 8 × 8 blocks (mean, gain, one of 256 shapes by k-means) fitted on the Gulf of Guinea, the S
-Atlantic and Middle America west; the error is what decoding them leaves, in metres. Widths are calibrated on the Arabian
-Sea and Middle America centre and tested on the South China Sea and Middle America east, at 90 %; classes are fifths of
-token gain of the calibration. Intervals draw tiles of 64 × 64 cells again. The exit code is 1 if a promise is missed.
-FOLDER gets `grid_coverage.csv`: nominal and found coverage at six levels, with the interval.
+Tokens are codes of normalised 8 × 8 blocks (mean, gain, one of 256 shapes by k-means) fitted on the Gulf of Guinea,
+the S Atlantic and Middle America west; the error is what decoding them leaves, in metres. Widths are calibrated on the
+Arabian Sea and Middle America centre and tested on the South China Sea and Middle America east, at 90 %; classes are
+fifths of token gain of the calibration. Intervals draw tiles of 64 × 64 cells again. The exit code is 1 if a promise
+is missed. FOLDER gets `grid_coverage.csv`: nominal and found coverage at six levels, with the interval.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     python benchmarks/grids.py --data FOLDER [--out FOLDER] [--only NAME …] [--quick]
 
-FOLDER holds the files that `gridding/loading.py` names. Our bytes are whole streams (framing, masks, tables, checksums),
-the grid as tiles of 256 × 256 cells and as one tile, each decoded again and checked against the bound. Peers code the
-whole grid at once. Bits are a valid cell; speeds are million cells a second of CPU time of our encoder, which tries both
-scans, and decoder, and of the peers' encoding and decoding together. Bounds that the package promises are checked at the end; the exit code is
-1 if one is missed. FOLDER gets `grids.csv` and `grids.png` (rate against the largest error).
+FOLDER holds the files that `gridding/loading.py` names. Our bytes are whole streams (framing, masks, tables,
+checksums), the grid as tiles of 256 × 256 cells and as one tile, each decoded again and checked against the bound.
+Peers code the whole grid at once. Bits are a valid cell; speeds are million cells a second of CPU time of our encoder,
+which tries both scans, and decoder, and of the peers' encoding and decoding together. Bounds that the package promises
+are checked at the end; the exit code is 1 if one is missed. FOLDER gets `grids.csv` and `grids.png` (rate against the
+largest error).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What else keeps a largest error: SZ3, LERC, ZFP, and lossless image codecs on quantised integers.
 
-Each takes a grid and its valid cells and returns bytes and what they decode to. SZ3, ZFP and JPEG XL know no empty cells:
-they get the nearest valid value there, and the bytes of our bitmap are added to theirs.
+Each takes a grid and its valid cells and returns bytes and what they decode to. SZ3, ZFP and JPEG XL know no empty
+cells: they get the nearest valid value there, and the bytes of our bitmap are added to theirs.
 """
 
 from __future__ import annotations

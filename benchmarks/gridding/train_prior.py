@@ -2,13 +2,14 @@
 
     python benchmarks/gridding/train_prior.py --data FOLDER
 
-FOLDER holds `etopo2022_1min_Arabian_Sea.nc`, `etopo5_north_pacific_dateline_packed_km.nc`, `etopo20_global_wrapcol.cdf`,
-`BlueTopo_BC25M26L_20221102b.tiff` and `F00788_SR_8m.tif`: grids that `benchmarks/grids.py` does not measure. Beside them
-stand made surfaces for what these lack: oversampled ones with noise, and cells that a resampling has copied.
+FOLDER holds `etopo2022_1min_Arabian_Sea.nc`, `etopo5_north_pacific_dateline_packed_km.nc`,
+`etopo20_global_wrapcol.cdf`, `BlueTopo_BC25M26L_20221102b.tiff` and `F00788_SR_8m.tif`: grids that
+`benchmarks/grids.py` does not measure. Beside them stand made surfaces for what these lack: oversampled ones with
+noise, and cells that a resampling has copied.
 
-Sets of predictors are least-squares fits to single tiles, chosen greedily so that the next helps all tiles most. Then all
-tiles are coded one after another, in a fixed shuffled order, with a state that is never reset; it is kept, with counters
-that still move fast.
+Sets of predictors are least-squares fits to single tiles, chosen greedily so that the next helps all tiles most. Then
+all tiles are coded one after another, in a fixed shuffled order, with a state that is never reset; it is kept, with
+counters that still move fast.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from loading import DATASETS, load
 from numpy.typing import NDArray
 
+from loading import DATASETS, load
 from tokenshard.grids.bounded.planes import LEVELS, Scan, code
 from tokenshard.grids.bounded.predictors import bits_lost, fitted, neighbourhoods
 from tokenshard.grids.bounded.prior import FILE, MODES, Prior, State, packed, untrained

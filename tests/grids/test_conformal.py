@@ -1,4 +1,5 @@
-"""Conformal widths: the right quantile, the right distribution of coverage, and classes that hold where regions change."""
+"""Conformal widths: the right quantile, the right distribution of coverage, and classes that hold where regions
+change."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ LEAST = 100
 
 @dataclass(frozen=True)
 class Tile:
-    """Cells of one tile with known truth. ``error``: ``[n]``; ``roughness``: ``[n]``, positive, known when decoding (the
-    gain of a cell's token); both in the unit of the grid."""
+    """Cells of one tile with known truth. ``error``: ``[n]``; ``roughness``: ``[n]``, positive, known when decoding
+    (the gain of a cell's token); both in the unit of the grid."""
 
     error: Reals
     roughness: Reals
@@ -39,7 +39,8 @@ class Tile:
 class Calibration:
     """``quantiles[i]`` times a cell's scale is its half-width, i the class of its roughness.
 
-    ``edges``: between classes, ascending, one fewer than ``quantiles``. ``normalised``: the scale is the roughness, else 1.
+    ``edges``: between classes, ascending, one fewer than ``quantiles``. ``normalised``: the scale is the roughness,
+    else 1.
     """
 
     alpha: float
@@ -82,8 +83,8 @@ def calibrate(tiles: Sequence[Tile], alpha: float, classes: int = 5, normalised:
     counts = np.bincount(group, minlength=edges.size + 1)
     if counts.min() < LEAST:
         raise SpecError(
-            f"a class of roughness has {counts.min()} scores of {error.size}: {LEAST} are needed; calibrate on more tiles "
-            "or with fewer classes"
+            f"a class of roughness has {counts.min()} scores of {error.size}: {LEAST} are needed; calibrate on more "
+            "tiles or with fewer classes"
         )
     score = error / roughness if normalised else error
     quantiles = tuple(split_quantile(score[group == i], alpha) for i in range(edges.size + 1))
@@ -124,8 +125,8 @@ def coverage_by_class(tiles: Sequence[Tile], calibration: Calibration, classes: 
 
 
 def paper_widths(errors: NDArray[Any], alpha: float, block: int = 4) -> Reals:
-    """Half-widths ``[h, w]`` by position in the tile, from errors ``[tiles, h, w]``: z times the standard deviation over
-    tiles of the mean absolute error of a block. Has no coverage guarantee."""
+    """Half-widths ``[h, w]`` by position in the tile, from errors ``[tiles, h, w]``: z times the standard deviation
+    over tiles of the mean absolute error of a block. Has no coverage guarantee."""
     count, height, width = errors.shape
     means = np.abs(errors).reshape(count, height // block, block, width // block, block).mean((2, 4))
     spread = means.std(0) * NormalDist().inv_cdf(1 - alpha / 2)

@@ -1,7 +1,7 @@
 """Widths of the uncertainty layer: one byte for each block of 8 × 8 cells.
 
-Where the encoder has the truth it stores the block's own error quantile, rounded up: coverage then holds in every block,
-without any assumption. Widths are powers of two in quarter octaves of the grid's unit.
+Where the encoder has the truth it stores the block's own error quantile, rounded up: coverage then holds in every
+block, without any assumption. Widths are powers of two in quarter octaves of the grid's unit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def exact_widths(error: NDArray[Any], valid: NDArray[np.bool_], coverage: float 
     rank = np.ceil(coverage * count - 1e-9).astype(np.int64)
     place = np.clip(BLOCK * BLOCK - 1 - (count - rank), 0, BLOCK * BLOCK - 1)
     quantile = np.take_along_axis(ordered, place[:, :, None], axis=2)[:, :, 0]
-    return np.searchsorted(WIDTHS, np.maximum(quantile, 0)).astype(np.uint8)
+    codes: NDArray[np.uint8] = np.searchsorted(WIDTHS, np.maximum(quantile, 0)).astype(np.uint8)
+    return codes
 
 
 def cell_widths(codes: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """The coder of one cell: an integer given several predictions of it, each with its own scale.
 
-Each expert holds a centre and a scale; its distribution is Student's t with four degrees of freedom, whose mean absolute
-deviation is its scale. The value is found by yes-or-no questions, from the centre of the blended prediction outwards:
-is it the centre, which side, within one scale of it, within the next two, … and then by halving. An expert's answer to a
-question is the share of its probability that lies on the near side; answers of experts and counters are mixed.
+Each expert holds a centre and a scale; its distribution is Student's t with four degrees of freedom, whose mean
+absolute deviation is its scale. The value is found by yes-or-no questions, from the centre of the blended prediction
+outwards: is it the centre, which side, within one scale of it, within the next two, … and then by halving. An expert's
+answer to a question is the share of its probability that lies on the near side; answers of experts and counters are
+mixed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.grids.bounded.binary import LOGITS, code_bit, counted, inline, learn, mix
+from tokenshard.grids.bounded.binary import code_bit, counted, inline, learn, mix
 
 FRACTION = 6
 """Fractional bits of predictions, errors and scales."""
@@ -237,4 +238,5 @@ def initial_model() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.in
     weights[:, 0] = 65536 * 2 // 5
     weights[:, 1:EXPERTS] = 65536 // 5
     weights[:, EXPERTS : EXPERTS + COUNTERS] = 65536 // 10
-    return (weights, *(np.full(size, 1 << 31, np.int64) for size in SIZES))
+    first, second, third = (np.full(size, 1 << 31, np.int64) for size in SIZES)
+    return weights, first, second, third

@@ -91,7 +91,9 @@ def _encode(plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, top
         decoded = np.where(valid, plane, 0)
         size = code(decoded, valid, scan, _state(prior, levels), data, True)
     fields = (REPEATS if repeats else levels, slack, top, number << 1 | int(own is not None))
-    header = b"".join(map(wire.unsigned, fields)) + b"".join(map(wire.signed, own.flat if own is not None else ()))
+    header = b"".join(map(wire.unsigned, fields)) + b"".join(
+        wire.signed(int(weight)) for weight in (own.flat if own is not None else ())
+    )
     return CodedPlane(header + wire.section(data[:size].tobytes()), MODES[min(levels, 1)], decoded)
 
 
@@ -103,7 +105,7 @@ def alike(plane: Plane, valid: NDArray[np.bool_]) -> float:
 
 def _weights(number: int, own: Plane | None, prior: Prior) -> Plane:
     """The predictors of a scan, int64 ``[KINDS, TAPS]``: a set of the prior, a plane's own in its finest pass."""
-    weights = prior.predictors[number].copy()
+    weights: Plane = prior.predictors[number].copy()
     if own is not None:
         first = CENTRES if len(own) == 2 else CAUSAL
         weights[first : first + len(own)] = own << 16 - OWN_BITS
@@ -122,8 +124,8 @@ def code(
     data: NDArray[np.uint8],
     encoding: bool,
 ) -> int:
-    """Code a plane in place, with a state that is changed; returns the bytes that takes, which may be more than ``data``
-    has."""
+    """Code a plane in place, with a state that is changed; returns the bytes that takes, which may be more than
+    ``data`` has."""
     tables = (squash_table(), stretch_table(), distribution_table())
     geometry = (OFFSETS, NEAR_OFFSETS, NEAR_WEIGHTS)
     model = (state.weights, *state.counters)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenshard.grids.bounded.binary import kernel
 from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, OFFSETS, SIDES, TAPS
 from tokenshard.grids.bounded.values import Plane
 
@@ -48,20 +52,60 @@ def neighbourhoods(
     return taps - reference[:, None], plane[y[whole], x[whole]] - reference
 
 
-def fitted(taps: NDArray[np.float64], values: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
-    """Weights ``[TAPS]`` of least squares in which rough places count less, as they cost bits by their logarithm."""
-    weight = 1 / (noise * noise + np.mean(taps[:, :8] ** 2, axis=1))
-    weighted = taps * weight[:, None]
-    # Not by BLAS, whose threads would wait for each other where many workers share the cores.
-    left = np.einsum("ni,nj->ij", weighted, taps) + np.eye(TAPS) * (1e-3 * np.sum(weight) * noise * noise + 1e-9)
-    return np.linalg.solve(left, np.einsum("ni,n->i", weighted, values))
+@kernel
+def fitted(taps: Any, values: Any, noise: Any) -> Any:
+    """Weights ``[TAPS]`` of least squares in which rough places count less, as they cost bits by their logarithm.
+
+    By Cholesky's method, in the order written here: the weights, and so the streams, are the same on every machine.
+    """
+    size = taps.shape[1]
+    left, right = np.zeros((size, size)), np.zeros(size)
+    total = 0.0
+    for n in range(taps.shape[0]):
+        texture = 0.0
+        for i in range(8):
+            texture += taps[n, i] * taps[n, i]
+        weight = 1 / (noise * noise + texture / 8)
+        total += weight
+        for i in range(size):
+            part = weight * taps[n, i]
+            right[i] += part * values[n]
+            for j in range(i + 1):
+                left[i, j] += part * taps[n, j]
+    for i in range(size):
+        left[i, i] += 1e-3 * total * noise * noise + 1e-9
+    for i in range(size):
+        for j in range(i + 1):
+            rest = left[i, j]
+            for k in range(j):
+                rest -= left[i, k] * left[j, k]
+            left[i, j] = np.sqrt(max(rest, 1e-30)) if i == j else rest / left[j, j]
+        rest = right[i]
+        for k in range(i):
+            rest -= left[i, k] * right[k]
+        right[i] = rest / left[i, i]
+    for i in range(size - 1, -1, -1):
+        rest = right[i]
+        for k in range(i + 1, size):
+            rest -= left[k, i] * right[k]
+        right[i] = rest / left[i, i]
+    return right
 
 
-def bits_lost(
-    taps: NDArray[np.float64], values: NDArray[np.float64], weights: NDArray[np.float64], noise: float
-) -> float:
-    """Mean logarithm of the error: bits a cell, up to a constant that is the same for all weights."""
-    return float(np.mean(np.log2(np.abs(values - np.einsum("ni,i->n", taps, weights)) + noise)))
+@kernel
+def bits_lost(taps: Any, values: Any, weights: Any, noise: Any) -> Any:
+    """Mean logarithm of the error: bits a cell, up to a constant that is the same for all weights.
+
+    The logarithm is linear between powers of two, which needs no library that may differ.
+    """
+    total = 0.0
+    for n in range(taps.shape[0]):
+        error = values[n]
+        for i in range(taps.shape[1]):
+            error -= taps[n, i] * weights[i]
+        mantissa, exponent = math.frexp(abs(error) + noise)
+        total += exponent + 2 * mantissa
+    return total / taps.shape[0]
 
 
 def choose(

@@ -56,7 +56,7 @@ def _within(z: NDArray[Any], most: float) -> Iterator[list[Numbered]]:
     found = lattice(z)
     if found:
         numbers, plane = found
-        slack = int(math.floor(most / (numbers.stride / numbers.denominator) * (1 + 1e-9)))
+        slack = math.floor(most / (numbers.stride / numbers.denominator) * (1 + 1e-9))
         width = (2 * slack + 1) * numbers.stride / numbers.denominator
         if z.dtype.kind in "iu" and numbers.stride > 1 and width < 2 * math.floor(most) + 1:
             numbers, plane, slack = Lattice(numbers.first, 1, 1), plane * numbers.stride, int(most)
@@ -108,14 +108,29 @@ def _within_uncertainty(z: NDArray[Any], bound: Bound) -> Iterator[list[Numbered
         if share <= 0:
             return
         # An interval [u - f', u + f'] of u = asinh(b d / a) / b is within f of the uncertainty if exp(b f') = 1 + b f.
-        rate = 2 * math.log1p(b * share) / (2 * SLACK + 1)
+        growth = _root((1 + b * share) * (1 + b * share), 2 * SLACK + 1)
         rise = 2 * a * share / (2 * SLACK + 1)
-        low, high = -float(heights.max()) / rise, math.asinh(b * max(-float(heights.min()), 0) / a) / rate
-        if high < Rungs.MOST and max(low, -low) < HIGHEST:
-            depth = np.arcsinh(b * np.maximum(-heights, 0) / a) / rate
-            number = np.rint(np.where(heights < 0, depth, -heights / rise)).astype(np.int64)
+        deepest = math.asinh(b * max(-float(heights.min()), 0) / a) / math.log(growth)
+        if deepest + 2 < Rungs.MOST and float(heights.max()) / rise < HIGHEST:
+            rungs = Rungs(0, a / b, growth, rise)
+            depths = -rungs.values(np.arange(int(deepest) + 3), np.dtype(np.float64))
+            below = np.searchsorted((depths[1:] + depths[:-1]) / 2, np.maximum(-heights, 0))
+            number = np.where(heights < 0, below, np.rint(-heights / rise)).astype(np.int64)
             first = int(number.min())
-            yield [Numbered(Rungs(first, a / b, math.exp(rate), rise), number - first, SLACK)]
+            yield [Numbered(Rungs(first, a / b, growth, rise), number - first, SLACK)]
+
+
+def _root(value: float, degree: int) -> float:
+    """The root of a number from 1 to 4, by Newton's method from above: the same double on every machine."""
+    root = value
+    while True:
+        power = 1.0
+        for _ in range(degree - 1):
+            power *= root
+        closer = root - (root * power - value) / (degree * power)
+        if closer >= root:
+            return root
+        root = closer
 
 
 def _levels(z: NDArray[Any], bound: Bound) -> NDArray[Any]:
@@ -145,7 +160,8 @@ def _levels(z: NDArray[Any], bound: Bound) -> NDArray[Any]:
 
 
 def lattice(z: NDArray[Any]) -> tuple[Lattice, Plane] | None:
-    """The lattice of integers or of decimal or binary fractions that all of ``z`` is on, bit for bit, and the numbers."""
+    """The lattice of integers or of decimal or binary fractions that all of ``z`` is on, bit for bit, and the
+    numbers."""
     if z.dtype.kind in "iu":
         return _shrunk(z.astype(np.int64), 1, False)
     if not np.isfinite(z).all():

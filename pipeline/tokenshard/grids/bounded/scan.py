@@ -1,9 +1,9 @@
 """Scans of a plane of integers: which cell comes when, and how it is predicted from those before it.
 
 The causal scan goes row by row. The hierarchical one codes a coarse lattice that way and then halves its spacing again
-and again, first the centres of its squares, then the midpoints of their sides, so that most cells lie between known ones.
-Both are passes of one loop: a pass has a lattice of cells, taps (offsets of known cells) and a set of predictors over
-them. Cells that are not valid are not coded and are no one's neighbours.
+and again, first the centres of its squares, then the midpoints of their sides, so that most cells lie between known
+ones. Both are passes of one loop: a pass has a lattice of cells, taps (offsets of known cells) and a set of predictors
+over them. Cells that are not valid are not coded and are no one's neighbours.
 """
 
 from __future__ import annotations
@@ -287,13 +287,14 @@ def code_pass(
 
 @kernel
 def code_plane(
-    plane: Any, valid: Any, levels: Any, top: Any, slack: Any, repeats: Any, encoding: Any, data: Any, tables: Any, geometry: Any,
-    predictors: Any, model: Any,
+    plane: Any, valid: Any, levels: Any, top: Any, slack: Any, repeats: Any, encoding: Any, data: Any, tables: Any,
+    geometry: Any, predictors: Any, model: Any,
 ) -> Any:  # fmt: skip
     """Code all valid cells of ``plane`` (int64 ``[h, w]``, values in ``[0, top]``); returns the bytes of the stream.
 
-    ``repeats``: the causal scan first asks whether a cell is a copy (``slack`` 0 only). ``levels``: 0 for the causal scan, else halvings of the coarse lattice's spacing. The result exceeds the size of
-    ``data`` when that was too small; then nothing was written beyond it.
+    ``repeats``: the causal scan first asks whether a cell is a copy (``slack`` 0 only). ``levels``: 0 for the causal
+    scan, else halvings of the coarse lattice's spacing. The result exceeds the size of ``data`` when that was too
+    small; then nothing was written beyond it.
     """
     height, width = plane.shape
     known = np.zeros((height, width), np.uint8)
@@ -314,11 +315,7 @@ def code_plane(
         np.zeros(EXPERTS, np.int64), np.full(COPYING if repeats else 0, 1 << 31, np.int64),
     )  # fmt: skip
     start(encoding, coder, data)
-    if levels == 0:
-        passes = 1
-    else:
-        passes = 1 + 2 * levels
-    for number in range(passes):
+    for number in range(1 + 2 * levels):
         if number == 0:
             kind, step = CAUSAL, 1 << levels
             first_row, row_step, starts, column_step = 0, step, (0, 0), step

@@ -26,7 +26,7 @@ from tokenshard.grids.bounded.values import HIGHEST, TABLE, Bits, Lattice, Plane
 VERSION = 1
 DTYPES = tuple(np.dtype(name) for name in ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"))
 MAX_CELLS = 1 << 27
-_ALL, _NONE, _SOME = range(3)
+_ALL, _NONE, _SOME, _MIXED = range(4)
 _KINDS = (Lattice, Steps, Bits, Rungs)
 
 
@@ -58,12 +58,13 @@ def encode_tile(
     valid: NDArray[np.bool_] | None = None,
     prior: Prior | None = None,
 ) -> EncodedTile:
-    """Encode ``z`` ``[h, w]`` (an integer of at most 32 bits, float32 or float64) so that every valid cell keeps ``bound``.
+    """Encode ``z`` ``[h, w]`` (an integer of at most 32 bits, float32 or float64) so that every valid cell keeps
+    ``bound``.
 
     Cells that equal ``nodata`` (for floats NaN is always nodata) or are not ``valid`` are no values: decoding gives
-    ``nodata`` there, NaN for floats without one, 0 for integers. Infinite values and values whose steps would be too many
-    make a tile lossless. ``tvu`` bounds take heights in metres, positive up. InputError where the dtype or shape is not
-    one of these.
+    ``nodata`` there, NaN for floats without one, 0 for integers. Infinite values and values whose steps would be too
+    many make a tile lossless. ``tvu`` bounds take heights in metres, positive up. InputError where the dtype or shape
+    is not one of these.
     """
     bound = Bound.parse(bound) if isinstance(bound, str) else bound
     prior = prior or trained()
@@ -77,11 +78,7 @@ def encode_tile(
     there = _valid(z, fill, nodata is not None, valid)
     head = bytes([VERSION, DTYPES.index(z.dtype)]) + wire.unsigned(z.shape[0]) + wire.unsigned(z.shape[1])
     num_valid = int(there.sum())
-    if num_valid == z.size:
-        head += bytes([_ALL])
-    else:
-        head += bytes([_SOME if num_valid else _NONE]) + fill.tobytes()
-        head += wire.section(encode_mask(there)) if num_valid else b""
+    head += _empty_cells(z, there, fill)
     if not num_valid:
         return EncodedTile(_sealed(head), "none", "none", 0.0, 0)
     exact = z[there]
@@ -118,9 +115,14 @@ def decode_tile(
         raise FormatError(wire.DAMAGED.format(f"its shape is {found}{wanted}"))
     z, there = np.zeros(found, dtype), np.ones(found, np.bool_)
     cells = reader.take(1)[0]
+    if cells > _MIXED:
+        raise FormatError(wire.DAMAGED.format("its mask is of an unknown kind"))
     if cells != _ALL:
         z[...] = np.frombuffer(reader.take(dtype.itemsize), dtype)[0]
-        there = decode_mask(reader.section(), found) if cells == _SOME else np.zeros(found, np.bool_)
+        there = np.zeros(found, np.bool_) if cells == _NONE else decode_mask(reader.section(), found)
+    if cells == _MIXED:
+        nan = reader.take(dtype.itemsize)
+        z[decode_mask(reader.section(), found)] = np.frombuffer(nan, dtype)[0]
     if there.any():
         z[there] = _decode_values(reader, there, dtype, prior or trained())
     if reader.at != len(body):
@@ -137,6 +139,23 @@ def _fill(nodata: float | None, dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype.kind in "iu" and fill[0] != nodata:
         raise InputError(f"nodata {nodata} is no value of dtype {dtype}: give the fill value that the file declares")
     return fill
+
+
+def _empty_cells(z: NDArray[Any], there: NDArray[np.bool_], fill: NDArray[Any]) -> bytes:
+    """Which cells are valid, and what stands in the others: the fill value, or NaN beside it."""
+    if there.all():
+        return bytes([_ALL])
+    nan = np.isnan(z) & ~there if z.dtype.kind == "f" else np.zeros(z.shape, np.bool_)
+    mixed = bool(nan.any()) and not np.isnan(fill[0])
+    if nan.any() and not mixed:
+        fill = z[nan][:1]  # with its own sign and payload
+    kind = _MIXED if mixed else (_SOME if there.any() else _NONE)
+    data = bytes([kind]) + fill.tobytes()
+    if kind != _NONE:
+        data += wire.section(encode_mask(there))
+    if mixed:
+        data += z[nan][:1].tobytes() + wire.section(encode_mask(nan))
+    return data
 
 
 def _valid(z: NDArray[Any], fill: NDArray[Any], declared: bool, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:

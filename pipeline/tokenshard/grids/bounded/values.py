@@ -1,7 +1,7 @@
 """Values of a grid as integers and back: lattices, tables, bit patterns, uniform steps and ladders of uncertainty.
 
-A mapping numbers the values that a tile may hold after decoding. The numbers are what is predicted and coded, exactly or
-to within ``slack`` of each; ``values`` turns them back with operations that IEEE 754 defines to the last bit.
+A mapping numbers the values that a tile may hold after decoding. The numbers are what is predicted and coded, exactly
+or to within ``slack`` of each; ``values`` turns them back with operations that IEEE 754 defines to the last bit.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Lattice:
         if dtype.kind in "iu":
             return exact.astype(dtype)
         if self.product:
-            return exact.astype(dtype) * dtype.type(1 / self.denominator)
+            scaled: NDArray[Any] = exact.astype(dtype) * dtype.type(1 / self.denominator)
+            return scaled
         return np.true_divide(exact, self.denominator).astype(dtype)
 
     def header(self) -> bytes:
@@ -82,7 +83,7 @@ class Steps:
 
     def values(self, plane: Plane, dtype: np.dtype[Any]) -> NDArray[Any]:
         """The values of a tile, in its dtype."""
-        return _cast(plane * self.unit + self.offset, dtype)
+        return _cast(plane.astype(np.float64) * self.unit + self.offset, dtype)
 
     def header(self) -> bytes:
         """The mapping in a stream."""
@@ -98,7 +99,8 @@ class Steps:
 class Bits:
     """Bit patterns of floats in the order of the values, ``first`` the least, without their ``shift`` lowest bits.
 
-    ``low``: those bits, as the least number of little-endian bytes a value, byte planes under zstd; empty where all are 0.
+    ``low``: those bits, as the least number of little-endian bytes a value, byte planes under zstd; empty where all
+    are 0.
     """
 
     tag: ClassVar[int] = 2
