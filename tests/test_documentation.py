@@ -88,6 +88,10 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
         shutil.copy(place / "photos" / f"{photo}.png", place / "classes" / photo)
     run("convert", "images", "classes/", "labelled/", "--quiet")
     sources = {"convert-images": "photos/", "transcode": "tokens/", "import": "codes.npy", "train-tokenizer": "photos/"}
+    grid = place / "grid.asc"
+    rows = "\n".join(" ".join(str(-row * column) for column in range(40)) for row in range(40))
+    grid.write_text(f"ncols 40\nnrows 40\nxllcorner 0\nyllcorner 0\ncellsize 1\n{rows}\n")
+    sources["convert-grids"] = str(grid)
     lines = [
         {"_id": str(n), "text": f"the {n}th page says what wings and {word} do"} for n, word in enumerate("abcdefgh")
     ]

@@ -83,7 +83,10 @@ def test_every_kind_of_job_has_a_ready_job() -> None:
         ("- kind: convert-images", "job.yaml:1: expected a mapping"),
         ("output: x\nkind: convert-imgs", "job.yaml:2: kind: 'convert-imgs' is unknown; allowed: convert-images"),
         ("output: x", "job.yaml:1: kind: None is unknown; allowed: convert-images"),
-        (SPEC + "codec: zip", "job.yaml:5: codec: Input should be 'auto', 'pack', 'zstd', 'context' or 'copy' (got 'zip')"),
+        (
+            SPEC + "codec: zip",
+            "job.yaml:5: codec: Input should be 'auto', 'pack', 'zstd', 'context' or 'copy' (got 'zip')",
+        ),
         (
             SPEC + "engine:\n  kind: spark",
             "job.yaml:6: engine.kind: Input should be 'auto', 'local' or 'ray' (got 'spark')",

@@ -64,6 +64,7 @@ CHANGES: dict[str, Any] = {
     "tokenizer": TokenizerEntry(fingerprint="f" * 16, numerics="bf16"),
     "models": {"7" * 64: 1000},
     "tables": {"6" * 64: 1000},
+    "sidecars": {"grids/" + "7" * 64 + ".parquet": 1000},
     "columns": (),
     "preprocess": {"fit": "pad"},
     "jobs": (),

@@ -20,6 +20,7 @@ COMMANDS = {
     "probe": ("tokenshard.cli.model:probe", "Measure what the encoder of a model knows: linear, attentive, k-NN."),
     "predict": ("tokenshard.cli.model:predict", "Tokenize and classify raw images with a trained model."),
     "tokenizer": ("tokenshard.cli.tokenizer_reports:tokenizer", "Train, import, evaluate and list tokenizers."),
+    "grid": ("tokenshard.cli.grid:grid", "Decode grids of a dataset, whole or in part; look up points."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),

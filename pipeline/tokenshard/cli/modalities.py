@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tokenshard.cli import documents, video
+from tokenshard.cli import documents, grids, video
 from tokenshard.cli.convert import convert
 
-MODALITIES = (documents, video)
+MODALITIES = (documents, grids, video)
 """Importing them adds their commands."""
 
 __all__ = ["MODALITIES", "convert"]

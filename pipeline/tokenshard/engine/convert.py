@@ -32,7 +32,7 @@ from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.job import ConvertJob, TokenizeJob
-from tokenshard.spec.manifest import Manifest
+from tokenshard.spec.manifest import SIDECARS, Manifest
 from tokenshard.store import Store
 
 LARGE_INPUT = 20_000
@@ -166,7 +166,7 @@ def _differences(path: str, there: Any, here: Any) -> Iterator[str]:
 def erase(output: Store) -> None:
     """Remove a dataset: its manifests first, so that no reader sees a part of it. Other files are left alone."""
     names = [entry.name for entry in output.list()]
-    parts = ("manifest/", "_job/", "data/", "rejects/", "tokenizer/", "models/")
+    parts = ("manifest/", "_job/", "data/", "rejects/", "tokenizer/", "models/", *(f"{folder}/" for folder in SIDECARS))
     foreign = [name for name in names if not name.startswith(parts)]
     if foreign:
         raise SpecError(

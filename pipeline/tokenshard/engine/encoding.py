@@ -17,7 +17,7 @@ from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
 from tokenshard.sources.codes.dataset import DatasetSource
-from tokenshard.spec.job import ConvertDocuments, ConvertJob, TokenizeJob, Transcode
+from tokenshard.spec.job import ConvertDocuments, ConvertGrids, ConvertJob, TokenizeJob, Transcode
 from tokenshard.spec.manifest import Manifest, TokenizerEntry
 from tokenshard.store import Store
 
@@ -116,6 +116,10 @@ def appended_numerics(spec: ConvertJob, parent: Manifest, output: Store) -> str:
 
 def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
     """The encoding of a job whose inputs come from ``source``."""
+    if isinstance(spec, ConvertGrids):
+        from tokenshard.engine.gridding import Gridding
+
+        return Gridding(spec)
     if isinstance(spec, TokenizeJob):
         from tokenshard.engine.tokenizing import Tokenizing
 

@@ -47,6 +47,7 @@ class Plan(StoredDocument):
     columns: tuple[ColumnEntry, ...] = Field(description="label and metadata columns of the source")
     source_names: tuple[str, ...] = Field(description="what the source calls each of them")
     schema_hex: str = Field(description="Arrow IPC schema of those columns, hexadecimal")
+    sidecars: dict[str, int] = Field(default_factory=dict, description="files that the source made, by path: bytes")
     source_state: dict[str, JsonValue] = Field(
         default_factory=dict, description="findings of planning that reading needs"
     )

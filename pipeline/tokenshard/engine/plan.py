@@ -19,7 +19,7 @@ from tokenshard.engine.job_folder import JobFolder, Plan, PlanPart
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.schema import is_reserved
-from tokenshard.sources.base import Source
+from tokenshard.sources.base import DescribedSource, Source
 from tokenshard.spec.job import ConvertJob, UnitSpec
 from tokenshard.spec.manifest import ColumnEntry
 from tokenshard.store import Store
@@ -86,10 +86,21 @@ def make_plan(
         ),
         source_names=tuple(column.name for column in user),
         schema_hex=pa.schema(list(zip(names, (c.type for c in user), strict=True))).serialize().to_pybytes().hex(),
+        sidecars=_put_sidecars(source, folder.output),
         source_state=source.state(),
     )
     folder.create_plan(plan)
     return plan
+
+
+def _put_sidecars(source: Source, output: Store) -> dict[str, int]:
+    """Put the files that a source has beside its samples into the dataset, named by their content; path -> bytes."""
+    found = {}
+    for sidecar in source.sidecars() if isinstance(source, DescribedSource) else ():
+        path = f"{sidecar.folder}/{hashlib.sha256(sidecar.data).hexdigest()}.{sidecar.suffix}"
+        output.put_if_absent(path, sidecar.data)
+        found[path] = len(sidecar.data)
+    return found
 
 
 def _stored_names(names: list[str]) -> list[str]:

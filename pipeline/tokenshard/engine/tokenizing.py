@@ -36,6 +36,7 @@ class Axes:
 AXES: Mapping[str, Axes] = {
     "image": Axes(("height", "width"), (256, 256)),
     "video": Axes(("frames", "height", "width"), (8, 256, 256)),
+    "grid": Axes(("height", "width"), (256, 256)),
 }
 """By what a job encodes; a new modality is a line here."""
 
@@ -126,7 +127,10 @@ def check_tokenizer(spec: TokenizeJob) -> None:
     """Raises SpecError or FormatError, before any work, where the tokenizer is not one that can be fitted or loaded."""
     saved = saved_tokenizer(spec.tokenizer, spec.storage)
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
-        check_trainable(parse_tokenizer(spec.tokenizer)[0])
+        kind, _ = parse_tokenizer(spec.tokenizer)
+        check_trainable(kind)
+        if KINDS[kind].modality != spec.dataset_kind:
+            raise SpecError(f"{spec.tokenizer}: a tokenizer of kind {KINDS[kind].modality}, not {spec.dataset_kind}")
         if spec.numerics is not None or spec.device != "cpu" or spec.compiled:
             raise SpecError(
                 f"{spec.tokenizer}: numerics, device and compile are for conv tokenizers, e.g. --tokenizer default"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from tokenshard.codecs.base import Grids
 from tokenshard.errors import FormatError
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.manifest import ChunkEntry, LevelEntry, Manifest, ShardEntry
+from tokenshard.spec.manifest import SIDECARS, ChunkEntry, LevelEntry, Manifest, ShardEntry
 
 MAX_ROW_GROUPS = 4_096
 MAX_GROUP_ROWS = 1 << 16
@@ -87,6 +87,12 @@ def check_manifest(manifest: Manifest) -> None:
     for sha256, size in (*manifest.models.items(), *manifest.tables.items()):
         require(_is_hex(sha256, 64), f"model name {sha256!r} is not a SHA-256")
         require(0 < size <= MAX_MODEL_BYTES, f"model {sha256} of {size} bytes (at most {MAX_MODEL_BYTES})")
+    for path, size in manifest.sidecars.items():
+        folder, _, name = path.partition("/")
+        stem, _, suffix = name.partition(".")
+        named = folder in SIDECARS and _is_hex(stem, 64) and suffix.isalnum()
+        require(named, f"sidecar path {path!r} is not <folder>/<SHA-256>.<suffix> in one of: {', '.join(SIDECARS)}")
+        require(0 < size <= MAX_CHUNK_BYTES, f"sidecar {path} of {size} bytes")
     require(_is_hex(manifest.tokenizer.fingerprint, 16), "tokenizer fingerprint is not 16 hex digits")
 
 

@@ -342,3 +342,12 @@ def read_model(store: Store, manifest: Manifest, sha256: str) -> bytes:
         data = store.read(name, 0, size + 1)
         require(hashlib.sha256(data).hexdigest() == sha256, "damaged (SHA-256 differs)")
     return data
+
+
+def read_sidecar(store: Store, manifest: Manifest, path: str) -> bytes:
+    """A sidecar of the dataset. Raises FormatError when it is missing or its hash differs from its name."""
+    with damage_reported(store.url(path)):
+        data = store.read(path, 0, manifest.sidecars[path] + 1)
+        stem = path.rpartition("/")[2].partition(".")[0]
+        require(hashlib.sha256(data).hexdigest() == stem, "damaged (SHA-256 differs)")
+    return data

@@ -21,7 +21,7 @@ from tokenshard.codecs.base import Codec, sample_sizes
 from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import TokenshardError
 from tokenshard.shards.bounds import damage_reported, require
-from tokenshard.shards.dataset import Dataset, read_model
+from tokenshard.shards.dataset import Dataset, read_model, read_sidecar
 from tokenshard.shards.describe import group_spans
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import read_manifest
@@ -222,6 +222,10 @@ def _check_tokenizer(store: Store, manifest: Manifest, errors: list[str]) -> Non
     for sha256, size in listed.items():
         with _collected(errors), damage_reported(store.url(manifest.model_path(sha256))):
             found = len(read_model(store, manifest, sha256))
+            require(found == size, f"{found} bytes instead of {size}")
+    for path, size in manifest.sidecars.items():
+        with _collected(errors), damage_reported(store.url(path)):
+            found = len(read_sidecar(store, manifest, path))
             require(found == size, f"{found} bytes instead of {size}")
     for spec in manifest.code.columns:
         if spec.model is not None and spec.model not in listed:

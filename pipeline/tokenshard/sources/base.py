@@ -7,9 +7,9 @@ into thunks that fetch and decode one input each; the engine runs them on its de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -114,6 +114,24 @@ class Source(Protocol):
 
     def read(self, inputs: pa.Table) -> Iterator[Thunk]:
         """One thunk a planned row, in order. A thunk fetches and decodes; it returns a Reject instead of raising."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A file that a dataset keeps beside its shards: `<folder>/<sha256 of the data>.<suffix>`."""
+
+    folder: str
+    suffix: str
+    data: bytes
+
+
+@runtime_checkable
+class DescribedSource(Source, Protocol):
+    """A source whose samples cannot be understood by themselves: what belongs to many of them is in files beside."""
+
+    def sidecars(self) -> Sequence[Sidecar]:
+        """Complete only after :meth:`plan` was exhausted. Equal inputs give equal files."""
         ...
 
 

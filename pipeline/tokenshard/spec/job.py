@@ -18,6 +18,7 @@ from tokenshard.spec.base import Document, SourceSpec, digest
 from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
 from tokenshard.spec.documents import DocumentSourceSpec
 from tokenshard.spec.explain import SpecLoader, explain, line_of
+from tokenshard.spec.grids import Bound, GridSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.recipe import RecipeSpec
@@ -193,6 +194,33 @@ class ConvertDocuments(ConvertJob):
         return {**super().output_fields(), **fields}
 
 
+class ConvertGrids(TokenizeJob):
+    """`convert-grids`: bathymetry and other grids; beside the tokens of each tile its cells within a bound."""
+
+    dataset_kind: ClassVar[DatasetKind] = "grid"
+    kind: Literal["convert-grids"] = "convert-grids"
+    source: GridSourceSpec
+    tokenizer: str = Field(
+        default="grid", min_length=1, description="`grid:OPTIONS` trained on the input, or a saved folder"
+    )
+    bound: Bound = Field(
+        default="lossless",
+        description="how far a decoded cell may be off: lossless, abs:E in the unit of the values, tvu:ORDER,SHARE of "
+        "the total vertical uncertainty that IHO S-44 allows at its depth; none: tokens only",
+    )
+    unit: UnitSpec = UnitSpec(samples=512, bytes=ByteSize(64 << 20))
+    pilot: PilotSpec = PilotSpec(samples=128)
+    max_rejects: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of rejected tiles above which the job fails; an unreadable file is one",
+    )
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        return {**super().output_fields(), "bound": self.bound}
+
+
 class CodesJob(ConvertJob):
     """Ids that were made elsewhere; they go to the shards as they are. Reading them is cheap, so the pilot is large."""
 
@@ -321,6 +349,7 @@ JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
     "convert-video": ConvertVideo,
     "convert-documents": ConvertDocuments,
+    "convert-grids": ConvertGrids,
     "transcode": Transcode,
     "import": Import,
     "train-classifier": TrainClassifier,

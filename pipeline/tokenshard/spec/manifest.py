@@ -17,6 +17,9 @@ FORMAT_VERSION = 1
 NOT_IN_FINGERPRINT = ("source", "shards_file", "fingerprint")
 """Fields that say where and how a dataset is stored, not what it holds."""
 
+SIDECARS = ("grids",)
+"""Folders of a dataset for files that say what many samples have in common."""
+
 DatasetKind = Literal["image", "video", "grid", "document", "generic"]
 
 
@@ -160,6 +163,12 @@ class Manifest(StoredDocument):
         exclude_if=lambda tables: not tables,
         description="SHA-256 -> bytes of the codec models in the tokenizer's folder that a shard needs; absent where "
         "none does",
+    )
+    sidecars: dict[str, int] = Field(
+        default_factory=dict,
+        exclude_if=lambda sidecars: not sidecars,
+        description="path -> bytes of files that say what many samples have in common, e.g. grids/<SHA-256>.parquet; "
+        "absent where there are none",
     )
     columns: tuple[ColumnEntry, ...]
     preprocess: dict[str, JsonValue] = Field(

@@ -27,6 +27,7 @@ class Kind:
     options: Mapping[str, Callable[[str], Any]]
     example: str
     trainable: bool = True
+    modality: str = "image"
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -56,6 +57,12 @@ KINDS: Mapping[str, Kind] = {
         path="tokenshard.tokenizers.patch:PatchTokenizer",
         options={"patch": _sides(16), "k": _integer(1, 1 << 16), "components": _integer(1, 64)},
         example="patch:4x4,k=1024",
+    ),
+    "grid": Kind(
+        path="tokenshard.tokenizers.grid:GridTokenizer",
+        options={"patch": _sides(16), "k": _integer(1, 1 << 14), "codebooks": _integer(1, 8)},
+        example="grid:8x8,k=512,codebooks=2",
+        modality="grid",
     ),
     "conv": Kind(path="tokenshard.tokenizers.conv:ConvVQ", options={}, example="conv", trainable=False),
     "canonical": Kind(

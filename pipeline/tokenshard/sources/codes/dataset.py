@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.dataset import Dataset, read_sidecar
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.reader import ShardReader
 from tokenshard.shards.schema import KEY, CodeColumns
-from tokenshard.sources.base import PLAN_COLUMNS, CodeLayout, Sample, SourceColumn, Thunk
+from tokenshard.sources.base import PLAN_COLUMNS, CodeLayout, Sample, Sidecar, SourceColumn, Thunk
 from tokenshard.sources.outcome import planned_reject
 from tokenshard.sources.plan import BATCH, Input, column_values, planned_inputs
 from tokenshard.spec.codes import DatasetSourceSpec
@@ -201,6 +201,14 @@ class DatasetSource:
         return Store(self._store.url(folder), self._store.options)
 
     # -- reading ------------------------------------------------------------------------------------------------------
+
+    def sidecars(self) -> Sequence[Sidecar]:
+        """Those of the dataset."""
+        found = []
+        for path in self._manifest.sidecars:
+            folder, _, name = path.partition("/")
+            found.append(Sidecar(folder, name.partition(".")[2], read_sidecar(self._store, self._manifest, path)))
+        return found
 
     def read(self, inputs: pa.Table) -> Iterator[Thunk]:
         rows = list(planned_inputs(inputs, ()))

@@ -1,0 +1,232 @@
+"""Windows of a grid as bands: elevation, its limits, uncertainty, and where each cell comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.errors import FormatError, SpecError
+from tokenshard.grids.bounded import Bound
+from tokenshard.grids.bounds import allowed
+from tokenshard.grids.dataset import GridDataset, Part
+from tokenshard.grids.georeference import Window
+from tokenshard.grids.layers import decode_joined, decode_layer
+from tokenshard.grids.normalise import Normal, physical, restored
+from tokenshard.grids.widths import cell_widths, decode_widths
+from tokenshard.shards.bounds import damage_reported
+from tokenshard.sources.grids.opened import valid_cells
+from tokenshard.sources.grids.tiles import fill_of
+from tokenshard.spec.grids import GridEntry, LayerEntry
+from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.folder import load_tokenizer
+
+BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width")
+"""What can be decoded. elevation, shoalest, source: stored values; others: in the unit of the grid, float32."""
+RECENT = 4
+"""Decoded tiles that are kept."""
+NORMAL_QUANTILE = 1.96
+"""Standard deviations that hold 95 % of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """A band of an export."""
+
+    kind: str
+    name: str
+    dtype: str
+    fill: Any
+    """what stands in cells without a value, in the band's type"""
+    layer: LayerEntry | None
+    """of the source, where the band holds stored values of one"""
+
+
+class GridDecoder:
+    """Decodes windows of one level of a grid."""
+
+    def __init__(self, dataset: GridDataset, grid: str, level: int = 1) -> None:
+        self.dataset, self.grid, self.level = dataset, grid, level
+        self.reference = dataset.georeference(grid, level)
+        self.entry: GridEntry = dataset.grids[grid].entry
+        self.bound = str(dataset.dataset.manifest.preprocess.get("bound", "lossless"))
+        self._recent: dict[tuple[int, int], tuple[NDArray[Any], NDArray[np.bool_]]] = {}
+
+    def bands(self, kinds: Sequence[str] | None) -> tuple[Band, ...]:
+        """The bands asked for; by default the values and what the source has beside them.
+
+        Raises SpecError for bands the dataset cannot give.
+        """
+        if kinds is None:
+            beside = [layer.role for layer in self.entry.layers[1:] if layer.role != "source" or self.level == 1]
+            kinds = ["tokens", "width"] if self.bound == "none" else ["elevation", *beside]
+        return tuple(self._band(kind) for kind in dict.fromkeys(kinds))
+
+    def _band(self, kind: str) -> Band:
+        entry = self.entry
+        if kind not in BANDS:
+            raise SpecError(f"no band {kind!r}; there are: {', '.join(BANDS)}")
+        if self.bound == "none" and kind not in {"tokens", "width"}:
+            raise SpecError(
+                f"{entry.uri}: was converted with --bound none; it has only tokens: use --band tokens,width"
+            )
+        if kind == "shoalest" and self.level == 1:
+            raise SpecError("level 1 holds the cells themselves; shoalest values are of the levels above it")
+        layer = entry.elevation if kind in {"elevation", "shoalest"} else entry.layer(kind)
+        if kind == "source" and (layer is None or self.level > 1):
+            raise SpecError(f"{entry.uri}: level {self.level} has no band that says where cells come from")
+        if layer is not None and (kind != "uncertainty" or self._lossless):
+            name = layer.name if kind != "shoalest" else f"{layer.name}_shoalest"
+            return Band(kind, name, layer.dtype, fill_of(layer), layer)
+        dtype = "float64" if entry.elevation.dtype == "float64" else "float32"
+        return Band(kind, f"{entry.elevation.name}_{kind}", dtype, np.dtype(dtype).type(np.nan), None)
+
+    @property
+    def _lossless(self) -> bool:
+        return self.bound == "lossless"
+
+    def read(self, window: Window, bands: Sequence[Band]) -> list[NDArray[Any]]:
+        """One array [rows, columns] a band, in its type. Cells of tiles that were rejected have no value."""
+        out = [np.full(window.shape, band.fill, band.dtype) for band in bands]
+        columns, codes = self._columns(bands), any(band.kind == "tokens" for band in bands)
+        for part in self.dataset.parts(self.grid, self.level, window, columns, codes):
+            with damage_reported(self._where(part)):
+                tile = self._tile(part, bands)
+            for band, values in zip(out, tile, strict=True):
+                band[part.place] = values[part.inside]
+        return out
+
+    def strips(self, window: Window, bands: Sequence[Band]) -> Iterator[tuple[Window, list[NDArray[Any]]]]:
+        """The window in strips, each of one row of tiles: memory holds one of them."""
+        row = window.rows.start
+        while row < window.rows.stop:
+            end = min(window.rows.stop, (row // self.dataset.tile + 1) * self.dataset.tile)
+            strip = Window(slice(row, end), window.columns)
+            yield strip, self.read(strip, bands)
+            row = end
+
+    def max_error(self, window: Window) -> float | None:
+        """The largest error that was measured in the tiles of a window, in the unit of the grid; None for tokens."""
+        parts = self.dataset.parts(self.grid, self.level, window, ["max_error"])
+        errors = [part.row["max_error"] for part in parts if part.row["max_error"] is not None]
+        return max(errors, default=None if self.bound == "none" else 0.0)
+
+    # -- one tile -----------------------------------------------------------------------------------------------------
+
+    def _columns(self, bands: Sequence[Band]) -> list[str]:
+        kinds = {band.kind for band in bands}
+        found = []
+        if kinds - {"source", "tokens", "width", "shoalest"}:
+            found += ["stream", "nodata", "bound", "max_error"]
+        found += [kind for kind in ("shoalest", "source") if kind in kinds]
+        found += ["uncertainty"] if "uncertainty" in kinds else []
+        found += ["width_q"] if "width" in kinds else []
+        return found + (["mean", "log2gain"] if "tokens" in kinds else [])
+
+    def _tile(self, part: Part, bands: Sequence[Band]) -> list[NDArray[Any]]:
+        row = part.row
+        shape = (row["height"], row["width"])
+        stored = valid = None
+        if "stream" in row:
+            stored, valid = self._cells(row, shape)
+        found = []
+        for band in bands:
+            if band.kind == "tokens":
+                values = self._from_tokens(row, shape)
+            elif band.kind == "width":
+                values = cell_widths(decode_widths(row["width_q"], shape), shape)
+            elif band.kind == "elevation" and stored is not None:
+                values = stored
+            elif band.layer is not None:
+                values = decode_joined(row[band.kind], band.layer, shape)[0]
+            else:
+                assert stored is not None, "its columns were read"
+                assert valid is not None
+                values = self._limits(band.kind, row, stored, valid)
+            found.append(np.asarray(values, band.dtype))
+        return found
+
+    def _cells(self, row: dict[str, Any], shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The elevation of a tile; the last ones are kept, for points that lie near each other."""
+        place = (row["tile_row"], row["tile_col"])
+        if place not in self._recent:
+            self._recent[place] = decode_layer(row["stream"], row["nodata"], self.entry.elevation, shape)
+            if len(self._recent) > RECENT:
+                self._recent.pop(next(iter(self._recent)))
+        return self._recent[place]
+
+    def _limits(
+        self, kind: str, row: dict[str, Any], stored: NDArray[Any], valid: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Limits or uncertainty of a tile. Limits are rounded outwards to their type."""
+        entry = self.entry
+        error = allowed(Bound.parse(row["bound"]), entry, np.where(valid, stored, stored.dtype.type(0)))
+        error = np.minimum(error, row["max_error"])
+        if kind == "uncertainty":
+            values = self._uncertainty(row, error)
+        else:
+            values = physical(stored, entry.elevation) + (error if kind == "upper" else -error)
+            if entry.elevation.dtype != "float64" and not self._lossless:
+                outwards = np.float32(np.inf if kind == "upper" else -np.inf)
+                values = np.nextafter(values.astype(np.float32), outwards).astype(np.float64)
+        return np.where(valid, values, np.nan)
+
+    def _uncertainty(self, row: dict[str, Any], error: NDArray[np.float64]) -> NDArray[np.float64]:
+        """At 95 %: the survey's own and what coding adds to it, an error spread evenly within the bound."""
+        coding = NORMAL_QUANTILE * error / math.sqrt(3)
+        layer = self.entry.layer("uncertainty")
+        if layer is None or row["uncertainty"] is None:
+            return coding
+        stored, valid = decode_joined(row["uncertainty"], layer, error.shape)
+        own = np.where(valid, physical(stored, layer), np.nan)
+        return np.hypot(own, coding)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        dataset = self.dataset.dataset
+        return load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
+
+    def _from_tokens(self, row: dict[str, Any], shape: tuple[int, int]) -> NDArray[np.float64]:
+        field = self._tokenizer.decode(row["codes"][None], shape)[0]
+        return restored(field, Normal(row["mean"], row["log2gain"]))
+
+    def _where(self, part: Part) -> str:
+        row = part.row
+        return f"{self.dataset.dataset.store.root}: tile {row['level']}/{row['tile_row']}/{row['tile_col']}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a dataset knows of a point."""
+
+    x: float
+    y: float
+    value: float | None
+    """in the unit of the grid; None where the cell has none"""
+    lower: float | None
+    upper: float | None
+    row: int
+    column: int
+
+
+def point(decoder: GridDecoder, x: float, y: float) -> Point:
+    """The cell that a point lies in. Raises SpecError where it lies in none."""
+    cell = decoder.reference.cell(x, y)
+    if cell is None:
+        raise SpecError(f"point {x},{y}: lies outside of {decoder.entry.uri}")
+    row, column = cell
+    window = Window(slice(row, row + 1), slice(column, column + 1))
+    bands = decoder.bands(["elevation", "lower", "upper"])
+    stored, lower, upper = decoder.read(window, bands)
+    layer = decoder.entry.elevation
+    if not valid_cells(stored, layer).all():
+        return Point(x, y, None, None, None, row, column)
+    value = float(physical(stored, layer)[0, 0])
+    if not lower[0, 0] <= value <= upper[0, 0]:
+        raise FormatError(f"{decoder.entry.uri}: limits of a cell do not hold its value")
+    return Point(x, y, value, float(lower[0, 0]), float(upper[0, 0]), row, column)
