@@ -31,12 +31,14 @@ class Axes:
     """columns that hold their sizes"""
     window: tuple[int, ...]
     """most that the pilot keeps of each"""
+    tokenizers: frozenset[str]
+    """modalities of tokenizers that can encode it"""
 
 
 AXES: Mapping[str, Axes] = {
-    "image": Axes(("height", "width"), (256, 256)),
-    "video": Axes(("frames", "height", "width"), (8, 256, 256)),
-    "grid": Axes(("height", "width"), (256, 256)),
+    "image": Axes(("height", "width"), (256, 256), frozenset({"image"})),
+    "video": Axes(("frames", "height", "width"), (8, 256, 256), frozenset({"image", "video"})),
+    "grid": Axes(("height", "width"), (256, 256), frozenset({"grid"})),
 }
 """By what a job encodes; a new modality is a line here."""
 
@@ -129,7 +131,7 @@ def check_tokenizer(spec: TokenizeJob) -> None:
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
         kind, _ = parse_tokenizer(spec.tokenizer)
         check_trainable(kind)
-        if KINDS[kind].modality != spec.dataset_kind:
+        if KINDS[kind].modality not in AXES[spec.dataset_kind].tokenizers:
             raise SpecError(f"{spec.tokenizer}: a tokenizer of kind {KINDS[kind].modality}, not {spec.dataset_kind}")
         if spec.numerics is not None or spec.device != "cpu" or spec.compiled:
             raise SpecError(

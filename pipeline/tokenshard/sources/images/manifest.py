@@ -33,7 +33,7 @@ class ManifestSource(ImageSource):
         (name,) = (entry.name for entry in self.files.list())
         table = open_table(self.store, name)
         path_column = self._path_column(table.schema)
-        label = label_column(self.spec.labels, table.schema, self.spec.path, self.spec.what)
+        label = label_column(self.spec.labels, table.schema, self.spec.path)
         carried = CarriedColumns(table.schema, {path_column, "key"}, label)
         planned = planned_table(table.batches(), path_column, escape_name(name), carried)
         yield from require_usable(planned, self.spec.path, self.spec.what)
