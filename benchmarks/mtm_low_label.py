@@ -6,7 +6,8 @@
 IMAGES holds `train` and `test`, each with a folder a class; both become tokens of the tokenizer `default`. A fifth of
 the training images of every class is held out. On them, and with the labels of the first seed, the rate of each arm is
 chosen from the same settings; no test image takes part. The other four fifths are what the masked model learns from,
-without labels. A seed has masked model, labels (a tenth of the training images) and initial weights of its own.
+without labels, once. A seed has labels (a tenth of the training images), samples, augmentations and new weights of its
+own.
 
 | arm | |
 |---|---|
@@ -74,12 +75,12 @@ class Runs:
         self.batch: int = options.batch
         self.device: str = options.device
 
-    def masked(self, seed: int) -> str:
-        """The folder of the masked model of a seed."""
-        output = self.out / f"masked-{seed}"
+    def masked(self) -> str:
+        """The folder of the masked model."""
+        output = self.out / "masked"
         source = {"path": str(self.out / "train"), "where": "held == 0", "val_where": "held == 1"}
         fields = {**MASKED_MODEL, "source": source, "steps": self.pretrain, "samples": 16}
-        self._run(TrainMtm, output, seed, fields)
+        self._run(TrainMtm, output, 0, fields)
         return str(output)
 
     def classifier(self, arm: str, seed: int, lr: float, held_out: bool) -> float:
@@ -88,7 +89,7 @@ class Runs:
         source |= {"val_where": "held == 1"} if held_out else {"val": str(self.out / "test")}
         fields: dict[str, Any] = {"source": source, "steps": self.steps, "optimizer": {"lr": lr}}
         if arm == "fine-tuned":
-            fields["start"] = self.masked(seed)
+            fields["start"] = self.masked()
         else:
             fields["model"] = MASKED_MODEL["model"] | {"stem": "overlap" if arm == "overlap" else "patch"}
         if arm == "scratch-all":

@@ -28,6 +28,7 @@ Runs that are finished are not run again; `--minutes` stops in time. FOLDER gets
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ def main() -> None:
     if options.limit:
         train, test = train.first(options.limit[0]), test.first(options.limit[1])
     options.out.mkdir(parents=True, exist_ok=True)
+    claim(options.out, {"recipe": asdict(recipe), "side": options.side, "tokenizers": options.tokenizers})
     started, began = time.monotonic(), time.process_time()
     print(f"{len(train):,} training images, {train.bytes:,} bytes; {len(test):,} test images", flush=True)
     arms = Arms(train, test, options.side, recipe, max(1, recipe.steps // 2), options.tokenizers, options.out)
@@ -125,6 +127,14 @@ def main() -> None:
     }
     facts |= {"cpu_seconds": time.process_time() - began, "load": os.getloadavg()[0]}
     write(rows, deciding, facts, options.out)
+
+
+def claim(out: Path, said: dict[str, Any]) -> None:
+    """Ends the program where the folder holds runs of another recipe."""
+    file, text = out / "recipe.json", json.dumps(said, indent=1) + "\n"
+    if file.exists() and file.read_text() != text:
+        raise SystemExit(f"{file}: runs with other options lie here; give those, or another --out")
+    file.write_text(text)
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
