@@ -14,7 +14,7 @@ from PIL import Image
 from tokenshard.api import convert_images
 from tokenshard.engine.progress import Progress
 from tokenshard.quantizers.lookup import Lookup
-from tokenshard.spec.job import TrainClassifier, TrainMtm, build_job
+from tokenshard.spec.job import TrainAdapt, TrainClassifier, TrainMtm, build_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, StackConfig
@@ -125,6 +125,21 @@ def mtm_job(tokens: Path, out: Path, **changes: Any) -> TrainMtm:
     }
     job = build_job(TrainMtm, {**fields, **changes})
     assert isinstance(job, TrainMtm)
+    return job
+
+
+def adapt_job(tokens: Path, pictures: Path, out: Path, **changes: Any) -> TrainAdapt:
+    fields: dict[str, Any] = {
+        "source": {"path": str(tokens / "train"), "images": str(pictures / "train"), "crops": 1},
+        "output": str(out),
+        "adapter": {"width": 64},
+        "optimizer": {"lr": 5e-3, "ema": 0.9},
+        "batch": 16,
+        "steps": 100,
+        "log": {"every": 50, "checkpoint_every": 50},
+    }
+    job = build_job(TrainAdapt, {**fields, **changes})
+    assert isinstance(job, TrainAdapt)
     return job
 
 

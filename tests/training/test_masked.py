@@ -72,7 +72,7 @@ def test_residual_levels_are_hidden_deepest_first(
 ) -> None:
     spec = MaskSpec(schedule=schedule, low=0, drop=0)
     masks = draw_masks(spec, batch, positions, levels, True, Draws(7, step))
-    ratios = mask_ratios(spec, Draws(7, step).rng.random(batch))
+    ratios = mask_ratios(spec, Draws(7, step).random(batch))
     hidden = torch.arange(levels) >= masks.kept[..., None]  # [B, N, L]
     assert hidden.sum((1, 2)).tolist() == np.clip(np.ceil(ratios * positions * levels), 1, positions * levels).tolist()
     assert (hidden.int().diff(dim=2) >= 0).all()

@@ -58,7 +58,7 @@ def mistaken(
             "train classifier --data TRAIN --from MTM --size small OUT",
             "another model: its width is 96, not 384; leave",
         ),
-        ("train classifier --data other-tokenizer --from MTM OUT", "reads ids of tokenizer .*convert with --tokenizer"),
+        ("train classifier --data other-tokenizer --from MTM OUT", "holds ids of tokenizer .*convert with --tokenizer"),
         ("train classifier --data truncated --batch 8 OUT", r"data/.*parquet: .*(truncated|damaged|ends|bytes)"),
         ("train classifier --data TRAIN --size huge OUT", "model.size: .*'micro'.*got 'huge'"),
         ("train classifier --data TRAIN --set augment.noize=1 OUT", "augment.noize: unknown field; allowed: .*noise"),

@@ -127,10 +127,11 @@ def predict(model: str, images: str, most: int, device: str, storage: dict[str, 
     from tokenshard.sources.base import Sample
     from tokenshard.sources.images.decoded import decoded_images
     from tokenshard.training.evaluate import predict as said
+    from tokenshard.training.pairs import treated_like
 
     found = _opened(model, device, storage, "classifier")
     tokenizer = found.tokenizer()
-    for item in decoded_images(_source(images, found.document.preprocess), storage):
+    for item in decoded_images(treated_like(found.document.preprocess, images), storage):
         if not isinstance(item, Sample):
             click.echo(f"{item.key}: left out: {item.message}", err=True)
             continue
@@ -139,12 +140,3 @@ def predict(model: str, images: str, most: int, device: str, storage: dict[str, 
             click.echo(json.dumps({"key": item.key, "classes": best}, ensure_ascii=False))
         else:
             click.echo(f"{item.key}  " + "  ".join(f"{one['name']} {one['probability']:.1%}" for one in best))
-
-
-def _source(path: str, preprocess: dict[str, Any]) -> Any:
-    """Images treated as those the model learned from were."""
-    from tokenshard.spec.images import ImageSourceSpec
-
-    names = ("size", "fit", "interpolation", "background", "max_pixels", "max_bytes")
-    kept = {name: preprocess[name] for name in names if name in preprocess}
-    return ImageSourceSpec.model_validate({**kept, "path": path, "labels": "none"})

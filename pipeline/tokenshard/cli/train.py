@@ -1,8 +1,8 @@
-"""`tokenshard train`: classifiers and masked token models, from token shards."""
+"""`tokenshard train`: classifiers, masked token models and token adapters, from token shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -20,10 +20,21 @@ PLACES = {
     "stride": "model.stride",
     "grid": "model.grid",
     "lr": "optimizer.lr",
+    "images": "source.images",
+    "flipped": "source.flipped",
+    "most": "source.most",
+    "crops": "source.crops",
+    "width": "adapter.width",
+    "adapt": "augment.adapt",
+    "workers": "engine.workers",
+    "address": "engine.address",
+    "gpus": "engine.gpus",
     "device": "engine.device",
     "max_minutes": "engine.max_minutes",
     "log_every": "log.every",
     "checkpoint_every": "log.checkpoint_every",
+    "tensorboard": "log.tensorboard",
+    "wandb": "log.wandb",
     "head": "decoder.head",
     "schedule": "mask.schedule",
     "label": "label",
@@ -48,10 +59,9 @@ def _grid(ctx: click.Context, parameter: click.Parameter, text: str | None) -> t
     return int(rows), int(columns or rows)
 
 
-def training_options(command: F) -> F:
-    """Options that all trainers on tokens have. What is not given has the default of the job spec."""
+def model_options(command: F) -> F:
+    """Options of trainers of transformers, with those of all trainers."""
     options = [
-        click.option("--data", required=True, help="Token dataset to learn from: folder or URL."),
         click.option("--val", help="Token dataset to validate on, made with the same tokenizer."),
         click.option("--where", help="Learn only from samples for which this holds, e.g. \"split == 'train'\"."),
         click.option("--val-where", help="Validate on such samples (of --val, or else of --data)."),
@@ -62,23 +72,49 @@ def training_options(command: F) -> F:
         click.option(
             "--grid", callback=_grid, help="ROWSxCOLUMNS the model sees; others are resized. [default: as stored]"
         ),
-        click.option("--batch", type=click.IntRange(1), help="Samples a step. [default: 256]"),
-        click.option("--epochs", type=click.FloatRange(0, min_open=True), help="[default: 100]"),
+        click.option("--adapt", metavar="ADAPTER", help="Token adapter (`train adapt`) to augment with."),
+    ]
+    return training_options(_with(command, options))
+
+
+def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def training_options(command: F) -> F:
+    """Options that all trainers on tokens have. What is not given has the default of the job spec."""
+    options = [
+        click.option("--data", required=True, help="Token dataset to learn from: folder or URL."),
+        click.option(
+            "--batch", type=click.IntRange(1), help="Samples a step, of all workers. [default: 256, adapt: 64]"
+        ),
+        click.option(
+            "--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the data. [default: 100, adapt: 30]"
+        ),
         click.option("--steps", type=click.IntRange(1), help="Instead of --epochs."),
-        click.option("--lr", type=click.FloatRange(0, min_open=True), help="Highest learning rate. [default: 0.001]"),
+        click.option(
+            "--lr",
+            type=click.FloatRange(0, min_open=True),
+            help="Highest learning rate. [default: 0.001, adapt: 0.002]",
+        ),
         click.option("--precision", help="fp32, or bf16: mixed precision. [default: fp32]"),
         click.option("--seed", type=click.IntRange(0), help="[default: 0]"),
+        click.option("--workers", type=click.IntRange(1), help="Processes that share a batch; Ray Train above 1."),
+        click.option("--address", help="Ray address (auto, HOST:PORT); none: embedded Ray."),
+        click.option("--gpus", type=click.FloatRange(0), help="GPUs of one worker (Ray). [default: 0]"),
         click.option("--device", help="auto, cpu, cuda, cuda:1, mps. [default: auto]"),
         click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch.compile."),
         click.option("--max-minutes", type=click.FloatRange(0), help="Stop in time, with a checkpoint to go on from."),
         click.option("--log-every", type=click.IntRange(1), help="Steps. [default: 50]"),
         click.option("--checkpoint-every", type=click.IntRange(1), help="Steps. [default: 500]"),
+        click.option("--tensorboard", is_flag=True, default=None, help="Write event files for TensorBoard too."),
+        click.option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too."),
         click.option("--quiet", "-q", is_flag=True, help="No lines on the way."),
         click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Any field of the job spec."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return storage_option(json_option(command))
+    return storage_option(json_option(_with(command, options)))
 
 
 def build(model: Any, data: str, run_folder: str, values: dict[str, Any]) -> Any:
@@ -117,9 +153,12 @@ def _put(fields: dict[str, Any], path: str, value: Any) -> None:
 
 def train_and_print(job: Any, as_json: bool, quiet: bool) -> None:
     """Run a training job; what it came to goes to stdout, lines on the way to stderr."""
+    from tokenshard.training.distributed import is_first
     from tokenshard.training.start import train as run
 
     outcome = run(job, (lambda text: None) if quiet else lambda text: click.echo(text, err=True))
+    if not is_first():
+        return
     if as_json:
         print_json(outcome.json())
         return
@@ -137,12 +176,14 @@ def train() -> None:
     Example:
       tokenshard train classifier --data tokens/ --val val-tokens/ run/
       tokenshard train mtm --data tokens/ pretrained/
+      tokenshard train adapt --data tokens/ --source photos/ adapter/
+      torchrun --nproc-per-node 8 -m tokenshard.cli.main train mtm --data s3://bucket/tokens/ s3://bucket/pretrained/
     """
 
 
 @train.command()
 @click.argument("run_folder")
-@training_options
+@model_options
 @click.option("--label", help="Column with the classes. [default: label]")
 @click.option("--classes", type=click.IntRange(2), help="[default: the names of the column, else its values]")
 @click.option("--from", "start", metavar="MODEL", help="Begin with the encoder of a trained model.")
@@ -155,6 +196,7 @@ def classifier(run_folder: str, data: str, as_json: bool, quiet: bool, **values:
     Example:
       tokenshard train classifier --data tokens/ --val val-tokens/ run/ --size small --epochs 100
       tokenshard train classifier --data tokens/ run/ --from pretrained/ --lr 5e-4 --set optimizer.layer_decay=0.65
+      tokenshard train classifier --data tokens/ run/ --adapt adapter/ --workers 8 --gpus 1 --address auto
     """
     from tokenshard.spec.job import TrainClassifier
 
@@ -163,7 +205,7 @@ def classifier(run_folder: str, data: str, as_json: bool, quiet: bool, **values:
 
 @train.command()
 @click.argument("run_folder")
-@training_options
+@model_options
 @click.option("--head", help="auto, tied, two-level, vq-logits, summed. [default: auto]")
 @click.option("--schedule", help="truncated-normal, cosine, arccos, uniform. [default: truncated-normal]")
 @click.option("--samples", type=click.IntRange(0), help="Images drawn at each validation. [default: 8]")
@@ -180,3 +222,31 @@ def mtm(run_folder: str, data: str, as_json: bool, quiet: bool, **values: Any) -
     from tokenshard.spec.job import TrainMtm
 
     train_and_print(build(TrainMtm, data, run_folder, values), as_json, quiet)
+
+
+@train.command()
+@click.argument("run_folder")
+@training_options
+@click.option("--source", "images", metavar="IMAGES", help="Images like those of the dataset; read once.")
+@click.option("--flipped", help="Instead: a token dataset of the flipped images, under the same keys.")
+@click.option("--images", "most", type=click.IntRange(2), help="Use so many, spread evenly. [default: 10000]")
+@click.option("--crops", type=click.IntRange(0), help="Random crops of each image to learn from. [default: 2]")
+@click.option("--width", type=click.IntRange(32), help="Of the network. [default: 128]")
+def adapt(run_folder: str, data: str, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Train an adapter: a network that flips and crops the tokens of images as if these were pixels.
+
+    It learns once, from codes of images and of the same images moved. Every trainer takes it with --adapt. RUN_FOLDER
+    is a folder or URL that gets it, and below `training/` its metrics: how many codes of held-out images it gets right,
+    beside those that flipping the grid of codes gets right.
+
+    \b
+    Example:
+      tokenshard train adapt --data tokens/ --source photos/ adapter/
+      tokenshard train adapt --data tokens/ --flipped flipped-tokens/ adapter/ --width 64
+      tokenshard train classifier --data tokens/ run/ --adapt adapter/
+    """
+    from tokenshard.spec.job import TrainAdapt
+
+    if values["flipped"] is not None and values["crops"] is None:
+        values["crops"] = 0
+    train_and_print(build(TrainAdapt, data, run_folder, values), as_json, quiet)

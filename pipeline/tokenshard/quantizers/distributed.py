@@ -6,6 +6,7 @@ so all of them hold equal codebooks, and these depend on the global batch only.
 
 from __future__ import annotations
 
+import torch
 import torch.distributed
 from torch import Tensor
 
@@ -25,6 +26,18 @@ def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
     torch.distributed.all_reduce(flat)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return tuple(part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True))
+
+
+def rows_of_all(rows: Tensor) -> Tensor:
+    """Rows [n, ...] of each rank, as many on all of them, one rank after the other: [world * n, ...]. Without
+    gradient for those of other ranks."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world)]
+    torch.distributed.all_gather(parts, rows.detach().contiguous())
+    parts[rank] = rows
+    return torch.cat(parts)
 
 
 def mean_of_all(mean: Tensor) -> Tensor:

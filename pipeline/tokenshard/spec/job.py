@@ -23,6 +23,7 @@ from tokenshard.spec.recipe import RecipeSpec
 from tokenshard.spec.train import FrozenEncoderSpec, TrainingEngineSpec, TrainingImagesSpec, TrainingLogSpec
 from tokenshard.spec.training import (
     MTM_AUGMENT,
+    AdapterSpec,
     AugmentSpec,
     DecoderSpec,
     LearningEngineSpec,
@@ -30,6 +31,7 @@ from tokenshard.spec.training import (
     MaskSpec,
     ModelSpec,
     OptimizerSpec,
+    PairsSpec,
     TokensSpec,
 )
 
@@ -181,9 +183,6 @@ class Import(CodesJob):
 class LearnJob(JobSpec):
     """Token shards in, a model out. The model behind the kinds of job that train on tokens."""
 
-    source: TokensSpec
-    model: ModelSpec = ModelSpec()
-    augment: AugmentSpec = AugmentSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     batch: int = Field(default=256, ge=1, description="samples a step")
     epochs: float = Field(default=100, gt=0, description="passes over the samples")
@@ -199,17 +198,26 @@ class LearnJob(JobSpec):
         """What a part of the job leaves out is as this kind of job has it, not as the part alone would."""
         if not isinstance(data, dict):
             return data
-        given = {name: data[name] for name in ("model", "augment", "optimizer") if isinstance(data.get(name), dict)}
+        parts = cls.model_fields.keys() & {"model", "augment", "optimizer"}
+        given = {name: data[name] for name in parts if isinstance(data.get(name), dict)}
         defaults = {name: cls.model_fields[name].get_default().model_dump(exclude_unset=True) for name in given}
         return {**data, **{name: {**defaults[name], **part} for name, part in given.items()}}
 
     def output_fields(self) -> dict[str, JsonValue]:
         """The fields that decide the weights: all but the places, the engine and what is logged when."""
         fields = self.model_dump(mode="json", exclude={"output", "storage", "engine", "log"})
-        return {**fields, "source": self.source.model_dump(mode="json", exclude={"path", "val", "val_where"})}
+        return {**fields, "source": self.source.output_fields()}
 
 
-class TrainClassifier(LearnJob):
+class ModelJob(LearnJob):
+    """The model behind the kinds of job that train a transformer on tokens."""
+
+    source: TokensSpec
+    model: ModelSpec = ModelSpec()
+    augment: AugmentSpec = AugmentSpec()
+
+
+class TrainClassifier(ModelJob):
     """`train-classifier`: a vision transformer on tokens that tells classes apart."""
 
     kind: Literal["train-classifier"] = "train-classifier"
@@ -219,7 +227,7 @@ class TrainClassifier(LearnJob):
     start: str | None = Field(default=None, description="folder of a trained model whose encoder is where this begins")
 
 
-class TrainMtm(LearnJob):
+class TrainMtm(ModelJob):
     """`train-mtm`: masked token modeling, to be fine-tuned or to draw samples."""
 
     kind: Literal["train-mtm"] = "train-mtm"
@@ -235,6 +243,17 @@ class TrainMtm(LearnJob):
         if self.augment.cutmix or self.augment.mixup:
             raise ValueError("augment.cutmix and augment.mixup mix classes; masked token modeling has none")
         return self
+
+
+class TrainAdapt(LearnJob):
+    """`train-adapt`: a network that flips and crops tokens, to augment with where there are no pixels."""
+
+    kind: Literal["train-adapt"] = "train-adapt"
+    source: PairsSpec
+    adapter: AdapterSpec = AdapterSpec()
+    optimizer: OptimizerSpec = OptimizerSpec(lr=2e-3, warmup=0.1)
+    batch: int = Field(default=64, ge=1, description="pairs a step")
+    epochs: float = Field(default=30, gt=0, description="passes over the pairs")
 
 
 class TrainTokenizer(JobSpec):
@@ -263,6 +282,7 @@ JOB_KINDS: dict[str, type[JobSpec]] = {
     "import": Import,
     "train-classifier": TrainClassifier,
     "train-mtm": TrainMtm,
+    "train-adapt": TrainAdapt,
     "train-tokenizer": TrainTokenizer,
 }
 """Every kind of job; a new one is a model and a line here."""

@@ -58,3 +58,4 @@ class TrainingLogSpec(Document):
     )
     checkpoint_every: int = Field(default=1000, ge=1, description="state to go on from")
     tensorboard: bool = Field(default=False, description="write the same for TensorBoard")
+    wandb: str | None = Field(default=None, min_length=1, description="send the same to this project of W&B")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from tokenshard.spec.base import Document, SourceSpec
+from tokenshard.spec.train import TrainingEngineSpec, TrainingLogSpec
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +25,10 @@ class TokensSpec(SourceSpec):
     crop: tuple[Side, Side] | None = Field(
         default=None, description="rows, columns cut out of every token grid; needed where grids differ"
     )
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        """The fields that decide the weights: all but the places, and what is validated on."""
+        return self.model_dump(mode="json", exclude={"path", "val", "val_where"})
 
 
 class ModelSpec(Document):
@@ -59,6 +64,12 @@ class AugmentSpec(Document):
     swap_side: float = Field(default=0.25, ge=0, le=0.5, description="largest side of such a square, as share")
     noise: Share = Field(default=0.25, description="Emb-Noise: normal noise by channel and by element")
     noise_scale: float = Field(default=1.0, ge=0, description="its standard deviation, in that of the codebook")
+    adapt: str | None = Field(
+        default=None, description="folder of a token adapter (`train adapt`): flips, and crops where it learned them"
+    )
+    adapt_share: Share = Field(
+        default=0.5, description="share of the samples that the adapter moves: it flips them, or crops and half of them"
+    )
     color_adapt: Share = Field(default=0.0, description="channels get mean and deviation of another sample's")
     cutmix: float = Field(default=1.0, ge=0, description="alpha of Token-CutMix; 0: off")
     mixup: float = Field(default=0.0, ge=0, description="alpha of Mixup; with cutmix on, either with equal chance")
@@ -112,6 +123,45 @@ class DecoderSpec(Document):
     components: int = Field(default=8, ge=1, le=1024, description="normal distributions that summed mixes")
 
 
+class PairsSpec(SourceSpec):
+    """What an adapter learns from: codes of images, and codes of the same images flipped or cropped."""
+
+    path: str = Field(min_length=1, description="folder or URL of the token dataset whose codes are adapted")
+    images: str | None = Field(
+        default=None, description="raw images, read once: they are flipped and cropped, and encoded with the tokenizer"
+    )
+    flipped: str | None = Field(
+        default=None, description="instead of images: a token dataset of the flipped images, under the same keys"
+    )
+    most: int = Field(default=10_000, ge=2, le=1 << 24, description="images used, spread evenly")
+    crops: int = Field(default=2, ge=0, le=64, description="random crops of each image, half of them flipped; 0: flips")
+    crop_scale: tuple[float, float] = Field(default=(0.35, 1.0), description="share of the area that a crop keeps")
+    crop_ratio: tuple[float, float] = Field(default=(0.75, 4 / 3), description="width / height of the crop: from, to")
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        """The fields that decide the weights: all but the places."""
+        return self.model_dump(mode="json", exclude={"path", "images", "flipped"})
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.images is None) == (self.flipped is None):
+            raise ValueError("an adapter learns from images or from flipped: give one of them")
+        if self.flipped is not None and self.crops:
+            raise ValueError("a dataset of flipped images shows no crops: set crops to 0")
+        for name, (low, high) in {"crop_scale": self.crop_scale, "crop_ratio": self.crop_ratio}.items():
+            if not 0 < low <= high:
+                raise ValueError(f"{name} {low},{high} is not a range of positive numbers")
+        return self
+
+
+class AdapterSpec(Document):
+    """The network of an adapter. It counts as stored beside the shards, so it should be small."""
+
+    width: int = Field(default=128, ge=32, le=1 << 12, multiple_of=32)
+    depth: int = Field(default=1, ge=1, le=16, description="blocks before the map that is moved, and behind it")
+    channels: int = Field(default=32, ge=1, le=1 << 12, description="of the map, which is twice as fine as the codes")
+
+
 class OptimizerSpec(Document):
     """AdamW, linear warm-up, half a cosine down."""
 
@@ -125,15 +175,15 @@ class OptimizerSpec(Document):
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay of the averaged weights, which are kept")
 
 
-class LearningEngineSpec(Document):
-    """Where a training runs. On CPUs in fp32 it does not change the result."""
+class LearningEngineSpec(TrainingEngineSpec):
+    """Where and how wide a training on tokens runs. On CPUs in fp32 it changes the result in the order of sums only."""
 
-    device: str = Field(default="auto", min_length=1, description="auto, cpu, cuda, cuda:1, mps")
-    compile: bool = Field(default=False, description="compile the network with torch.compile")
-    max_minutes: float | None = Field(default=None, ge=0, description="stop in time, with a checkpoint to go on from")
+    threads: int | None = Field(
+        default=None, ge=0, description="that read and decode ahead, in each worker; default: its CPUs, at most 4"
+    )
 
 
-class LearningLogSpec(Document):
+class LearningLogSpec(TrainingLogSpec):
     """What is written below `training/` of the output, and when. In steps."""
 
     every: int = Field(default=50, ge=1, description="a row of metrics")

@@ -12,6 +12,7 @@ from torch.nn import functional
 from tokenshard.errors import SpecError
 from tokenshard.loading.decoding import Batch
 from tokenshard.loading.loader import TokenLoader
+from tokenshard.quantizers.distributed import summed
 from tokenshard.spec.job import TrainClassifier
 from tokenshard.store import Store
 from tokenshard.training.augment.draws import Draws
@@ -19,28 +20,33 @@ from tokenshard.training.augment.recipe import Augmentation, smoothed_targets
 from tokenshard.training.augment.vectors import resize
 from tokenshard.training.codes import check_same_classes, ids_of, read_labels
 from tokenshard.training.folder import load_model
+from tokenshard.training.models.adapter import TokenAdapter
 from tokenshard.training.models.classifier import ClassifierConfig, TokenClassifier
 from tokenshard.training.models.vit import SIZES, EncoderConfig, TokenEncoder
-from tokenshard.training.setting import Outcome, Setting
+from tokenshard.training.setting import ModelSetting, Outcome
 
 
 class ClassifierTask:
     """Soft-target cross-entropy of augmented samples; accuracy on held-out ones."""
 
     def __init__(
-        self, module: TokenClassifier, job: TrainClassifier, val: TokenLoader | None, device: torch.device
+        self,
+        module: TokenClassifier,
+        job: TrainClassifier,
+        val: TokenLoader | None,
+        device: torch.device,
+        adapter: TokenAdapter | None = None,
     ) -> None:
         self.module, self._job, self._val, self._device = module, job, val, device
         embedding, grid = module.encoder.embedding, module.config.encoder.grid
         codebooks = [embedding.codebook(level).detach() for level in range(len(embedding.alphabets))]
-        self._augmentation = Augmentation(job.augment, grid, codebooks).to(device)
+        self._augmentation = Augmentation(job.augment, grid, codebooks, adapter).to(device)
 
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         labels = batch[self._job.label].to(self._device, non_blocking=True).long()
-        ids = self._augmentation.ids(ids_of(batch, self._device), draws)
-        vectors = self._augmentation.vectors(self.module.encoder.embed(ids), draws)
         targets = smoothed_targets(labels, self.module.config.classes, self._job.smoothing)
-        vectors, targets = self._augmentation.mixed(vectors, targets, draws)
+        ids = ids_of(batch, self._device)
+        vectors, targets = self._augmentation.mixtures(ids, targets, self.module.encoder.embed, draws)
         logits = self.module(vectors)
         return functional.cross_entropy(logits.float(), targets), {}
 
@@ -60,26 +66,26 @@ def logits_of(module: TokenClassifier, ids: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(module: TokenClassifier, loader: TokenLoader, label: str) -> dict[str, float]:
-    """`loss` (nats), `top1` and `top5` of all samples of a loader."""
+    """`loss` (nats), `top1` and `top5` of all samples of a loader, in all processes that share it."""
     device = module.head.weight.device
     module.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    count = 0
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
     loader.set_epoch(0)
     for batch in loader:
         labels = batch[label].to(device).long()
         logits = logits_of(module, ids_of(batch, device))
         best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([loss.double(), best[:, 0].sum().double(), best.sum().double()])
-        count += len(labels)
-    loss, top1, top5 = (sums / max(1, count)).tolist()
+        count = torch.tensor(len(labels), dtype=torch.float64, device=device)
+        sums += torch.stack([loss.double(), best[:, 0].sum().double(), best.sum().double(), count])
+    total = summed(sums)[0]
+    loss, top1, top5, _ = (total / total[3].clamp_min(1)).tolist()
     return {"loss": loss, "top1": top1, "top5": top5}
 
 
-def train_classifier(job: TrainClassifier, say: Callable[[str], None] = print) -> Outcome:
+def train_classifier(job: TrainClassifier, device: torch.device, say: Callable[[str], None]) -> Outcome:
     """Train the classifier of a job, or go on with it."""
-    setting = Setting(job, say)
+    setting = ModelSetting(job, device, say)
     labels = read_labels(setting.train, job.label, job.classes)
     if setting.val is not None and setting.val is not setting.train:
         check_same_classes(labels, job.source.path, setting.val)
@@ -95,22 +101,17 @@ def train_classifier(job: TrainClassifier, say: Callable[[str], None] = print) -
         assert setting.codes.codebooks is not None
         module.encoder.embedding.fill(setting.codes.codebooks)
     loader, val = setting.loader(job.label), setting.val_loader(job.label)
-    if (done := setting.done()) is not None:
-        return done
-    task = ClassifierTask(module, job, val, setting.device)
-    document = setting.document("classifier", config.model_dump(mode="json"), label=job.label, names=labels.names)
-    return setting.learn(task, loader, document)
+    task = ClassifierTask(module, job, val, device, setting.adapter())
+    shapes = config.model_dump(mode="json")
+    document = setting.document("classifier", setting.codes, shapes, label=job.label, names=labels.names)
+    return setting.learn(setting.codes, task, loader, document)
 
 
-def _started_from(job: TrainClassifier, setting: Setting) -> TokenEncoder:
+def _started_from(job: TrainClassifier, setting: ModelSetting) -> TokenEncoder:
     """The encoder to begin with. Raises SpecError where it reads other codes or has another shape than asked for."""
     assert job.start is not None
     found = load_model(Store(job.start, job.storage))
-    if found.document.tokenizer != setting.codes.tokenizer:
-        raise SpecError(
-            f"{job.start}: reads ids of tokenizer {found.document.tokenizer}, {job.source.path} holds those of "
-            f"{setting.codes.tokenizer}; convert with --tokenizer {found.store.url('tokenizer')}"
-        )
+    found.check_reads(setting.train)
     config = found.encoder.config
     given = job.model.model_fields_set
     asked: dict[str, Any] = {name: getattr(job.model, name) for name in sorted({"embedding", "stem", "stride"} & given)}

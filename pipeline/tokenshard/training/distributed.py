@@ -20,8 +20,7 @@ import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokenshard.engine.ray import connect
-from tokenshard.errors import JobError, TokenshardError
+from tokenshard.errors import JobError, SpecError, TokenshardError
 from tokenshard.quantizers.distributed import rank_and_world, summed
 from tokenshard.spec.job import EngineSpec
 from tokenshard.spec.train import TrainingEngineSpec
@@ -40,7 +39,7 @@ def is_first() -> bool:
     return os.environ["RANK"] == "0" if started_by_torchrun() else rank_and_world()[0] == 0
 
 
-def device_of(name: str) -> str:
+def own_device(name: str) -> str:
     """The device of this process: ``auto`` is a GPU where there is one, each process of a machine its own."""
     if name != "auto":
         return name
@@ -49,8 +48,8 @@ def device_of(name: str) -> str:
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """The group of the processes that torchrun started, while the context lasts; elsewhere nothing."""
-    if not started_by_torchrun():
+    """The group of the processes that torchrun started, while the context lasts, or the one that is up; else none."""
+    if not started_by_torchrun() or torch.distributed.is_initialized():
         yield
         return
     if device.startswith("cuda"):
@@ -60,6 +59,12 @@ def process_group(device: str) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+def check_shared(batch: int, workers: int) -> None:
+    """Raises SpecError where a batch cannot be shared equally."""
+    if batch % workers:
+        raise SpecError(f"a batch of {batch} cannot be shared equally by {workers} workers; change one of them")
 
 
 def own_part(count: int) -> slice:
@@ -98,80 +103,137 @@ def check_equal(facts: Mapping[str, int], device: torch.device) -> None:
             )
 
 
-# -- Ray Train ----------------------------------------------------------------------------------------------------
+# -- where the processes come from --------------------------------------------------------------------------------
 
 
-Task = Callable[[dict[str, Any], str, Callable[[str], None]], None]
-"""What a worker does, given a JSON-able description of the job, the device that is the worker's, and where to talk."""
+Say = Callable[[str], None]
+Task = Callable[[dict[str, Any], str, Say], Any]
+"""What a worker of Ray does, given a JSON-able description of the job, the device that is the worker's, and where to
+talk. What it came to is JSON-able, too."""
 
 
-def on_ray(
-    task: Task,
-    config: dict[str, Any],
-    engine: TrainingEngineSpec,
-    say: Callable[[str], None],
-) -> None:
-    """Run a task in ``engine.workers`` processes that share a process group; what the first one says is said here.
-    When workers are lost all are started again; the task goes on from its last checkpoint.
+def in_processes(
+    here: Callable[[str, Say], Any], on_worker: Task, config: dict[str, Any], engine: TrainingEngineSpec, say: Say
+) -> Any:
+    """Do a training in this process, in all processes that torchrun started, or in ``engine.workers`` of Ray Train.
 
-    Raises the error of a worker where it is one of ours, else :class:`JobError`.
+    ``here`` gets the device of this process, and where to talk; what it, or the first worker, came to is returned.
+    """
+    if started_by_torchrun():
+        device = own_device(engine.device)
+        with process_group(device):
+            return here(device, say)
+    if engine.workers > 1:
+        return on_ray(on_worker, config, engine, say)
+    return here(own_device(engine.device), say)
+
+
+def on_ray(task: Task, config: dict[str, Any], engine: TrainingEngineSpec, say: Say) -> Any:
+    """Run a task in ``engine.workers`` processes that share a process group; what the first one says is said here, and
+    what it came to is returned.
+
+    When workers are lost all are started again; the task goes on from its last checkpoint. An error of ours is no loss:
+    it is raised at once. Raises :class:`JobError` where workers are lost too often.
     """
     import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
+
+    from tokenshard.engine.ray import connect
 
     started = connect(EngineSpec(address=engine.address, workers=engine.workers, cpus=engine.cpus))
     try:
-        said, done = Queue(), Event()
-        printing = Thread(target=_print, args=(said, done, say), daemon=True)
-        printing.start()
-        resources = {"CPU": engine.cpus} | ({"GPU": engine.gpus} if engine.gpus else {})
-        with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
-            trainer = TorchTrainer(
-                partial(_loop, task, said),
-                train_loop_config=config,
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=engine.workers, use_gpu=engine.gpus > 0, resources_per_worker=resources
-                ),
-                run_config=ray.train.RunConfig(
-                    storage_path=scratch,  # checkpoints are ours; Ray writes only its own notes there
-                    failure_config=ray.train.FailureConfig(max_failures=engine.restarts),
-                ),
-                torch_config=TorchConfig(backend="nccl" if engine.gpus else "gloo"),
-            )
+        for attempt in range(engine.restarts + 1):
+            if attempt:
+                say(f"workers were lost; starting them again ({attempt} of {engine.restarts})")
+            heard = _Heard(say)
+            queue, done = Queue(), Event()
+            listening = Thread(target=heard.listen, args=(queue, done), daemon=True)
+            listening.start()
             try:
-                trainer.fit()
-            except ray.train.TrainingFailedError as error:
-                failures = list(getattr(error, "worker_failures", {}).values())
-                for failure in (*failures, error.__cause__):
-                    if isinstance(failure, TokenshardError):
-                        raise failure from error
-                raise JobError(f"training on Ray failed: {failures[0] if failures else error}") from error
+                lost = _fit(partial(_loop, task, queue), {"job": config, "device": engine.device}, engine)
             finally:
                 done.set()
-                printing.join()
+                listening.join()
+                queue.shutdown()
+            if lost is None:
+                return heard.found
+            if heard.error is not None:
+                raise heard.error from lost
+        raise JobError(f"training on Ray failed: {_cause(lost)}") from lost
     finally:
         if started:
             ray.shutdown()
 
 
-def _loop(task: Task, said: Any, config: dict[str, Any]) -> None:
+def _fit(
+    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], engine: TrainingEngineSpec
+) -> Exception | None:
+    """Run a loop in workers of Ray Train once; the error where one of them failed."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = {"CPU": engine.cpus} | ({"GPU": engine.gpus} if engine.gpus else {})
+    with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config=config,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=engine.workers, use_gpu=engine.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(storage_path=scratch),  # checkpoints are ours; Ray writes only notes there
+            torch_config=TorchConfig(backend="nccl" if engine.gpus else "gloo"),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            return error
+    return None
+
+
+def _cause(error: Exception | None) -> str:
+    failures = list(getattr(error, "worker_failures", {}).values())
+    return str(failures[0] if failures else error)
+
+
+def _loop(task: Task, queue: Any, config: dict[str, Any]) -> None:
     """What each worker of Ray Train runs."""
     from ray.train.torch import get_device
 
-    task(config, str(get_device()), said.put if rank_and_world()[0] == 0 else lambda text: None)
+    first = rank_and_world()[0] == 0
+    try:
+        device = config["device"] if config["device"] != "auto" else str(get_device())
+        found = task(config["job"], device, (lambda text: queue.put(("said", text))) if first else lambda text: None)
+    except TokenshardError as error:
+        queue.put(("error", error))
+        raise
+    if first:
+        queue.put(("found", found))
 
 
-def _print(said: Any, done: Event, say: Callable[[str], None]) -> None:
-    """Say what comes through the queue, until the work is done and nothing is left."""
-    from ray.exceptions import RayError
-    from ray.util.queue import Empty
+class _Heard:
+    """What came from the workers: what they say is said here at once."""
 
-    with suppress(RayError):
-        while True:
-            try:
-                say(said.get(timeout=0.5))
-            except Empty:
-                if done.is_set():
-                    return
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self.found: Any = None
+        self.error: TokenshardError | None = None
+
+    def listen(self, queue: Any, done: Event) -> None:
+        """Until the work is done and nothing is left."""
+        from ray.exceptions import RayError
+        from ray.util.queue import Empty
+
+        with suppress(RayError):
+            while True:
+                try:
+                    kind, value = queue.get(timeout=0.5)
+                except Empty:
+                    if done.is_set():
+                        return
+                    continue
+                if kind == "said":
+                    self._say(value)
+                elif kind == "found":
+                    self.found = value
+                elif self.error is None:
+                    self.error = value

@@ -28,19 +28,10 @@ from tokenshard.training.setting import held_out_loader
 ProbeKind = Literal["knn", "linear", "attentive"]
 
 
-def check_reads(model: TrainedModel, dataset: Dataset) -> None:
-    """Raises SpecError where the ids of a dataset are not those the model learned."""
-    mine, other = model.document.tokenizer, dataset.manifest.tokenizer.fingerprint
-    if mine != other:
-        raise SpecError(
-            f"{dataset.store.root}: holds ids of tokenizer {other}, {model.store.root} reads those of {mine}; "
-            f"convert with --tokenizer {model.store.url('tokenizer')}"
-        )
-
-
 def _crop_of(model: TrainedModel, dataset: Dataset) -> tuple[int, int] | None:
     """Where samples have grids of their own, the middle that the model can take."""
-    return None if dataset.fixed_grid is not None else model.encoder.config.grid
+    grid = model.encoder.config.grid
+    return None if dataset.fixed_grid is not None else grid
 
 
 @torch.inference_mode()
@@ -49,7 +40,7 @@ def evaluate(model: TrainedModel, dataset: Dataset, batch: int = 256, where: str
 
     Raises SpecError where ids, labels or classes are not those of the model.
     """
-    check_reads(model, dataset)
+    model.check_reads(dataset)
     crop = _crop_of(model, dataset)
     code_space(dataset, crop)
     module = model.module
@@ -82,7 +73,7 @@ def probe(
 
     Raises SpecError where ids, labels or classes of the datasets do not fit each other or the model.
     """
-    check_reads(model, train)
+    model.check_reads(train)
     check_same_tokenizer(train, test)
     labels = read_labels(train, label)
     check_same_classes(labels, train.store.root, test)

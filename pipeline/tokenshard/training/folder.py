@@ -23,6 +23,7 @@ from tokenshard.spec.base import StoredDocument
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer, save_tokenizer, tokenizer_from
+from tokenshard.training.models.adapter import SCALE, AdapterConfig, TokenAdapter
 from tokenshard.training.models.classifier import ClassifierConfig, TokenClassifier
 from tokenshard.training.models.masked import MaskedConfig, MaskedModel
 from tokenshard.training.models.vit import EncoderConfig, TokenEncoder
@@ -30,6 +31,12 @@ from tokenshard.training.models.vit import EncoderConfig, TokenEncoder
 CONFIG, WEIGHTS, CARD, SHARDS = "config.json", "model.safetensors", "README.md", "shards.json"
 FORMAT = "tokenshard-model"
 FORMAT_VERSION = 1
+USES = {
+    "classifier": "tokenshard predict . IMAGES",
+    "mtm": "tokenshard probe . --data TOKENS --val VAL",
+    "adapt": "tokenshard train classifier --data TOKENS OUT --adapt .",
+}
+"""By kind, what a model is for."""
 MAX_CONFIG_BYTES = 1 << 24
 MAX_WEIGHTS_BYTES = 1 << 36
 
@@ -39,7 +46,7 @@ class ModelDocument(StoredDocument):
 
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
-    kind: str = Field(description="classifier or mtm")
+    kind: str = Field(description="classifier, mtm or adapt")
     model: dict[str, JsonValue] = Field(description="what decides the shapes of the weights")
     tokenizer: str = Field(description="fingerprint of the tokenizer whose ids it reads")
     label: str | None = Field(default=None, description="column it learned the classes from")
@@ -65,6 +72,11 @@ class TrainedModel:
 
     @property
     def encoder(self) -> TokenEncoder:
+        """Raises SpecError for an adapter, which has none."""
+        if isinstance(self.module, TokenAdapter):
+            raise SpecError(
+                f"{self.store.root}: holds an adapter, which is for --adapt; give the folder of a classifier or mtm"
+            )
         encoder = self.module.encoder
         assert isinstance(encoder, TokenEncoder)
         return encoder
@@ -73,19 +85,38 @@ class TrainedModel:
         """Its own copy of the tokenizer."""
         return load_tokenizer(self.store, "tokenizer")
 
+    def check_reads(self, dataset: Dataset) -> None:
+        """Raises SpecError where the ids of a dataset are not those the model learned."""
+        mine, other = self.document.tokenizer, dataset.manifest.tokenizer.fingerprint
+        if mine != other:
+            raise SpecError(
+                f"{dataset.store.root}: holds ids of tokenizer {other}, {self.store.root} reads those of {mine}; "
+                f"convert with --tokenizer {self.store.url('tokenizer')}"
+            )
+
 
 def save_model(
-    output: Store, document: ModelDocument, module: nn.Module, datasets: dict[str, Dataset]
+    output: Store,
+    document: ModelDocument,
+    module: nn.Module,
+    datasets: dict[str, Dataset],
+    adapter: TrainedModel | None = None,
+    half: bool = False,
 ) -> ModelDocument:
-    """Write a model folder, `config.json` last. ``datasets`` by their part: train, val."""
+    """Write a model folder, `config.json` last. ``datasets`` by their part: train, val; ``adapter``: what augmented;
+    ``half``: weights are stored as float16."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     weights = safetensors.torch.save(tensors)
     document = document.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
     output.put(WEIGHTS, weights)
     save_tokenizer(tokenizer_from(*datasets["train"].tokenizer_files()), output, "tokenizer")
     learned_from = [_hashes(part, dataset) for part, dataset in datasets.items()]
-    output.put(SHARDS, json.dumps({"datasets": learned_from}, indent=1).encode())
-    output.put(CARD, _card(document, learned_from, sum(tensor.numel() for tensor in tensors.values())).encode())
+    used = {} if adapter is None else {"adapter": _adapter(adapter)}
+    output.put(SHARDS, json.dumps({"datasets": learned_from, **used}, indent=1).encode())
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    output.put(CARD, _card(document, learned_from, parameters, len(weights), adapter).encode())
     output.put(CONFIG, json.dumps(document.model_dump(mode="json"), indent=1).encode())
     return document
 
@@ -103,7 +134,19 @@ def _hashes(part: str, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _card(document: ModelDocument, datasets: Sequence[dict[str, Any]], parameters: int) -> str:
+def _adapter(adapter: TrainedModel) -> dict[str, Any]:
+    """What of an adapter counts as stored beside the shards."""
+    sha256, size = adapter.document.weights_sha256, adapter.store.size(WEIGHTS)
+    return {"url": adapter.store.root, "sha256": sha256, "bytes": size}
+
+
+def _card(
+    document: ModelDocument,
+    datasets: Sequence[dict[str, Any]],
+    parameters: int,
+    size: int,
+    adapter: TrainedModel | None,
+) -> str:
     """A model card as hubs show it: YAML with the figures, then text."""
     figures = "\n".join(f"- {name}: {value}" for name, value in document.metrics.items())
     sets = "\n".join(
@@ -111,11 +154,14 @@ def _card(document: ModelDocument, datasets: Sequence[dict[str, Any]], parameter
         f"fingerprint `{entry['fingerprint'][:16]}`"
         for entry in datasets
     )
-    use = "tokenshard predict . IMAGES" if document.kind == "classifier" else "tokenshard probe . --data TOKENS"
+    if adapter is not None:
+        entry = _adapter(adapter)
+        sets += f"\n- adapter: {entry['bytes']:,} bytes, SHA-256 `{entry['sha256'][:16]}`"
+    use = USES[document.kind]
     return (
         f"---\nlibrary_name: tokenshard\ntags: [tokens, {document.kind}]\n---\n\n"
-        f"# {document.kind} on image tokens\n\n{parameters:,} weights, trained from token shards by tokenshard; "
-        f"tokenizer `{document.tokenizer}` (in `tokenizer/`).\n\n    {use}\n\n"
+        f"# {document.kind} on image tokens\n\n{parameters:,} weights in {size:,} bytes, trained from token shards by "
+        f"tokenshard; tokenizer `{document.tokenizer}` (in `tokenizer/`).\n\n    {use}\n\n"
         f"## Learned from\n\n{sets}\n\nThe SHA-256 of every shard is in `{SHARDS}`; all options are in `{CONFIG}`.\n\n"
         f"## Figures at the end of training\n\n{figures}\n"
     )
@@ -182,6 +228,10 @@ def _module(document: ModelDocument, tensors: dict[str, Tensor]) -> nn.Module:
         if any(int(one.min()) < 0 or int(one.max()) >= len(one) for one in clusters):
             raise ValueError("clusters are numbered beyond the codes")
         module = MaskedModel(masked, clusters)
+    elif document.kind == "adapt":
+        adapter = AdapterConfig.model_validate(document.model)
+        _check_adapter(adapter, tensors)
+        module = TokenAdapter(adapter)
     else:
         raise ValueError(f"kind {document.kind!r} is unknown; a newer tokenshard may be needed")
     module.load_state_dict(tensors)
@@ -194,6 +244,15 @@ def _check_sizes(config: EncoderConfig, tensors: dict[str, Tensor]) -> None:
     table, stem = tensors["encoder.embedding.table"].shape, tensors["encoder.stem.weight"].shape
     if table != torch.Size([sum(config.alphabets), config.dim]) or depth != config.depth or stem[0] != config.width:
         raise ValueError(f"an encoder of {depth} blocks and width {stem[0]} with codes {list(table)}")
+
+
+def _check_adapter(config: AdapterConfig, tensors: dict[str, Tensor]) -> None:
+    """The same for an adapter."""
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("before.")})
+    table, cells = tensors["embedding.table"].shape, tensors["from_map.weight"].shape
+    wanted = torch.Size([config.width, config.channels * SCALE**2])
+    if table != torch.Size([sum(config.alphabets), config.dim]) or depth != config.depth or cells != wanted:
+        raise ValueError(f"an adapter of {depth} blocks and map {list(cells)} with codes {list(table)}")
 
 
 def _first(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,7 +21,7 @@ from tokenshard.tokenizers.encoders import load_encoder
 from tokenshard.tokenizers.folder import read_tokenizer_spec
 from tokenshard.tokenizers.frozen import frozen_network
 from tokenshard.tokenizers.networks import first_error
-from tokenshard.training.distributed import device_of, on_ray, process_group, started_by_torchrun
+from tokenshard.training.distributed import check_shared, in_processes
 from tokenshard.training.frozen import decoder_for, preparation
 from tokenshard.training.images import training_images
 from tokenshard.training.metrics import last_figures
@@ -57,15 +58,10 @@ def train_tokenizer(spec: TrainTokenizer, say: Callable[[str], None]) -> Trainin
     output = Store(spec.output, spec.storage)
     if output.exists(DONE):
         say(f"{spec.output}: holds a trained tokenizer already; nothing was done")
-    elif started_by_torchrun():
-        device = device_of(spec.engine.device)
-        with process_group(device):
-            _train_here(spec, recipe, encoder, device, say)
-    elif spec.engine.workers > 1:
-        _check_shared(recipe, spec.engine.workers)
-        on_ray(_train_on_ray, spec.model_dump(mode="json"), spec.engine, say)
     else:
-        _train_here(spec, recipe, encoder, device_of(spec.engine.device), say)
+        check_shared(recipe.batch, spec.engine.workers)
+        here = partial(_train_here, spec, recipe, encoder)
+        in_processes(here, _train_on_ray, spec.model_dump(mode="json"), spec.engine, say)
     return _result(spec, output)
 
 
@@ -107,7 +103,7 @@ def _train_here(
     """This process's part of the training, or all of it."""
     rank, world = rank_and_world()
     say = say if rank == 0 else lambda text: None
-    _check_shared(recipe, world)
+    check_shared(recipe.batch, world)
     output = Store(spec.output, spec.storage)
     lpips = None
     if spec.lpips_weights is not None and recipe.losses.lpips:
@@ -138,13 +134,7 @@ def _train_on_ray(config: dict[str, Any], device: str, say: Callable[[str], None
     """What a worker of Ray Train does on the device it was given; its process group is up."""
     spec = TrainTokenizer.model_validate(config)
     encoder = None if spec.encoder is None else load_encoder(spec.encoder.name)
-    device = device if spec.engine.device == "auto" else spec.engine.device
     _train_here(spec, recipe_of(spec, encoder), encoder, device, say)
-
-
-def _check_shared(recipe: TokenizerRecipe, workers: int) -> None:
-    if recipe.batch % workers:
-        raise SpecError(f"a batch of {recipe.batch} cannot be shared equally by {workers} workers; change one of them")
 
 
 def _result(spec: TrainTokenizer, output: Store) -> Training:

@@ -2,6 +2,9 @@
 
 What a step does is a function of seed and step; which samples it gets is one of the loader's state. So a run that is
 killed goes on from its checkpoint to the same weights, bit for bit on a CPU.
+
+In several processes (see :mod:`.distributed`) each computes its part of the batch, and the first one writes. What a
+sample is given does not depend on their number, so that a run may go on with another one.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -18,11 +21,12 @@ from torch import Tensor, nn
 
 from tokenshard.errors import FormatError, JobError, SpecError
 from tokenshard.loading.decoding import Batch
-from tokenshard.loading.loader import TokenLoader
+from tokenshard.quantizers.distributed import rank_and_world, summed
 from tokenshard.spec.base import digest
 from tokenshard.spec.job import LearnJob
 from tokenshard.store import Store
 from tokenshard.training.augment.draws import Draws
+from tokenshard.training.distributed import any_of_all, check_equal, data_parallel
 from tokenshard.training.metrics import MetricsLog
 from tokenshard.training.optimizer import learning_rate, make_optimizer
 from tokenshard.training.state import load_optimizer, load_state, optimizer_tensors, save_state
@@ -40,25 +44,51 @@ class Task(Protocol):
         ...
 
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to be minimized, and figures to be averaged over steps, all scalars on the device."""
+        """The loss to be minimized, and figures to be averaged over steps, all scalars on the device.
+
+        Of several processes each has a loss of its own; the mean over them is that of the batch.
+        """
         ...
 
     def validate(self, module: nn.Module, step: int) -> dict[str, float]:
-        """Figures of a module (the averaged weights) on held-out samples; empty without any."""
+        """Figures of a module (the averaged weights) on held-out samples, the same in all processes; empty without
+        any."""
         ...
 
 
-class Learning:
-    """One run. Resumes what ``output`` holds of it.
+class Batches(Protocol):
+    """Where batches come from: :class:`~tokenshard.loading.loader.TokenLoader`, or what can do as much."""
 
-    The loader may be that of one rank of several: draws differ by rank.
-    """
+    global_batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def epoch_length(self, epoch: int) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class _Step(nn.Module):
+    """A step of a task as the forward of a module: what gradients are averaged for."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.module, self._task = task.module, task
+
+    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._task.loss(batch, draws)
+
+
+class Learning:
+    """One run. Resumes what ``output`` holds of it."""
 
     def __init__(
         self,
         job: LearnJob,
         task: Task,
-        loader: TokenLoader,
+        loader: Batches,
         output: Store,
         device: torch.device,
         say: Callable[[str], None] = print,
@@ -70,10 +100,13 @@ class Learning:
         self.steps = total_steps(job, loader)
         self.step = 0
         self.seconds = 0.0
-        self.metrics = MetricsLog(output, FOLDER)
+        self.rank, self.world = rank_and_world()
+        self.metrics = MetricsLog(output, FOLDER, **_outlets(job, self.rank))
         self._resume()
+        check_equal({"step": self.step, "samples": loader.epoch_length(0)}, device)
         if job.engine.compile:
             self.module.compile()
+        self._forward = data_parallel(_Step(task))
         self._start_interval()
 
     def run(self) -> nn.Module | None:
@@ -87,7 +120,7 @@ class Learning:
             validated = last or self.step % (log.validate_every or log.checkpoint_every) == 0
             if checkpoint or validated or self.step % log.every == 0 or self.step == 1:
                 self._log(validated)
-                up = time.monotonic() > stop and not last
+                up = any_of_all(time.monotonic() > stop, self.device) and not last
                 if (checkpoint or up) and not last:
                     self._checkpoint()
                 if up:
@@ -98,7 +131,7 @@ class Learning:
 
     def finish(self) -> None:
         """Remove the state: what it led to is saved."""
-        found = load_state(self.output, FOLDER)
+        found = None if self.rank else load_state(self.output, FOLDER)
         if found is not None:
             with suppress(FileNotFoundError):
                 self.output.delete(f"{FOLDER}/state.json")
@@ -120,7 +153,7 @@ class Learning:
 
     def _one_step(self, batch: Batch) -> None:
         job = self.job
-        draws = Draws(job.seed, self.step, self.device, self.loader.rank)
+        draws = Draws(job.seed, self.step, self.device, self.rank * (job.batch // self.world))
         torch.manual_seed(draws.word)  # dropout and drop path
         self.module.train()
         rate = learning_rate(job.optimizer, self.step, self.steps)
@@ -128,13 +161,13 @@ class Learning:
             group["lr"] = rate * group["scale"]
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=job.precision == "bf16"):
-            loss, figures = self.task.loss(batch, draws)
-        loss.backward()  # type: ignore[no-untyped-call]
+            loss, figures = self._forward(batch, draws)
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), job.optimizer.clip)
         self.optimizer.step()
         self._follow()
         self.step += 1
-        self._images += len(batch["codes"])
+        self._images += job.batch
         for name, value in {"loss": loss, "grad_norm": norm, **figures}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
         self._summed += 1
@@ -155,7 +188,8 @@ class Learning:
         self._since = time.monotonic()
 
     def _log(self, validated: bool) -> None:
-        means = {name: float(value) / self._summed for name, value in self._sums.items()}  # waits for the device
+        values = torch.stack(list(self._sums.values())) / (self._summed * self.world)
+        means = dict(zip(self._sums, summed(values)[0].tolist(), strict=True))  # waits for the device
         now = time.monotonic()
         elapsed = max(1e-9, now - self._since)
         if not math.isfinite(means["loss"]):
@@ -174,14 +208,17 @@ class Learning:
             self.average.eval()
             with torch.inference_mode():
                 row |= self.task.validate(self.average, self.step)
-        self.metrics.add(row)
-        self._say(_line(row, self.steps))
+        if self.rank == 0:
+            self.metrics.add(row)
+            self._say(_line(row, self.steps))
 
     def _facts(self) -> dict[str, Any]:
         state = {"step": self.step, "seconds": self.seconds, "loader": self.loader.state_dict()}
         return {**state, "job": digest(self.job.output_fields())}
 
     def _checkpoint(self) -> None:
+        if self.rank:
+            return
         tensors = {f"learner.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.named_parameters()}
         tensors |= optimizer_tensors(self.optimizer, self.module, "optimizer")
@@ -208,9 +245,14 @@ class Learning:
         self._say(f"going on from step {self.step:,}")
 
 
-def total_steps(job: LearnJob, loader: TokenLoader) -> int:
+def total_steps(job: LearnJob, loader: Batches) -> int:
     """Steps of a run: as many as said, or what the epochs make."""
     return job.steps or max(1, round(job.epochs * loader.epoch_length(0) / loader.global_batch_size))
+
+
+def _outlets(job: LearnJob, rank: int) -> dict[str, Any]:
+    """Where the metrics go beside the files they always go to; nowhere but from the first process."""
+    return {} if rank else {"tensorboard": job.log.tensorboard, "wandb": job.log.wandb}
 
 
 def _line(row: dict[str, Any], steps: int) -> str:

@@ -51,7 +51,7 @@ def draw_masks(spec: MaskSpec, batch: int, positions: int, levels: int, by_level
     by_level: levels are hidden one by one (ResGen, arXiv:2412.10208): the hidden ones are shared out over the positions
     at random. Else a position is hidden or shown as a whole.
     """
-    ratios = mask_ratios(spec, draws.rng.random(batch))
+    ratios = mask_ratios(spec, draws.random(batch))
     if by_level:
         count = np.clip(np.ceil(ratios * positions * levels), 1, positions * levels)
         rank = draws.uniform(batch, positions * levels).argsort(1).argsort(1)

@@ -19,7 +19,7 @@ from tokenshard.quantizers.distributed import rank_and_world, summed
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv_network import AutoEncoder, to_signed, to_uint8
 from tokenshard.training.crops import PixelPool
-from tokenshard.training.events import EventFiles
+from tokenshard.training.events import EventFiles, WandbRun
 
 SIDE = 192
 """Pixels of the windows that are validated on."""
@@ -117,12 +117,14 @@ def validate(network: AutoEncoder, quantizer: Quantizer, pool: PixelPool) -> tup
 class MetricsLog:
     """Rows of figures as `metrics.jsonl` and `metrics.csv` in a folder of the output, and pictures beside them.
 
-    tensorboard: the same also as event files for TensorBoard; raises :class:`SpecError` where it is not installed
+    tensorboard: the same also as event files for TensorBoard; wandb: also to this project of Weights & Biases. Raises
+    :class:`SpecError` where they are not installed
     """
 
-    def __init__(self, output: Store, folder: str, tensorboard: bool = False) -> None:
+    def __init__(self, output: Store, folder: str, tensorboard: bool = False, wandb: str | None = None) -> None:
         self._output, self._folder = output, folder
         self._events = EventFiles(output, f"{folder}/tensorboard") if tensorboard else None
+        self._wandb = None if wandb is None else WandbRun(wandb, output.root)
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any], picture: bytes | None = None) -> None:
@@ -138,8 +140,9 @@ class MetricsLog:
         writer.writeheader()
         writer.writerows(self.rows)
         self._output.put(f"{self._folder}/metrics.csv", table.getvalue().encode())
-        if self._events is not None:
-            self._events.write(row, picture)
+        for outlet in (self._events, self._wandb):
+            if outlet is not None:
+                outlet.write(row, picture)
 
     def read(self, step: int) -> None:
         """Take over the rows up to ``step`` of an earlier run."""

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tokenshard.errors import SpecError
 from tokenshard.loading.decoding import Batch
 from tokenshard.loading.loader import TokenLoader
+from tokenshard.loading.order import share
+from tokenshard.quantizers.distributed import rank_and_world, summed
 from tokenshard.quantizers.lookup import Lookup
 from tokenshard.spec.job import TrainMtm
 from tokenshard.spec.training import MaskSpec
@@ -25,10 +27,11 @@ from tokenshard.training.codes import CodeSpace, ids_of, missing_codebooks, unig
 from tokenshard.training.heads.two_level import cluster_codes
 from tokenshard.training.loop import FOLDER
 from tokenshard.training.masks import draw_masks
+from tokenshard.training.models.adapter import TokenAdapter
 from tokenshard.training.models.masked import LARGE_CODEBOOK, MaskedConfig, MaskedModel, check_whole_positions
 from tokenshard.training.models.vit import EncoderConfig
 from tokenshard.training.sampling import draw_codes
-from tokenshard.training.setting import Outcome, Setting
+from tokenshard.training.setting import ModelSetting, Outcome
 
 VALIDATION_SEED = 1
 
@@ -44,26 +47,30 @@ class MtmTask:
         val: TokenLoader | None,
         device: torch.device,
         show: Callable[[Tensor, int], None] | None,
+        adapter: TokenAdapter | None = None,
     ) -> None:
         self.module, self._job, self._val, self._device, self._show = module, job, val, device, show
         self._augmentation: Augmentation | None = None
         spec, grid = job.augment, module.config.encoder.grid
         self._quantizer: Lookup | None = None
         moved = spec.crop_scale != (1.0, 1.0) or bool(spec.noise or spec.color_adapt) or grid != codes.grid
-        if moved or spec.synonyms or spec.swap:
+        if moved or spec.synonyms or spec.swap or adapter is not None:
+            self._augmentation = Augmentation(spec, grid, codes.codebooks or (), adapter).to(device)
+        if moved:
             assert codes.codebooks is not None
-            self._augmentation = Augmentation(spec, grid, codes.codebooks).to(device)
-            self._quantizer = Lookup.of(codes.codebooks).to(device) if moved else None
+            self._quantizer = Lookup.of(codes.codebooks).to(device)
 
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Augmented vectors become ids again, those of the nearest codes."""
         ids = ids_of(batch, self._device)
         if self._augmentation is not None:
-            ids = self._augmentation.ids(ids, draws)
+            ids, boxes = self._augmentation.ids(ids, draws)
             if self._quantizer is not None:
-                ids = self._quantizer.encode(self._augmentation.vectors(self._quantizer.vectors(ids), draws))
+                ids = self._quantizer.encode(self._augmentation.vectors(self._quantizer.vectors(ids), boxes, draws))
         nll = hidden_nll(self.module, ids, self._job.mask, draws)
-        return nll.mean(), bits_per_token(nll, self.module)
+        # the batch of all processes has one mean: those that hide more codes weigh more
+        loss = nll.sum() * rank_and_world()[1] / summed(nll.new_tensor(nll.numel()))[0]
+        return loss, bits_per_token(loss, self.module)
 
     @torch.inference_mode()
     def validate(self, module: nn.Module, step: int) -> dict[str, float]:
@@ -84,25 +91,29 @@ def hidden_nll(module: MaskedModel, ids: Tensor, mask: MaskSpec, draws: Draws) -
     return module.nll(module(ids, masks.kept, masks.visible), ids, masks.kept)
 
 
-def bits_per_token(nll: Tensor, module: MaskedModel) -> dict[str, Tensor]:
+def bits_per_token(mean_nll: Tensor, module: MaskedModel) -> dict[str, Tensor]:
     """Bits an id, of the heads that give probabilities of ids; none of `summed`, whose loss is a density."""
     if module.head.by_level:
         return {}
-    return {"bits_per_token": nll.detach().mean() / (math.log(2) * len(module.config.encoder.alphabets))}
+    return {"bits_per_token": mean_nll.detach() / (math.log(2) * len(module.config.encoder.alphabets))}
 
 
 def masked_figures(module: MaskedModel, loader: TokenLoader, mask: MaskSpec) -> dict[str, float]:
-    """`loss` (nats a code, all levels) and `bits_per_token` on all samples of a loader, with fixed masks."""
-    total, count = 0.0, 0
+    """`loss` (nats a code, all levels) and `bits_per_token` on all samples of a loader, with fixed masks; in all
+    processes that share it."""
+    sums = torch.zeros(2, dtype=torch.float64, device=module.shown.device)
+    size, samples = loader.global_batch_size, loader.epoch_length(0)
     loader.set_epoch(0)
     device, grid = module.shown.device, module.config.encoder.grid
     for number, batch in enumerate(loader):
         ids = ids_of(batch, device)
         if tuple(ids.shape[2:]) != grid:
             ids = _middle(ids, grid)
-        nll = hidden_nll(module, ids, mask, Draws(VALIDATION_SEED, number, device))
-        total, count = total + float(nll.double().sum()), count + nll.numel()
-    mean = torch.tensor(total / max(1, count))
+        first, _ = share(min(size, samples - number * size), loader.rank, loader.world)
+        nll = hidden_nll(module, ids, mask, Draws(VALIDATION_SEED, number, device, first))
+        sums += torch.stack([nll.double().sum(), torch.tensor(nll.numel(), dtype=torch.float64, device=device)])
+    total, count = summed(sums)[0]
+    mean = total / count.clamp_min(1)
     return {"loss": float(mean), **{name: float(value) for name, value in bits_per_token(mean, module).items()}}
 
 
@@ -116,9 +127,9 @@ def _middle(ids: Tensor, grid: tuple[int, int]) -> Tensor:
     return ids[:, :, top // 2 : top // 2 + grid[0], left // 2 : left // 2 + grid[1]]
 
 
-def train_mtm(job: TrainMtm, say: Callable[[str], None] = print) -> Outcome:
+def train_mtm(job: TrainMtm, device: torch.device, say: Callable[[str], None]) -> Outcome:
     """Train the masked token model of a job, or go on with it."""
-    setting = Setting(job, say)
+    setting = ModelSetting(job, device, say)
     encoder = setting.encoder(job.model)
     check_whole_positions(encoder)
     config, clusters = masked_config(job, setting, encoder)
@@ -128,19 +139,27 @@ def train_mtm(job: TrainMtm, say: Callable[[str], None] = print) -> Outcome:
     if encoder.embedding == "frozen":
         assert books is not None
         module.encoder.embedding.fill(books)
-    elif books is None and job.augment.model_dump() != type(job).model_fields["augment"].get_default().model_dump():
+    elif books is None and _needs_vectors(job):
         raise missing_codebooks(setting.train, "augmentation")
     loader = setting.loader()
-    if (done := setting.done()) is not None:
-        return done
-    _say_references(setting, say)
+    if setting.rank == 0:
+        _say_references(setting)
     tokenizer = tokenizer_from(*setting.train.tokenizer_files())
-    show = None if tokenizer.spec.kind == "external" else _shower(tokenizer, setting)
-    task = MtmTask(module, job, setting.codes, setting.val_loader(), setting.device, show)
-    return setting.learn(task, loader, setting.document("mtm", config.model_dump(mode="json")))
+    show = None if setting.rank or tokenizer.spec.kind == "external" else _shower(tokenizer, setting)
+    task = MtmTask(module, job, setting.codes, setting.val_loader(), device, show, setting.adapter())
+    document = setting.document("mtm", setting.codes, config.model_dump(mode="json"))
+    return setting.learn(setting.codes, task, loader, document)
 
 
-def masked_config(job: TrainMtm, setting: Setting, encoder: EncoderConfig) -> tuple[MaskedConfig, tuple[Tensor, ...]]:
+def _needs_vectors(job: TrainMtm) -> bool:
+    """Whether the augmentation is another one than none, or an adapter's."""
+    default = TrainMtm.model_fields["augment"].get_default()
+    return bool(job.augment.model_copy(update={"adapt": default.adapt, "adapt_share": default.adapt_share}) != default)
+
+
+def masked_config(
+    job: TrainMtm, setting: ModelSetting, encoder: EncoderConfig
+) -> tuple[MaskedConfig, tuple[Tensor, ...]]:
     """The configuration of the model, and the clusters of codes where its head has some."""
     spec, codes = job.decoder, setting.codes
     head = spec.head
@@ -167,16 +186,16 @@ def masked_config(job: TrainMtm, setting: Setting, encoder: EncoderConfig) -> tu
     return config, clusters
 
 
-def _say_references(setting: Setting, say: Callable[[str], None]) -> None:
+def _say_references(setting: ModelSetting) -> None:
     """What the loss is to be compared with."""
     uniform = float(np.mean(np.log2(setting.codes.alphabets)))
-    say(
+    setting.say(
         f"bits an id: {uniform:.2f} where all codes are equally likely (ln: {uniform * math.log(2):.2f}), "
         f"{unigram_entropy(setting.train):.2f} by their frequency alone"
     )
 
 
-def _shower(tokenizer: Tokenizer, setting: Setting) -> Callable[[Tensor, int], None]:
+def _shower(tokenizer: Tokenizer, setting: ModelSetting) -> Callable[[Tensor, int], None]:
     """Writes drawn samples as one picture."""
 
     def show(ids: Tensor, step: int) -> None:

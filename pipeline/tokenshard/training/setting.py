@@ -12,15 +12,19 @@ from tokenshard.errors import SpecError
 from tokenshard.loading.crop import Crop
 from tokenshard.loading.decoding import CODES
 from tokenshard.loading.loader import TokenLoader
+from tokenshard.quantizers.distributed import rank_and_world
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.spec.base import digest
-from tokenshard.spec.job import LearnJob
+from tokenshard.spec.job import LearnJob, ModelJob
 from tokenshard.spec.training import ModelSpec
 from tokenshard.store import Store
 from tokenshard.training.codes import CodeSpace, check_same_tokenizer, code_space, missing_codebooks
-from tokenshard.training.folder import ModelDocument, is_model, read_document, save_model
-from tokenshard.training.loop import Learning, Task
+from tokenshard.training.distributed import any_of_all, own_device
+from tokenshard.training.folder import ModelDocument, TrainedModel, is_model, load_model, read_document, save_model
+from tokenshard.training.loop import FOLDER, Batches, Learning, Task
+from tokenshard.training.metrics import last_figures
+from tokenshard.training.models.adapter import TokenAdapter
 from tokenshard.training.models.vit import SIZES, EncoderConfig
 
 LEARNED_DIM = 32
@@ -38,8 +42,7 @@ def open_tokens(url: str, storage: dict[str, Any]) -> Dataset:
 
 def device_of(name: str) -> torch.device:
     """The device of that name; `auto` is a GPU where there is one. Raises SpecError where it cannot be used."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = own_device(name)
     try:
         torch.empty(0, device=name)
         return torch.device(name)
@@ -73,31 +76,92 @@ class Outcome:
 
 
 class Setting:
-    """Datasets, codes and loaders of a job."""
+    """The dataset of a job, its codes, and where the model goes. In each of the processes that share the job."""
 
-    def __init__(self, job: LearnJob, say: Callable[[str], None]) -> None:
-        self.job, self.say = job, say
+    def __init__(self, job: LearnJob, device: torch.device, say: Callable[[str], None]) -> None:
+        self.job, self.device = job, device
+        self.rank, self.world = rank_and_world()
+        self.say: Callable[[str], None] = say if self.rank == 0 else lambda text: None
         self.output = Store(job.output, job.storage)
-        self.device = device_of(job.engine.device)
+        self.train = open_tokens(job.source.path, job.storage)
+        self.datasets = {"train": self.train}
+        """by their part, for the card of the model"""
+        self.used: TrainedModel | None = None
+        """an adapter that augments, for the card too"""
+
+    def learn(
+        self, codes: CodeSpace, task: Task, loader: Batches, document: ModelDocument, half: bool = False
+    ) -> Outcome:
+        """Run the loop; where it comes to its end, save the model (``half``: in float16)."""
+        job = self.job
+        run = Learning(job, task, loader, self.output, self.device, self.say)
+        weights = sum(parameter.numel() for parameter in task.module.parameters())
+        shared = f", {self.world} workers" if self.world > 1 else ""
+        self.say(
+            f"{loader.epoch_length(0):,} samples, grids of {'x'.join(map(str, codes.grid))} codes, "
+            f"{weights:,} weights on {self.device}{shared}"
+        )
+        average = run.run()
+        metrics = kept_figures(run.metrics.rows[-1]) if run.metrics.rows else {}
+        if average is not None and self.rank == 0:
+            document = document.model_copy(update={"metrics": metrics, "job": job.output_fields()})
+            save_model(self.output, document, average, self.datasets, self.used, half)
+            run.finish()
+        any_of_all(False, self.device)  # all wait until it is saved
+        return outcome_of(job, loader.epoch_length(0), run.step)
+
+    def document(self, kind: str, codes: CodeSpace, config: dict[str, Any], **fields: Any) -> ModelDocument:
+        return ModelDocument(
+            kind=kind,
+            model=config,
+            tokenizer=codes.tokenizer,
+            preprocess=dict(self.train.manifest.preprocess),
+            **fields,
+        )
+
+
+def kept_figures(row: dict[str, Any]) -> dict[str, Any]:
+    """What of the last row of the metrics goes to the card of the model."""
+    keep = ("loss", "seconds", "images_per_second", "loader_images_per_second")
+    return {name: value for name, value in row.items() if name in keep or name.startswith("val_")}
+
+
+def outcome_of(job: LearnJob, samples: int, steps: int) -> Outcome:
+    """What the output of a job holds after so many steps."""
+    output = Store(job.output, job.storage)
+    if is_model(output):
+        document = read_document(output)
+        return Outcome(job.output, samples, steps, document.fingerprint, dict(document.metrics))
+    return Outcome(job.output, samples, steps, "", kept_figures(last_figures(output, FOLDER)))
+
+
+def finished(job: LearnJob, say: Callable[[str], None]) -> Outcome | None:
+    """What came out where the output holds the model of this very job. SpecError where it holds another one."""
+    output = Store(job.output, job.storage)
+    if not is_model(output):
+        return None
+    if digest(read_document(output).job) != digest(job.output_fields()):
+        raise SpecError(f"{job.output}: holds a model trained otherwise; choose another output folder")
+    say(f"{job.output}: holds the trained model already; nothing was done")
+    return outcome_of(job, len(open_tokens(job.source.path, job.storage)), 0)
+
+
+class ModelSetting(Setting):
+    """What models of tokens have beside: a dataset to validate on, loaders, an encoder."""
+
+    job: ModelJob
+
+    def __init__(self, job: ModelJob, device: torch.device, say: Callable[[str], None]) -> None:
+        super().__init__(job, device, say)
         source = job.source
-        self.train = open_tokens(source.path, job.storage)
         self.val: Dataset | None = None
         if source.val is not None:
             self.val = open_tokens(source.val, job.storage)
             check_same_tokenizer(self.train, self.val)
+            self.datasets["val"] = self.val
         elif source.val_where is not None:
             self.val = self.train
         self.codes: CodeSpace = code_space(self.train, source.crop)
-
-    def done(self) -> Outcome | None:
-        """What came out where the output holds the model of this very job. SpecError where it holds another one."""
-        if not is_model(self.output):
-            return None
-        document = read_document(self.output)
-        if digest(document.job) != digest(self.job.output_fields()):
-            raise SpecError(f"{self.job.output}: holds a model trained otherwise; choose another output folder")
-        self.say(f"{self.job.output}: holds the trained model already; nothing was done")
-        return Outcome(self.job.output, len(self.train), 0, document.fingerprint, dict(document.metrics))
 
     def loader(self, *columns: str) -> TokenLoader:
         """Shuffled batches of the training samples; all of them full, from one epoch into the next."""
@@ -105,13 +169,14 @@ class Setting:
         crop = None if source.crop is None else Crop(source.crop)
         loader = TokenLoader(
             self.train,
-            job.batch,
-            True,
-            job.seed,
-            (CODES, *columns),
+            shuffle=True,
+            seed=job.seed,
+            columns=(CODES, *columns),
+            global_batch_size=job.batch,
             remainder="spill",
             where=source.where,
             crop=crop,
+            threads=job.engine.threads,
             pin_memory=self.device.type == "cuda",
         )
         found = loader.epoch_length(0)
@@ -147,40 +212,29 @@ class Setting:
             dropout=spec.dropout,
         )
 
-    def learn(self, task: Task, loader: TokenLoader, document: ModelDocument) -> Outcome:
-        """Run the loop; where it comes to its end, save the model."""
-        job = self.job
-        run = Learning(job, task, loader, self.output, self.device, self.say)
-        weights = sum(parameter.numel() for parameter in task.module.parameters())
-        self.say(
-            f"{loader.epoch_length(0):,} samples, grids of {'x'.join(map(str, self.codes.grid))} codes, "
-            f"{weights:,} weights on {self.device}"
-        )
-        average = run.run()
-        keep = ("loss", "seconds", "images_per_second", "loader_images_per_second")
-        last = run.metrics.rows[-1] if run.metrics.rows else {}
-        metrics = {name: value for name, value in last.items() if name in keep or name.startswith("val_")}
-        fingerprint = ""
-        if average is not None:
-            datasets = {"train": self.train} | ({} if self.val is None or self.val is self.train else {"val": self.val})
-            document = document.model_copy(update={"metrics": metrics, "job": job.output_fields()})
-            fingerprint = save_model(self.output, document, average, datasets).fingerprint
-            run.finish()
-        return Outcome(job.output, loader.epoch_length(0), run.step, fingerprint, metrics)
-
-    def document(self, kind: str, config: dict[str, Any], **fields: Any) -> ModelDocument:
-        return ModelDocument(
-            kind=kind,
-            model=config,
-            tokenizer=self.codes.tokenizer,
-            preprocess=dict(self.train.manifest.preprocess),
-            **fields,
-        )
+    def adapter(self) -> TokenAdapter | None:
+        """What `augment.adapt` names. Raises SpecError where it reads other codes or grids."""
+        url = self.job.augment.adapt
+        if url is None:
+            return None
+        found = load_model(Store(url, self.job.storage), "adapt")
+        module = found.module
+        assert isinstance(module, TokenAdapter)
+        found.check_reads(self.train)
+        if module.config.grid != self.codes.grid:
+            mine, other = ("x".join(map(str, grid)) for grid in (module.config.grid, self.codes.grid))
+            raise SpecError(
+                f"{url}: adapts grids of {mine} codes, those of {self.train.store.root} are {other}; "
+                "train an adapter on this dataset, or give its --crop"
+            )
+        self.used = found
+        return module
 
 
 def held_out_loader(
     dataset: Dataset, batch: int, columns: tuple[str, ...], where: str | None, crop: tuple[int, int] | None
 ) -> TokenLoader:
-    """All samples of a dataset as stored, from the middle of their grids where a crop is given."""
+    """All samples of a dataset as stored, from the middle of their grids where a crop is given. Each process gets its
+    part of every batch."""
     cut = None if crop is None else Crop(crop, "centre")
-    return TokenLoader(dataset, batch, False, 0, (CODES, *columns), where=where, crop=cut)
+    return TokenLoader(dataset, columns=(CODES, *columns), global_batch_size=batch, where=where, crop=cut)

@@ -51,10 +51,9 @@ def swap_squares(ids: Tensor, most: float, chosen: Tensor, draws: Draws) -> Tens
     overlap each time stays as it is.
     """
     batch, _, rows, columns = ids.shape
-    rng = draws.rng
-    side = (min(rows, columns) * rng.uniform(0, most, batch)).astype(int)
-    top = (rng.random((2, TRIES, batch)) * (rows - side + 1)).astype(int)
-    left = (rng.random((2, TRIES, batch)) * (columns - side + 1)).astype(int)
+    side = (min(rows, columns) * most * draws.random(batch)).astype(int)
+    top = (draws.random(2, TRIES, batch) * (rows - side + 1)).astype(int)
+    left = (draws.random(2, TRIES, batch) * (columns - side + 1)).astype(int)
     apart = (abs(top[0] - top[1]) >= side) | (abs(left[0] - left[1]) >= side)
     first = apart.argmax(0)
     sample = range(batch)

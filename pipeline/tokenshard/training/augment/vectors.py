@@ -64,18 +64,21 @@ def random_boxes(
     Area uniform in ``scale``, width : height log-uniform in ``ratio``. A sample none of whose drawn shapes fits gets
     the whole grid.
     """
-    rng = draws.rng
-    area = rng.uniform(*scale, (TRIES, count)) * grid[0] * grid[1]
-    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (TRIES, count)))
+    area = _between(*scale, draws.random(TRIES, count)) * grid[0] * grid[1]
+    aspect = np.exp(_between(math.log(ratio[0]), math.log(ratio[1]), draws.random(TRIES, count)))
     rows = np.maximum(1, np.round(np.sqrt(area / aspect))).astype(np.int64)
     columns = np.maximum(1, np.round(np.sqrt(area * aspect))).astype(np.int64)
     fits = (rows <= grid[0]) & (columns <= grid[1])
     first, any_fits, sample = fits.argmax(0), fits.any(0), np.arange(count)
     rows = np.where(any_fits, rows[first, sample], grid[0])
     columns = np.where(any_fits, columns[first, sample], grid[1])
-    top = (rng.random(count) * (grid[0] - rows + 1)).astype(np.int64)
-    left = (rng.random(count) * (grid[1] - columns + 1)).astype(np.int64)
+    top = (draws.random(count) * (grid[0] - rows + 1)).astype(np.int64)
+    left = (draws.random(count) * (grid[1] - columns + 1)).astype(np.int64)
     return np.stack([top, left, rows, columns], 1)
+
+
+def _between(low: float, high: float, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+    return low + (high - low) * uniform
 
 
 def add_noise(vectors: Tensor, chosen: Tensor, scale: float, draws: Draws) -> Tensor:
@@ -85,17 +88,24 @@ def add_noise(vectors: Tensor, chosen: Tensor, scale: float, draws: Draws) -> Te
     return vectors + noise * (scale * chosen[:, None, None, None])
 
 
-def adapt_color(vectors: Tensor, chosen: Tensor, partner: Tensor) -> Tensor:
-    """ColorAdapt (SeiT++, arXiv:2312.10105): channels of the ``chosen`` [B] samples get mean and deviation over the
-    grid that the sample ``partner`` [B] has there."""
+def colors(vectors: Tensor) -> Tensor:
+    """Mean and deviation over the grid of each channel of vectors [B, d, H, W]: [B, 2, d, 1, 1]."""
     mean = vectors.mean((2, 3), keepdim=True)
     deviation = vectors.var((2, 3), keepdim=True, unbiased=False).add(EPS**2).sqrt()
-    adapted = (vectors - mean) / deviation * deviation[partner] + mean[partner]
+    return torch.stack([mean, deviation], 1)
+
+
+def adapt_color(vectors: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
+    """ColorAdapt (SeiT++, arXiv:2312.10105): channels of the ``chosen`` [B] samples get mean and deviation over the
+    grid that are ``wanted``, the :func:`colors` of other samples."""
+    (mean, deviation), (new_mean, new_deviation) = colors(vectors).unbind(1), wanted.unbind(1)
+    adapted = (vectors - mean) / deviation * new_deviation + new_mean
     return torch.where(chosen[:, None, None, None], adapted, vectors)
 
 
-def mix_boxes(vectors: Tensor, partner: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """CutMix (Yun et al. 2019): the box [top, left, rows, columns] of each sample is that of ``partner`` [B].
+def mix_boxes(vectors: Tensor, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019): the box [top, left, rows, columns] of each sample is that of one of ``others``, which
+    have the same shape.
 
     The mixed vectors, and the share [B] that is a sample's own.
     """
@@ -103,14 +113,14 @@ def mix_boxes(vectors: Tensor, partner: Tensor, boxes: Tensor) -> tuple[Tensor, 
     x = torch.arange(vectors.shape[3], device=vectors.device)[None, None, :]
     top, left, rows, columns = boxes[:, :, None, None].unbind(1)
     inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
-    mixed = torch.where(inside[:, None], vectors[partner], vectors)
+    mixed = torch.where(inside[:, None], others, vectors)
     return mixed, 1 - inside.float().mean((1, 2))
 
 
 def cutmix_boxes(share: NDArray[np.float64], grid: tuple[int, int], draws: Draws) -> NDArray[np.int64]:
     """Boxes int64 [B, 4] that cover about 1 - ``share`` of the grid: a scaled grid around a random place, cut off at
     the edges."""
-    centre_y, centre_x = draws.rng.random((2, len(share))) * np.array(grid)[:, None]
+    centre_y, centre_x = draws.random(2, len(share)) * np.array(grid)[:, None]
     half = np.sqrt(1 - share) / 2
     top, left = np.round(centre_y - half * grid[0]), np.round(centre_x - half * grid[1])
     bottom, right = np.round(centre_y + half * grid[0]), np.round(centre_x + half * grid[1])

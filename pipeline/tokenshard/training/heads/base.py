@@ -46,6 +46,11 @@ class LevelHead(nn.Module, ABC):
     def log_probabilities(self, features: Tensor) -> Tensor:
         """float32 [M, V]. Training never makes anything so wide of all rows at once."""
 
+    def likeliest(self, features: Tensor) -> Tensor:
+        """The id int64 [M] with the highest probability."""
+        parts = torch.split(features, max(1, LOGITS // self.codes))
+        return torch.cat([self.log_probabilities(part).argmax(1) for part in parts])
+
     def sample(self, features: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Ids int64 [M] drawn from the distribution at that temperature, and their log p (at temperature 1)."""
         ids, scores = [], []

@@ -22,6 +22,10 @@ class ParallelHead(Head):
         parts = [cast(LevelHead, head).nll(features, ids[:, level]) for level, head in enumerate(self.levels)]
         return torch.stack(parts).sum(0)
 
+    def likeliest(self, features: Tensor) -> Tensor:
+        """Ids [M, L], of each level the likeliest one."""
+        return torch.stack([cast(LevelHead, head).likeliest(features) for head in self.levels], 1)
+
     def sample(
         self, features: Tensor, ids: Tensor, kept: Tensor, temperature: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
