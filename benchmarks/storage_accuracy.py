@@ -14,6 +14,7 @@ batches, optimizer and averaging; only the stem differs. Test images go through 
 | tokens | shards; where they do not fit, of fewer images |
 | tokens to pixels | the same and the decoder: images decoded from them train the model of pixels |
 | tokens + MTM | the same; masked token modeling on them comes before |
+| tokens + MTM + TokenAdapt | the same and a token adapter, which augments both |
 | shuffled | tokens whose positions, or labels, were shuffled: the second must be at chance |
 
 Counted are the bytes of files: shards, entropy tables, code vectors (float16), images with labels, shared tables.
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy.arms import (
+    ADAPTED,
     DECODED,
     MASKED,
     ORIGINAL,
@@ -51,10 +53,30 @@ from accuracy.report import write
 from accuracy.training import Recipe
 
 SMALL = Recipe(
-    "micro", 4, steps=400, pretrain=800, batch=64, cutmix=0.0, lr=2e-3, ema=0.99, device="cpu", precision="fp32"
+    "micro",
+    4,
+    steps=400,
+    pretrain=800,
+    adapter=32,
+    batch=64,
+    cutmix=0.0,
+    lr=2e-3,
+    ema=0.99,
+    device="cpu",
+    precision="fp32",
 )
 FULL = Recipe(
-    "tiny", 8, steps=6000, pretrain=12000, batch=256, cutmix=1.0, lr=1e-3, ema=0.999, device="cuda", precision="bf16"
+    "tiny",
+    8,
+    steps=6000,
+    pretrain=12000,
+    adapter=128,
+    batch=256,
+    cutmix=1.0,
+    lr=1e-3,
+    ema=0.999,
+    device="cuda",
+    precision="bf16",
 )
 TOKENIZERS = ["patch:4x4,k=512", "patch:4x4,k=64", "patch:8x8,k=128"]
 
@@ -80,7 +102,7 @@ def runs(deciding: dict[float, str], seeds: int, few_seeds: int) -> Iterator[tup
             yield SHUFFLED_LABELS, max(deciding), seed
             yield SHUFFLED_POSITIONS, max(deciding), seed
             for budget, pixel_arm in deciding.items():
-                yield from ((arm, budget, seed) for arm in (*PIXELS, DECODED) if arm != pixel_arm)
+                yield from ((arm, budget, seed) for arm in (*PIXELS, DECODED, ADAPTED) if arm != pixel_arm)
 
 
 def main() -> None:

@@ -14,15 +14,16 @@ import numpy as np
 from accuracy import pixels, tokens
 from accuracy.images import Images, Labels, Pixels
 from accuracy.pixels import ENCODERS, PixelSetting
-from accuracy.stored import Stored, fitted
+from accuracy.stored import Stored, fitted, size_of
 from accuracy.tokens import TokenSetting, key
-from accuracy.training import Recipe, Trained, pretrain, train_pixels, train_tokens
+from accuracy.training import Recipe, Trained, pretrain, train_adapter, train_pixels, train_tokens
 
 ORIGINAL, FEWER = "original", "fewer images"
 PIXELS = (FEWER, *ENCODERS)
 TOKENS, DECODED, MASKED = "tokens", "tokens to pixels", "tokens + MTM"
+ADAPTED = "tokens + MTM + TokenAdapt"
 SHUFFLED_POSITIONS, SHUFFLED_LABELS = "tokens, shuffled positions", "tokens, shuffled labels"
-ARMS = (ORIGINAL, *PIXELS, TOKENS, DECODED, MASKED, SHUFFLED_POSITIONS, SHUFFLED_LABELS)
+ARMS = (ORIGINAL, *PIXELS, TOKENS, DECODED, MASKED, ADAPTED, SHUFFLED_POSITIONS, SHUFFLED_LABELS)
 Setting = PixelSetting | TokenSetting | None
 CHOICE_SEED = 1000
 
@@ -147,6 +148,14 @@ class Arms:
         tokens.rewrite(whole, tokens.codes_of(whole)[:count], self.train.labels[:count], folder)
         return folder
 
+    def adapter(self, setting: Setting) -> Path:
+        """The token adapter of a tokenizer."""
+        assert isinstance(setting, TokenSetting)
+        whole = self.all_tokens(setting)
+        folder = whole.with_name("adapter")
+        train_adapter(self.recipe, whole, whole.with_suffix(".csv"), folder)
+        return folder
+
     def _as_stored(self, images: Pixels, setting: PixelSetting | None) -> Pixels:
         """Images as they come out of what stores them."""
         if setting is None:
@@ -170,6 +179,9 @@ class Arms:
         stored = choice.stored
         if arm == DECODED:  # whose decoder is needed to train
             stored = replace(stored, counted={**stored.counted, "tokenizer": stored.apart["tokenizer"]}, apart={})
+        elif arm == ADAPTED:
+            weights = {"adapter": size_of(self.adapter(choice.setting) / "model.safetensors")}
+            stored = replace(stored, counted={**stored.counted, **weights})
         name = slug(f"{arm} {choice.setting or ''} {stored.images} {seed}")
         train = self._token_run if isinstance(choice.setting, TokenSetting) else self._pixel_run
         trained = self._once(name, lambda output: train(arm, choice, output, seed))
@@ -204,13 +216,14 @@ class Arms:
             mine = tokens.pixels_of(folder), tokens.labels_of(folder)
             return self._on_pixels(mine, tokens.pixels_of(test), output, seed)
         grid, start = self._grid(folder), None
-        if arm == MASKED:
+        adapter = self.adapter(setting) if arm == ADAPTED else None
+        if arm in (MASKED, ADAPTED):
             start = output.with_name(f"{output.name}-pretrained")
-            pretrain(self.recipe, {"path": str(folder)}, grid, start, seed)
+            pretrain(self.recipe, {"path": str(folder)}, grid, start, seed, adapter)
         if arm in (SHUFFLED_POSITIONS, SHUFFLED_LABELS):
             folder, test = self._shuffled(arm, folder, test)
         source = {"path": str(folder), "val": str(test)}
-        return train_tokens(self.recipe, source, grid, output, seed, start)
+        return train_tokens(self.recipe, source, grid, output, seed, start, adapter)
 
     def _shuffled(self, arm: str, folder: Path, test: Path) -> tuple[Path, Path]:
         """Training and test set of a check that must fail to learn, in part or at all."""

@@ -6,16 +6,17 @@ import csv
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accuracy.arms import ARMS, DECODED, MASKED, ORIGINAL, PIXELS, SHUFFLED_LABELS, SHUFFLED_POSITIONS, TOKENS
+from accuracy.arms import ADAPTED, ARMS, DECODED, MASKED, ORIGINAL, PIXELS, SHUFFLED_LABELS, SHUFFLED_POSITIONS, TOKENS
 from accuracy.intervals import Interval, interval
 
 Row = dict[str, Any]
-TOKEN_ARMS = (TOKENS, MASKED)
+TOKEN_ARMS = (TOKENS, MASKED, ADAPTED)
 RETAINED = 0.9
 RANGE = (0.01, 0.1)
 """Shares of the bytes between which the area between the curves is taken."""
@@ -98,8 +99,8 @@ def summary(rows: Sequence[Row], deciding: dict[float, str]) -> dict[str, Any]:
                     "seeds": gap.count,
                     "win": gap.mean - gap.half > 0,
                 }
-        gain = difference(rows, (MASKED, budget), (TOKENS, budget))
-        row["mtm_gain"] = None if gain is None else {"mean": gain.mean, "ci95": gain.half, "seeds": gain.count}
+        gains = {arm: difference(rows, (arm, budget), (TOKENS, budget)) for arm in (MASKED, ADAPTED)}
+        row["gains"] = {arm: asdict(gain) for arm, gain in gains.items() if gain is not None}
         by_budget.append(row)
     whole = interval(list(top1(rows, ORIGINAL, 1.0).values()))
     curves = {"tokens": envelope(found, TOKEN_ARMS), "pixels": envelope(found, (ORIGINAL, *PIXELS))}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from accuracy.images import Labels, Pixels
-from tokenshard.spec.job import LearnJob, TrainClassifier, TrainMtm, build_job
+from tokenshard.spec.job import LearnJob, TrainAdapt, TrainClassifier, TrainMtm, build_job
 from tokenshard.spec.training import AugmentSpec
 from tokenshard.store import Store
 from tokenshard.training.augment.draws import Draws
@@ -39,6 +39,8 @@ class Recipe:
     steps: int
     pretrain: int
     """steps of masked token modeling, which come before"""
+    adapter: int
+    """width of token adapters, which have as many steps as classifiers"""
     batch: int
     cutmix: float
     lr: float
@@ -75,9 +77,15 @@ def stride_of(grid: int, positions: int) -> int:
 
 
 def train_tokens(
-    recipe: Recipe, source: dict[str, Any], grid: int, output: Path, seed: int, start: Path | None = None
+    recipe: Recipe,
+    source: dict[str, Any],
+    grid: int,
+    output: Path,
+    seed: int,
+    start: Path | None = None,
+    adapter: Path | None = None,
 ) -> Trained:
-    """A classifier on a token dataset, from scratch or from a masked model."""
+    """A classifier on a token dataset, from scratch or from a masked model, augmented with an adapter or without."""
     before = time.process_time()
     model: dict[str, Any] = {}
     if start is None:
@@ -89,19 +97,32 @@ def train_tokens(
         seed,
         steps=recipe.steps,
         start=None if start is None else str(start),
-        augment={"cutmix": recipe.cutmix},
+        augment={"cutmix": recipe.cutmix, **adapting(adapter)},
         **model,
     )
     metrics = train(job, lambda text: None).metrics
     return Trained(100 * metrics["val_top1"], time.process_time() - before, metrics["images_per_second"])
 
 
-def pretrain(recipe: Recipe, source: dict[str, Any], grid: int, output: Path, seed: int) -> None:
+def pretrain(
+    recipe: Recipe, source: dict[str, Any], grid: int, output: Path, seed: int, adapter: Path | None = None
+) -> None:
     """A masked token model."""
     model = {"size": recipe.size, "stride": stride_of(grid, recipe.positions), "stem": "patch"}
     optimizer = {"lr": recipe.lr, "ema": recipe.ema, "betas": (0.9, 0.95)}
     fields = {"model": model, "optimizer": optimizer, "decoder": {"depth": 2}, "samples": 0}
+    fields["augment"] = adapting(adapter)
     train(recipe.job(TrainMtm, source, output, seed, steps=recipe.pretrain, **fields), lambda text: None)
+
+
+def adapting(adapter: Path | None) -> dict[str, Any]:
+    return {} if adapter is None else {"adapt": str(adapter)}
+
+
+def train_adapter(recipe: Recipe, tokens: Path, images: Path, output: Path) -> None:
+    """A token adapter for the tokenizer of a dataset, from the images it was made of."""
+    fields = {"adapter": {"width": recipe.adapter}, "steps": recipe.steps}
+    train(recipe.job(TrainAdapt, {"path": str(tokens), "images": str(images)}, output, 0, **fields), lambda text: None)
 
 
 # -- pixels -----------------------------------------------------------------------------------------------------------
@@ -109,8 +130,6 @@ def pretrain(recipe: Recipe, source: dict[str, Any], grid: int, output: Path, se
 
 class PixelBatches:
     """Shuffled batches of images in memory, all of them full: what a loader is to the loop. `codes` are the pixels."""
-
-    rank = 0
 
     def __init__(self, images: Pixels, labels: Labels, batch: int, seed: int) -> None:
         self._images, self._labels, self._seed = torch.from_numpy(images), torch.from_numpy(labels), seed
