@@ -168,31 +168,41 @@ class Arms:
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def run(self, arm: str, budget: float, seed: int) -> dict[str, Any] | None:
-        """The figures of a run; None where nothing fits the budget."""
+    def run(self, arm: str, budget: float, seed: int, begin: bool = True) -> dict[str, Any] | None:
+        """The figures of a run; None where nothing fits the budget, or it would have to ``begin`` and must not."""
         if arm == ORIGINAL:
             choice: Choice | None = Choice(None, pixels.originals(self.train), 0.0)
         else:
             choice = self.choice(arm if arm in PIXELS else TOKENS, budget)
         if choice is None:
             return None
-        stored = choice.stored
-        if arm == DECODED:  # whose decoder is needed to train
-            stored = replace(stored, counted={**stored.counted, "tokenizer": stored.apart["tokenizer"]}, apart={})
-        elif arm == ADAPTED:
-            weights = {"adapter": size_of(self.adapter(choice.setting) / "model.safetensors")}
-            stored = replace(stored, counted={**stored.counted, **weights})
-        name = slug(f"{arm} {choice.setting or ''} {stored.images} {seed}")
+        name = slug(f"{arm} {choice.setting or ''} {choice.stored.images} {seed}")
+        if not (begin or self._finished(name).exists()):
+            return None
         train = self._token_run if isinstance(choice.setting, TokenSetting) else self._pixel_run
         trained = self._once(name, lambda output: train(arm, choice, output, seed))
+        stored = self._with_networks(arm, choice)
         share = stored.bytes / self.train.bytes
         spent = f"{trained.top1:.2f} % top-1, {trained.cpu_seconds:.0f} CPU seconds"
         print(f"{arm:28} {budget:6.1%} seed {seed}: {share:8.3%} of the bytes, {spent}", flush=True)
         return {"arm": arm, "budget": budget, "seed": seed, "share": share, **stored.json(), **asdict(trained)}
 
+    def _with_networks(self, arm: str, choice: Choice) -> Stored:
+        """What is stored, with the networks that training needs."""
+        stored = choice.stored
+        if arm == DECODED:
+            return replace(stored, counted={**stored.counted, "tokenizer": stored.apart["tokenizer"]}, apart={})
+        if arm == ADAPTED:
+            weights = size_of(self.adapter(choice.setting) / "model.safetensors")
+            return replace(stored, counted={**stored.counted, "adapter": weights})
+        return stored
+
+    def _finished(self, name: str) -> Path:
+        return self.out / "runs" / f"{name}.json"
+
     def _once(self, name: str, train: Callable[[Path], Trained]) -> Trained:
         """What a training came to, or had come to. It gets a folder to work in."""
-        file = self.out / "runs" / f"{name}.json"
+        file = self._finished(name)
         if not file.exists():
             _write(file, asdict(train(self.out / "work" / name)))
         return Trained(**json.loads(file.read_text()))

@@ -27,6 +27,7 @@ from tokenshard.training.setting import device_of
 from tokenshard.training.start import train
 
 FLIP = 0.5
+SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,19 @@ class PixelTask:
         )
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] of mean 0 and variance 1 on the device."""
-        moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        return (moved - self.mean) / self.deviation
+        """uint8 [B, 3, H, W] -> float32 of mean 0 and variance 1."""
+        return (images.float() / 255 - self.mean) / self.deviation
+
+    def _moved(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> [B, 3, H, W] on the device."""
+        return images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
 
     def loss(self, batch: dict[str, Any], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = self.normalised(batch["codes"])
-        flipped = draws.chosen(len(pixels), FLIP)[:, None, None, None]
-        pixels = self._augmentation.vectors(torch.where(flipped, pixels.flip(3), pixels), draws)
-        targets = smoothed_targets(batch["label"].to(self._device), self.module.config.classes, 0.1)
-        pixels, targets = self._augmentation.mixed(pixels, targets, draws)
+        images = self._moved(batch["codes"])
+        flipped = draws.chosen(len(images), FLIP)[:, None, None, None]
+        images = torch.where(flipped, images.flip(3), images)
+        targets = smoothed_targets(batch["label"].to(self._device), self.module.config.classes, SMOOTHING)
+        pixels, targets = self._augmentation.mixtures(images, targets, self.normalised, draws)
         return functional.cross_entropy(self.module(pixels).float(), targets), {}
 
     def validate(self, module: nn.Module, step: int) -> dict[str, float]:
@@ -195,7 +199,7 @@ class PixelTask:
         module.eval()
         right = 0
         for start in range(0, len(images), batch):
-            logits = module(self.normalised(torch.from_numpy(images[start : start + batch])))
+            logits = module(self.normalised(self._moved(torch.from_numpy(images[start : start + batch]))))
             right += int((logits.argmax(1).cpu().numpy() == labels[start : start + batch]).sum())
         return 100 * right / len(images)
 
