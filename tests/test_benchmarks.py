@@ -1,26 +1,110 @@
-"""Benchmarks that need a GPU run here on a few small images, so that they work when one is at hand."""
+"""Benchmarks that need a GPU, or hours, run here on a few small images, so that they work when there is time."""
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run_benchmark(name: str, *words: object) -> str:
+    """What a benchmark prints; a test fails with its errors."""
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.integration
 def test_conv_networks_are_measured_end_to_end(tmp_path: Path) -> None:
     words = ["--networks", "f16", "--device", "cpu", "--no-compile", "--images", "4", "--single", "1", "--side", "32"]
     words += ["--batch", "2", "--workers", "0", "--seconds", "0.1", "--out", str(tmp_path / "out.json")]
-    script = BENCHMARKS / "conv_end_to_end.py"
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_benchmark("conv_end_to_end.py", *words)
     [row] = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["network"] == "f16"
     rates = [row[name] for name in ("encode", "convert", "convert_with_start", "one_file_an_image")]
     assert all(rate > 0 for rate in rates)
     assert row["convert_of_encode"] == pytest.approx(row["convert"] / row["encode"], rel=0.05, abs=0.01)
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    """Bright and dark noise, as JPEG files in folders of their class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 80), ("test", 10)):
+        for name, low in (("dark", 0), ("bright", 120)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                blocks = rng.integers(low, low + 120, (4, 4, 3), dtype=np.uint8)
+                image = Image.fromarray(blocks.repeat(8, 0).repeat(8, 1))
+                image.save(folder / f"{number}.jpg")
+    return tmp_path / "images"
+
+
+@pytest.mark.integration
+def test_every_arm_of_the_storage_benchmark_is_counted_as_its_files_are(two_classes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [two_classes, "--small", "--steps", 2, "--batch", 16, "--seeds", 2, "--budgets", 0.5, 0.1, "--out", out]
+    words += ["--tokenizers", "patch:8x8,k=8"]
+    run_benchmark("storage_accuracy.py", *words)
+    report = json.loads((out / "storage_accuracy.json").read_text())
+    arms = {(row["arm"], row["budget"]) for row in report["points"]}
+    everywhere = {"fewer images", "JPEG", "shared-table JPEG", "WebP", "tokens", "tokens to pixels", "tokens + MTM"}
+    everywhere |= {"tokens + MTM + TokenAdapt"}
+    assert {arm for arm, budget in arms if budget == 0.5} >= everywhere
+    assert {("original", 1.0), ("tokens, shuffled positions", 0.5), ("tokens, shuffled labels", 0.5)} <= arms
+    original = sum(file.stat().st_size for file in (two_classes / "train").rglob("*.jpg"))
+    for run in report["runs"]:
+        assert run["share"] == run["bytes"] / original == sum(run["counted"].values()) / original
+        networks = {"tokenizer", "adapter"} & run["counted"].keys()  # stored beside what was chosen for the budget
+        assert networks or run["arm"] == "original" or run["bytes"] <= run["budget"] * original
+        if run["arm"] == "tokens":
+            assert run["counted"]["shards"] == sum(
+                file.stat().st_size for file in Path(run["folder"], "data").iterdir()
+            )
+        elif "images and labels" in run["counted"]:
+            assert run["bytes"] == sum(file.stat().st_size for file in Path(run["folder"]).iterdir())
+    assert (out / "storage_accuracy.png").stat().st_size
+    with (out / "storage_accuracy.csv").open() as table:
+        assert len(list(csv.DictReader(table))) == len(report["points"])
+    finished = {file: file.stat().st_mtime_ns for file in (out / "runs").iterdir()}
+    run_benchmark("storage_accuracy.py", *words)
+    assert {file: file.stat().st_mtime_ns for file in (out / "runs").iterdir()} == finished
+
+
+@pytest.mark.integration
+def test_fine_tuning_of_a_masked_model_is_compared_by_seed(two_classes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [
+        "--pretrain",
+        2,
+        "--steps",
+        2,
+        "--batch",
+        16,
+        "--seeds",
+        2,
+        "--arms",
+        "scratch",
+        "fine-tuned",
+        "--out",
+        out,
+    ]
+    run_benchmark("mtm_low_label.py", two_classes, *words)
+    arms = json.loads((out / "mtm_low_label.json").read_text())["arms"]
+    gap = arms["scratch"]["fine_tuned_above"]
+    assert gap["mean"] == pytest.approx(np.mean(np.subtract(arms["fine-tuned"]["top1"], arms["scratch"]["top1"])))
+    with (out / "train.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    labelled = [row for row in rows if row["few0"] == "1"]
+    assert len(labelled) == 16
+    assert not any(row["held"] == "1" for row in labelled)
