@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": ("tokenshard.cli.model:evaluate", "Evaluate a trained model on a token dataset."),
     "probe": ("tokenshard.cli.model:probe", "Measure what the encoder of a model knows: linear, attentive, k-NN."),
     "predict": ("tokenshard.cli.model:predict", "Tokenize and classify raw images with a trained model."),
+    "search": ("tokenshard.cli.search:search", "Search documents by late interaction, and measure how well."),
     "tokenizer": ("tokenshard.cli.tokenizer_reports:tokenizer", "Train, import, evaluate and list tokenizers."),
     "grid": ("tokenshard.cli.grid:grid", "Decode grids of a dataset, whole or in part; look up points."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),

@@ -65,7 +65,7 @@ def export_grid(
         try:
             FORMATS[suffix](path, decoder, window, bands)
         except ImportError as error:
-            raise SpecError(f"writing grids needs {error.name}: pip install 'tokenshard[grids]'") from error
+            raise SpecError(f"writing grids needs {error.name or 'h5py'}: pip install 'tokenshard[grids]'") from error
         size = 0
         if suffix in {".tif", ".tiff"} and store.exists(name + BESIDE):
             store.delete(name + BESIDE)  # it belongs to the file that is replaced

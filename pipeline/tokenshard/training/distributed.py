@@ -6,6 +6,7 @@ on an embedded Ray. The only place beside the engine that knows Ray.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import warnings
@@ -58,6 +59,7 @@ def process_group(device: str) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # what holds on to the group goes before it, not with the interpreter
         torch.distributed.destroy_process_group()
 
 
