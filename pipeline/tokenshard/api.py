@@ -8,7 +8,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenshard.engine.convert import Conversion, Mode, run_conversion
+from tokenshard.engine.claim import Mode
+from tokenshard.engine.convert import Conversion, run_conversion
 from tokenshard.engine.progress import Progress
 from tokenshard.errors import SpecError
 from tokenshard.shards.cache import Cache

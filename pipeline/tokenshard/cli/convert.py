@@ -90,7 +90,8 @@ def split_options(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def run_and_print(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
-    from tokenshard.engine.convert import Mode, run_conversion
+    from tokenshard.engine.claim import Mode
+    from tokenshard.engine.convert import run_conversion
     from tokenshard.engine.progress import Progress
     from tokenshard.readable import readable_bytes
 
@@ -195,7 +196,7 @@ def _size(text: str | None) -> int | tuple[int, int] | None:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def _with_fields(spec: Any, fields: dict[str, Any]) -> Any:
+def with_fields(spec: Any, fields: dict[str, Any]) -> Any:
     """The spec with the values given on the command line."""
     from tokenshard.spec.job import build_job
 
@@ -234,7 +235,7 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
         fields["output"] = output
     if source:
         fields["source"] = {"path": source}
-    spec = _with_fields(load_job(job), fields)
+    spec = with_fields(load_job(job), fields)
     if isinstance(spec, ConvertJob):
         run_and_print(spec, mode, **display)
     elif mode["append"] or mode["overwrite"] or mode["dry_run"] or not mode["resume"]:
@@ -267,5 +268,5 @@ def retry(out: str, storage: dict[str, Any], **values: Any) -> None:
     versions = range(read_manifest(output).version, 0, -1)
     # a repair makes a version without a job
     folders = [folder for version in versions if (folder := JobFolder(output, version)).spec() is not None]
-    spec = _with_fields((folders or [JobFolder(output, 1)])[0].conversion(), {**fields, "output": out})
+    spec = with_fields((folders or [JobFolder(output, 1)])[0].conversion(), {**fields, "output": out})
     run_and_print(spec, {**mode, "retry": True}, **display)

@@ -6,7 +6,6 @@ running it once more does nothing.
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
 import threading
@@ -18,21 +17,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tokenshard.engine.claim import Mode, bind, place_of
+from tokenshard.engine.driver import Lease
 from tokenshard.engine.encoding import appended_numerics, check_job, encoding_of
-from tokenshard.engine.finalize import check_appendable, check_columns, check_layout, check_numerics, finalize
+from tokenshard.engine.finalize import check_columns, check_layout, finalize
 from tokenshard.engine.job_folder import JobFolder, Journal, PilotResult, Plan, Receipt
+from tokenshard.engine.metrics import JobMetrics, RayMeter, on_cluster
 from tokenshard.engine.pilot import PILOT, sample_size
 from tokenshard.engine.plan import UnitPlace, make_plan, unit_places
 from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
-from tokenshard.engine.task import Executor, WorkerAddress
+from tokenshard.engine.task import Done, Executor, WorkerAddress
 from tokenshard.errors import SpecError
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
 from tokenshard.sources.registry import open_source
-from tokenshard.spec.job import ConvertJob, TokenizeJob
-from tokenshard.spec.manifest import SIDECARS, Manifest
+from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.manifest import Manifest
 from tokenshard.store import Store
 
 LARGE_INPUT = 20_000
@@ -59,40 +61,35 @@ class Conversion:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Mode:
-    """How to treat what is in the output already."""
+def run_conversion(
+    spec: ConvertJob, mode: Mode | None = None, progress: Progress | None = None, metrics: JobMetrics | None = None
+) -> Conversion:
+    """Run or resume a job. Raises SpecError, StoreError, JobError, TooManyRejects; finished units are never lost.
 
-    resume: bool = True
-    append: bool = False
-    overwrite: bool = False
-    retry: bool = False
-    """convert the dataset's rejects again"""
-    mix_numerics: bool = False
-    """append ids of another numerics mode than the dataset's"""
-    dry_run: bool = False
-    """plan, and stop there"""
-
-
-def run_conversion(spec: ConvertJob, mode: Mode | None = None, progress: Progress | None = None) -> Conversion:
-    """Run or resume a job. Raises SpecError, StoreError, JobError, TooManyRejects; finished units are never lost."""
+    Of two drivers of one output the second ends with a JobError.
+    """
     mode, progress = mode or Mode(), progress or Progress.silent()
     started = time.monotonic()
     if mode.dry_run:
         return _dry_run(spec, progress, started)
     check_job(spec)
     output = Store(spec.output, spec.storage)
-    parent, folder = _claim(spec, mode, output)
-    if parent is not None and parent.version == folder.version:
-        return _summary(spec, folder, parent, started, "none")
     with progress:
-        plan = _plan(spec, mode, folder, parent, progress)
-        if plan is None:
-            assert parent is not None
-            progress.note("nothing new: the dataset has all inputs already")
+        parent, folder = place_of(spec, mode, output, progress)
+        if parent is not None and parent.version == folder.version:
+            bind(spec, folder, mode)
             return _summary(spec, folder, parent, started, "none")
-        engine = _run_units(spec, folder, parent, plan, progress)
-    return _summary(spec, folder, finalize(folder, parent), started, engine)
+        with Lease.take(folder, progress) as lease:
+            if folder.version in list_versions(output):  # while the lease of its driver was waited for
+                return _summary(spec, folder, read_manifest(output, folder.version), started, "none")
+            bind(spec, folder, mode)
+            job = _Job(spec, mode, folder, parent, progress, lease, metrics or JobMetrics(spec.output))
+            if (plan := job.plan()) is None:
+                assert parent is not None
+                progress.note("nothing new: the dataset has all inputs already")
+                return _summary(spec, folder, parent, started, "none")
+            engine = job.run_units(plan)
+            return _summary(spec, folder, finalize(folder, parent), started, engine)
 
 
 def _dry_run(spec: ConvertJob, progress: Progress, started: float) -> Conversion:
@@ -104,104 +101,96 @@ def _dry_run(spec: ConvertJob, progress: Progress, started: float) -> Conversion
         return _summary(spec, folder, None, started, "none")
 
 
-# -- what is there already --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Job:
+    """The steps of a job, for the driver that holds its lease."""
 
+    spec: ConvertJob
+    mode: Mode
+    folder: JobFolder
+    parent: Manifest | None
+    progress: Progress
+    lease: Lease
+    metrics: JobMetrics
 
-def _claim(spec: ConvertJob, mode: Mode, output: Store) -> tuple[Manifest | None, JobFolder]:
-    """The latest manifest, and the folder of the job to run (that of the manifest where the job is complete)."""
-    if mode.overwrite:
-        erase(output)
-    parent = read_manifest(output) if list_versions(output) else None
-    folder = JobFolder(output, 1 if parent is None else parent.version + 1)
-    if parent is None:
-        started = next(iter(output.list("_job")), None) is not None
-        if not started and next(iter(output.list()), None) is not None:
-            raise SpecError(f"{output.root}: is not empty and holds no token dataset; choose another output")
-    elif mode.append or mode.retry:
-        if isinstance(spec, TokenizeJob):
-            check_appendable(parent, spec)
-            if not mode.mix_numerics:
-                check_numerics(parent, appended_numerics(spec, parent, output), output)
-    else:
-        folder = JobFolder(output, parent.version)
-        if folder.spec() is None:
-            raise SpecError(f"{output.root}: holds a dataset already; use --append to add to it, or --overwrite")
-    _bind(spec, folder, mode)
-    return parent, folder
+    def plan(self) -> Plan | None:
+        """The job's plan; None when there is nothing to append."""
+        spec, folder, parent = self.spec, self.folder, self.parent
+        if (plan := folder.plan()) is not None:
+            return plan
+        self.progress.start("planning", None)
+        known = retried = None
+        if parent is not None and self.mode.retry:
+            rejected = read_rejects(folder.output, parent)
+            retried = dict(zip(rejected.column("key").to_pylist(), rejected.column("uri").to_pylist(), strict=True))
+            if not retried:
+                return None
+        elif parent is not None:
+            known = _known_keys(folder.output, parent)
+        try:
+            return make_plan(spec, open_source(spec), folder, known, retried, self.progress.advance)
+        except SpecError:
+            if known is not None and len(known):
+                return None
+            raise
 
+    def run_units(self, plan: Plan) -> str:
+        """Pilot and units on the chosen engine; its name."""
+        spec, folder, parent = self.spec, self.folder, self.parent
+        done = folder.finished_units()
+        self.metrics.planned(plan.units)
+        if len(done) == plan.units and folder.pilot() is not None:
+            return "none"
+        if parent is not None and folder.pilot() is None:
+            folder.create_pilot(_adopted(spec, plan, parent, folder.output))
+        engine = _engine(spec, plan)
+        with _executors(spec, engine, self.metrics) as executor_for:
+            address = WorkerAddress(spec.output, folder.version, dict(spec.storage))
+            if folder.pilot() is None:
+                self.progress.start("pilot", None)
+                executor = executor_for(replace(address, role="pilot"), 1)
+                rows = sample_size(spec, plan)
+                self._schedule(executor, [PILOT], lambda place: rows, lambda receipt, done: None)
+            receipts = [receipt for unit in done if (receipt := folder.receipt(unit)) is not None]
+            self.progress.start("converting", plan.inputs, sum(one.rows + one.rejected for one in receipts))
+            places = (place for place in unit_places(plan) if place.unit not in done)
+            executor = executor_for(address, plan.units - len(done))
+            self._schedule(executor, places, _rows_of(folder), self._committed, any_done=bool(done))
+        return engine
 
-def _bind(spec: ConvertJob, folder: JobFolder, mode: Mode) -> None:
-    """Write the spec down, or check that the job in the folder is this one; until its pilot is done it may change."""
-    if folder.spec() is None:
-        folder.write_spec(spec)
-        return
-    earlier = folder.conversion()
-    differing = list(_differences("", earlier.output_fields(), spec.output_fields()))
-    if spec.source.path != earlier.source.path:
-        differing.append(f"source.path: {earlier.source.path!r} there, {spec.source.path!r} here")
-    if folder.pilot() is None:
-        if differing:
-            folder.forget_plan()
-        folder.write_spec(spec)
-        return
-    if differing:
-        raise SpecError(
-            f"{folder.output.root}: holds another job ({'; '.join(differing)}); use the same options to resume it, "
-            "another output, --append or --overwrite"
-        )
-    if not mode.resume:
-        raise SpecError(f"{folder.output.root}: a job was started there; leave --no-resume out, or use --overwrite")
-    if spec != earlier:
-        folder.write_spec(spec)  # workers read how to run from there
+    def _committed(self, receipt: Receipt, done: Done) -> None:
+        self.progress.unit(receipt, done)
+        self.metrics.unit(receipt, done)
 
+    def _schedule(
+        self,
+        executor: Executor,
+        places: Iterable[UnitPlace],
+        rows_of: Callable[[UnitPlace], int],
+        on_receipt: Callable[[Receipt, Done], None],
+        any_done: bool = False,
+    ) -> None:
+        journal = Journal(self.folder, self.metrics.event)
+        try:
+            with _interruptible() as interrupted:
 
-def _differences(path: str, there: Any, here: Any) -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted(there.keys() | here.keys()):
-            yield from _differences(f"{path}.{name}" if path else name, there.get(name), here.get(name))
-    elif there != here:
-        yield f"{path}: {there!r} there, {here!r} here"
+                def stopping() -> bool:
+                    self.lease.check()
+                    return interrupted()
 
-
-def erase(output: Store) -> None:
-    """Remove a dataset: its manifests first, so that no reader sees a part of it. Other files are left alone."""
-    names = [entry.name for entry in output.list()]
-    parts = ("manifest/", "_job/", "data/", "rejects/", "tokenizer/", "models/", *(f"{folder}/" for folder in SIDECARS))
-    foreign = [name for name in names if not name.startswith(parts)]
-    if foreign:
-        raise SpecError(
-            f"{output.root}: not overwritten, it holds files that are no part of a dataset (e.g. {foreign[0]}); "
-            "choose another output"
-        )
-    for part in parts:
-        for name in names:
-            if name.startswith(part):
-                output.delete(name)
-    output.clean_temporary()
-
-
-# -- the steps --------------------------------------------------------------------------------------------------------
-
-
-def _plan(spec: ConvertJob, mode: Mode, folder: JobFolder, parent: Manifest | None, progress: Progress) -> Plan | None:
-    """The job's plan; None when there is nothing to append."""
-    if (plan := folder.plan()) is not None:
-        return plan
-    progress.start("planning", None)
-    known = retried = None
-    if parent is not None and mode.retry:
-        rejected = read_rejects(folder.output, parent)
-        retried = dict(zip(rejected.column("key").to_pylist(), rejected.column("uri").to_pylist(), strict=True))
-        if not retried:
-            return None
-    elif parent is not None:
-        known = _known_keys(folder.output, parent)
-    try:
-        return make_plan(spec, open_source(spec), folder, known, retried, progress.advance)
-    except SpecError:
-        if known is not None and len(known):
-            return None
-        raise
+                Scheduler(
+                    executor,
+                    places,
+                    journal,
+                    self.spec.retry,
+                    rows_of,
+                    on_receipt,
+                    stopping,
+                    any_done,
+                    self.metrics.pool,
+                ).run()
+        finally:
+            executor.close()
 
 
 def _known_keys(output: Store, parent: Manifest) -> KeySet:
@@ -214,35 +203,12 @@ def _known_keys(output: Store, parent: Manifest) -> KeySet:
     return keys
 
 
-def _run_units(spec: ConvertJob, folder: JobFolder, parent: Manifest | None, plan: Plan, progress: Progress) -> str:
-    """Pilot and units on the chosen engine; its name."""
-    done = folder.finished_units()
-    if len(done) == plan.units and folder.pilot() is not None:
-        return "none"
-    if parent is not None and folder.pilot() is None:
-        folder.create_pilot(_adopted(spec, plan, parent, folder.output))
-    engine = _engine(spec, plan)
-    with _executors(spec, engine) as executor_for:
-        address = WorkerAddress(spec.output, folder.version, dict(spec.storage))
-        if folder.pilot() is None:
-            progress.start("pilot", None)
-            executor = executor_for(replace(address, role="pilot"), 1)
-            rows = sample_size(spec, plan)
-            _schedule(spec, folder, executor, [PILOT], lambda place: rows, lambda receipt, seconds: None)
-        receipts = [receipt for unit in done if (receipt := folder.receipt(unit)) is not None]
-        progress.start("converting", plan.inputs, sum(receipt.rows + receipt.rejected for receipt in receipts))
-        places = (place for place in unit_places(plan) if place.unit not in done)
-        executor = executor_for(address, plan.units - len(done))
-        _schedule(spec, folder, executor, places, _rows_of(folder), progress.unit, any_done=bool(done))
-    return engine
-
-
 ExecutorFor = Callable[[WorkerAddress, int], Executor]
 """(address, most workers it can use) -> executor."""
 
 
 @contextmanager
-def _executors(spec: ConvertJob, engine: str) -> Iterator[ExecutorFor]:
+def _executors(spec: ConvertJob, engine: str, metrics: JobMetrics) -> Iterator[ExecutorFor]:
     """How to get executors of an engine; joins or starts Ray meanwhile, where that is the engine."""
     wanted = spec.engine.workers
     if engine == "ray":
@@ -251,6 +217,8 @@ def _executors(spec: ConvertJob, engine: str) -> Iterator[ExecutorFor]:
         from tokenshard.engine import ray as on_ray
 
         started = on_ray.connect(spec.engine)
+        if on_cluster(spec.engine):
+            metrics.attach(RayMeter())
         try:
             slots = wanted or on_ray.worker_slots(spec.engine)
             yield lambda address, most: on_ray.RayExecutor(address, spec.engine, min(slots, most))
@@ -271,7 +239,7 @@ def _engine(spec: ConvertJob, plan: Plan) -> str:
     if spec.engine.kind != "auto":
         return spec.engine.kind
     large = plan.inputs > LARGE_INPUT and plan.units > 1
-    return "ray" if spec.engine.address or os.environ.get("RAY_ADDRESS") or large else "local"
+    return "ray" if on_cluster(spec.engine) or large else "local"
 
 
 def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> PilotResult:
@@ -297,22 +265,6 @@ def _rows_of(folder: JobFolder) -> Callable[[UnitPlace], int]:
             return int(pq.read_metadata(file).row_group(place.row_group).num_rows)
 
     return rows_of
-
-
-def _schedule(
-    spec: ConvertJob,
-    folder: JobFolder,
-    executor: Executor,
-    places: Iterable[UnitPlace],
-    rows_of: Callable[[UnitPlace], int],
-    on_receipt: Callable[[Receipt, float], None],
-    any_done: bool = False,
-) -> None:
-    try:
-        with _interruptible() as stopping:
-            Scheduler(executor, places, Journal(folder), spec.retry, rows_of, on_receipt, stopping, any_done).run()
-    finally:
-        executor.close()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Ids, id_dtype
 from tokenshard.engine.encoding import Encoded, Encoder
+from tokenshard.engine.stages import Stages
 from tokenshard.errors import InputError, SpecError
 from tokenshard.sources.base import Reject, Sample, Thunk
 from tokenshard.sources.outcome import rejected
@@ -26,23 +27,28 @@ from tokenshard.spec.manifest import LevelEntry
 
 
 def encode_samples(
-    thunks: Iterable[Thunk], encoder: Encoder, limits: EngineSpec, rejects: list[Reject]
+    thunks: Iterable[Thunk],
+    encoder: Encoder,
+    limits: EngineSpec,
+    rejects: list[Reject],
+    stages: Stages | None = None,
 ) -> Iterator[tuple[Sample, Encoded]]:
     """Samples with their ids, in the order of the thunks; what cannot be read or encoded goes to ``rejects``.
 
-    The order of both, and the rejects themselves, do not depend on the limits.
+    The order of both, and the rejects themselves, do not depend on the limits. ``stages`` gets the seconds.
     """
+    stages = stages or Stages()
     window: list[Sample | Reject] = []
     samples = held = 0
-    for item in _in_order(thunks, limits):
+    for item in stages.iterate("read", _in_order(thunks, limits)):
         if isinstance(item, Sample):
             if samples and (samples >= limits.batch_size or held + item.data.nbytes > limits.batch_bytes):
-                yield from _encode_window(window, encoder, rejects)
+                yield from _encode_window(window, encoder, rejects, stages)
                 window, samples, held = [], 0, 0
             samples += 1
             held += item.data.nbytes
         window.append(item)
-    yield from _encode_window(window, encoder, rejects)
+    yield from _encode_window(window, encoder, rejects, stages)
 
 
 def _in_order(thunks: Iterable[Thunk], limits: EngineSpec) -> Iterator[Sample | Reject]:
@@ -111,13 +117,14 @@ def _nbytes(item: Sample | Reject) -> int:
 
 
 def _encode_window(
-    window: list[Sample | Reject], encoder: Encoder, rejects: list[Reject]
+    window: list[Sample | Reject], encoder: Encoder, rejects: list[Reject], stages: Stages
 ) -> Iterator[tuple[Sample, Encoded]]:
     by_size: dict[tuple[int, ...], list[Sample]] = {}
     for item in window:
         if isinstance(item, Sample):
             by_size.setdefault(item.data.shape, []).append(item)
-    encoded = {shape: iter(_encode(samples, encoder)) for shape, samples in by_size.items()}
+    with stages.measure("encode"):
+        encoded = {shape: iter(_encode(samples, encoder)) for shape, samples in by_size.items()}
     for item in window:
         result = next(encoded[item.data.shape]) if isinstance(item, Sample) else item
         if isinstance(result, Reject):

@@ -7,7 +7,7 @@ parts of the journal. A driver that was killed loses nothing but the units in fl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -185,8 +185,9 @@ class JobFolder:
 class Journal:
     """Failures and decisions of the scheduler, kept so that attempts survive a restart of the driver."""
 
-    def __init__(self, folder: JobFolder) -> None:
+    def __init__(self, folder: JobFolder, listener: Callable[[str], None] = lambda event: None) -> None:
         self._folder = folder
+        self._listener = listener
         self.events: list[dict[str, Any]] = []
         """Events of earlier runs and of this one, oldest first."""
         for entry in folder.output.list(folder.name("journal")):
@@ -201,3 +202,4 @@ class Journal:
         ):
             number += 1
         self.events.append(record)
+        self._listener(event)

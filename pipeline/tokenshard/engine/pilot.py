@@ -20,6 +20,7 @@ from tokenshard.engine.encode import StoredIds, flat_ids
 from tokenshard.engine.encoding import Encoder, Window, encoding_of
 from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt
 from tokenshard.engine.plan import UnitPlace, read_unit, unit_places
+from tokenshard.engine.stages import Stages
 from tokenshard.engine.task import Task
 from tokenshard.errors import InputError, JobError
 from tokenshard.shards.schema import code_names
@@ -38,6 +39,7 @@ class PilotRunner:
     """Runs the pilot; like a unit it can be probed for inputs that kill their worker, and leave these out."""
 
     def __init__(self, folder: JobFolder) -> None:
+        self.stages = Stages()
         plan = folder.plan()
         if plan is None:
             raise JobError(f"{folder.output.url(folder.path)}: the plan is not complete")

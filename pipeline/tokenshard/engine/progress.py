@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tokenshard.engine.job_folder import Receipt
+from tokenshard.engine.task import Done
 from tokenshard.readable import readable_bytes
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Progress:
         self.done += inputs
         self.show()
 
-    def unit(self, receipt: Receipt, seconds: float) -> None:
-        """One unit is committed, by a worker that took ``seconds`` for it."""
+    def unit(self, receipt: Receipt, done: Done) -> None:
+        """One unit is committed."""
         self.rejects += receipt.rejected
         self.raw_bytes += receipt.raw_bytes
         self.token_bytes += receipt.shard.bytes if receipt.shard else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 import time
 from collections import deque
@@ -34,10 +35,11 @@ def connect(engine: EngineSpec) -> bool:
     """Join the cluster at the address, or start an embedded Ray; True if it must be shut down afterwards."""
     if ray.is_initialized():
         return False
+    address = engine.address or os.environ.get("RAY_ADDRESS")
     try:
-        if engine.address is not None:
-            _check_reachable(engine.address)
-            ray.init(address=engine.address, log_to_driver=False, logging_level=logging.WARNING)
+        if address is not None:
+            _check_reachable(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             cpus = math.ceil(engine.workers * engine.cpus) if engine.workers else None
             ray.init(
@@ -50,7 +52,7 @@ def connect(engine: EngineSpec) -> bool:
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise JobError(
-            f"cannot connect to Ray at {engine.address or 'this machine'}: {error}; is it up, is it the same "
+            f"cannot connect to Ray at {address or 'this machine'}: {error}; is it up, is it the same "
             "version, and do RAY_AUTH_MODE and the token match the cluster's?"
         ) from error
     return True

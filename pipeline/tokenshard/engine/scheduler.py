@@ -62,7 +62,8 @@ class _Worker:
 class Scheduler:
     """Runs units to the end of ``places``. Events of failures go to the journal, receipts to ``on_receipt``.
 
-    ``any_done``: whether earlier runs of the job finished a unit. ``clock`` counts seconds.
+    ``any_done``: whether earlier runs of the job finished a unit. ``on_pool`` gets in every round the workers that are
+    ready, those that start, and the tasks they hold. ``clock`` counts seconds.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Scheduler:
         journal: Journal,
         retry: RetrySpec,
         rows_of: Callable[[UnitPlace], int],
-        on_receipt: Callable[[Receipt, float], None],
+        on_receipt: Callable[[Receipt, Done], None],
         stopping: Callable[[], bool] = lambda: False,
         any_done: bool = False,
+        on_pool: Callable[[int, int, int], None] = lambda ready, starting, queued: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
@@ -85,6 +87,7 @@ class Scheduler:
         self._on_receipt = on_receipt
         self._stopping = stopping
         self._any_done = any_done
+        self._on_pool = on_pool
         self._clock = clock
         self._workers: dict[int, _Worker] = {}
         self._again: deque[Task] = deque()
@@ -129,6 +132,9 @@ class Scheduler:
             for event in self._executor.wait(0.2):
                 self._handle(event)
             self._kill_stragglers()
+            ready = sum(worker.ready for worker in self._workers.values())
+            queued = sum(len(worker.tasks) for worker in self._workers.values())
+            self._on_pool(ready, len(self._workers) - ready, queued)
 
     def _running(self) -> bool:
         return any(worker.tasks for worker in self._workers.values())
@@ -279,7 +285,7 @@ class Scheduler:
         if result.receipt is not None:
             self._units.pop(task.place.unit, None)
             self._any_done |= task.quarantine is None
-            self._on_receipt(result.receipt, result.seconds)
+            self._on_receipt(result.receipt, result)
             while self._any_done and self._hopeless:
                 self._quarantine(*self._hopeless.pop())
         elif unit is not None and unit.search is not None:

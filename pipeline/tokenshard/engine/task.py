@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from tokenshard.engine.job_folder import Receipt
 from tokenshard.engine.plan import UnitPlace
+from tokenshard.engine.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Done:
 
     receipt: Receipt | None
     seconds: float
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """seconds of each stage"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ class WorkerAddress:
 
 class Runner(Protocol):
     """What a worker does with its tasks: converts units, or runs the pilot."""
+
+    stages: Stages
+    """of the last task"""
 
     def run(self, task: Task) -> Receipt | None:
         """The receipt of the task (None for a probe). Raises whatever goes wrong."""

@@ -26,6 +26,7 @@ from tokenshard.engine.encoding import Encoded, encoding_of
 from tokenshard.engine.finalize import job_id
 from tokenshard.engine.job_folder import JobFolder, Receipt, made_schema
 from tokenshard.engine.plan import read_unit
+from tokenshard.engine.stages import Stages
 from tokenshard.engine.task import Task
 from tokenshard.errors import JobError
 from tokenshard.shards.describe import describe_shard
@@ -45,6 +46,7 @@ class UnitRunner:
     """Runs units of one job; holds the encoder, the codecs and the source."""
 
     def __init__(self, folder: JobFolder) -> None:
+        self.stages = Stages()
         plan, pilot = folder.plan(), folder.pilot()
         if plan is None or pilot is None:
             raise JobError(f"{folder.output.url(folder.path)}: plan or pilot is not complete")
@@ -67,6 +69,7 @@ class UnitRunner:
 
     def run(self, task: Task) -> Receipt | None:
         """Run a task to its receipt (None for a probe, which commits nothing)."""
+        self.stages = Stages()
         unit = task.place.unit
         if task.probe is None and (done := self._folder.receipt(unit)) is not None:
             return done
@@ -86,11 +89,12 @@ class UnitRunner:
                 else:
                     self._fill(writer, inputs, task.poison, rejects)
                 receipt = self._commit(stem, unit, path, writer, rejects)
-        self._folder.create_receipt(receipt)
+        with self.stages.measure("commit"):
+            self._folder.create_receipt(receipt)
         return receipt
 
     def _encoded(self, inputs: pa.Table, rejects: list[Reject]) -> Iterator[tuple[Sample, Encoded]]:
-        return encode_samples(self._source.read(inputs), self._encoder, self._spec.engine, rejects)
+        return encode_samples(self._source.read(inputs), self._encoder, self._spec.engine, rejects, self.stages)
 
     def _probe(self, inputs: pa.Table, task: Task) -> None:
         """Fetch, decode and encode some rows, to see whether the worker survives it."""
@@ -111,10 +115,14 @@ class UnitRunner:
             waiting.append(item)
             held += item[1].nbytes
             if len(waiting) >= APPEND_ROWS or held >= APPEND_BYTES:
-                writer.append(self._batch(waiting))
+                self._append(writer, waiting)
                 waiting, held = [], 0
         if waiting:
-            writer.append(self._batch(waiting))
+            self._append(writer, waiting)
+
+    def _append(self, writer: ShardWriter, items: Sequence[tuple[Sample, Encoded]]) -> None:
+        with self.stages.measure("code"):
+            writer.append(self._batch(items))
 
     def _batch(self, items: Sequence[tuple[Sample, Encoded]]) -> TokenBatch:
         samples, encoded = [sample for sample, _ in items], [one for _, one in items]
@@ -139,8 +147,11 @@ class UnitRunner:
     def _commit(self, stem: str, unit: int, path: Path, writer: ShardWriter, rejects: list[Reject]) -> Receipt:
         entry = self._put_rejects(stem, unit, rejects) if rejects else None
         reasons = Counter(f"{reject.stage}: {reject.error}" for reject in rejects)
-        shard = writer.close(rejects_sha256=entry.sha256 if entry else None)
-        if shard is not None and not self._output.put_if_absent(shard.path, path):
+        with self.stages.measure("code"):
+            shard = writer.close(rejects_sha256=entry.sha256 if entry else None)
+        with self.stages.measure("commit"):
+            first = shard is None or self._output.put_if_absent(shard.path, path)
+        if shard is not None and not first:
             with self._output.open(shard.path) as file:
                 theirs = describe_shard(file, shard.path)
                 if theirs.sha256 != shard.sha256:

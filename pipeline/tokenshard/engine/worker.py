@@ -54,7 +54,7 @@ class Worker:
             receipt = self._runner.run(task)
         except Exception as error:
             return failure_of(error)
-        return Done(receipt, time.monotonic() - started)
+        return Done(receipt, time.monotonic() - started, self._runner.stages.seconds)
 
 
 def failure_of(error: Exception) -> Failure:
