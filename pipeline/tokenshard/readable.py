@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 
+def readable_seconds(seconds: float) -> str:
+    """A duration in two units at most: ``40 s``, ``3 min 20 s``, ``5 h 10 min``, ``12 d 4 h``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    for large, small, size in (("d", "h", 3600), ("h", "min", 60), ("min", "s", 1)):
+        whole = {"d": 86400, "h": 3600, "min": 60}[large]
+        if seconds >= whole:
+            return f"{int(seconds // whole)} {large} {int(seconds % whole // size)} {small}"
+    return f"{seconds:.0f} s"
+
+
 def readable_bytes(count: float) -> str:
     """Bytes with a decimal unit and three significant digits: ``12.3 MB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -13,7 +13,7 @@ from tokenshard.engine.job_folder import JobFolder, Journal, Receipt
 from tokenshard.engine.plan import UnitPlace
 from tokenshard.engine.scheduler import IN_FLIGHT, Scheduler
 from tokenshard.engine.task import Died, Done, Event, Failure, Finished, Ready, SetupFailed, Task
-from tokenshard.spec.job import RetrySpec
+from tokenshard.spec.engine import RetrySpec
 from tokenshard.store import Store
 
 NEVER = 1e9

@@ -17,7 +17,7 @@ from tokenshard.engine.encode import encode_samples
 from tokenshard.engine.tokenizing import TokenizerEncoder
 from tokenshard.errors import StoreError
 from tokenshard.sources.base import Reject, Sample, Thunk
-from tokenshard.spec.job import EngineSpec
+from tokenshard.spec.engine import EngineSpec
 from tokenshard.spec.tokenizer import TokenizerSpec
 
 Pixels = NDArray[np.uint8]

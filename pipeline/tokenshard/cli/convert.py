@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
 
 import click
@@ -33,7 +33,22 @@ def job_options(command: F) -> F:
         click.option("--append", is_flag=True, help="Add new inputs to the dataset that is there."),
         click.option("--overwrite", is_flag=True, help="Remove the dataset that is there first."),
         click.option("--mix-numerics", is_flag=True, help="With --append: ids of another numerics mode may join."),
-        click.option("--dry-run", is_flag=True, help="Plan only; the output is not touched."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Plan, and estimate bytes and time from a sample; the output is not touched.",
+        ),
+        click.option("--limit", type=click.IntRange(1), help="Convert only the first so many inputs."),
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="json: progress and warnings as one JSON object a line.",
+        ),
+        click.option(
+            "--metrics-port", type=click.IntRange(1, 65535), help="Serve metrics for Prometheus here meanwhile."
+        ),
         click.option("--quiet", "-q", is_flag=True, help="No progress."),
     ]
     for option in reversed(options):
@@ -76,35 +91,39 @@ def tokenizer_options(command: F) -> F:
 def split_options(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Command-line values -> (job fields, mode, display); options not given leave the spec's values alone."""
     mode = {name: values.pop(name) for name in ("resume", "append", "overwrite", "mix_numerics", "dry_run")}
-    display = {name: values.pop(name) for name in ("quiet", "as_json")}
+    display = {name: values.pop(name) for name in ("quiet", "as_json", "log_format", "metrics_port")}
     engine = {"kind": values.pop("engine")}
     engine |= {name: values.pop(name) for name in ("address", "workers", "gpus", "decode_threads", "batch_size")}
     fields = {
         "engine": {name: value for name, value in engine.items() if value is not None},
         "retry": {"unit_timeout": values.pop("unit_timeout")},
         "max_rejects": values.pop("max_rejects"),
+        "limit": values.pop("limit"),
     }
     if mode["append"] and mode["overwrite"]:
         raise click.UsageError("--append and --overwrite exclude each other")
     return {name: value for name, value in fields.items() if value is not None}, mode, display
 
 
-def run_and_print(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -> None:
+def run_and_print(
+    spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool, log_format: str, metrics_port: int | None
+) -> None:
     from tokenshard.engine.claim import Mode
     from tokenshard.engine.convert import run_conversion
     from tokenshard.engine.progress import Progress
     from tokenshard.readable import readable_bytes
 
-    with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout, which belongs to the result
-        result = run_conversion(spec, Mode(**mode), Progress.silent() if quiet else Progress.on_stderr())
+    progress = Progress.silent() if quiet else Progress.on_stderr(log_format)
+    if mode.pop("dry_run"):
+        _print_estimate(spec, progress, as_json)
+        return
+    with (
+        redirect_stdout(sys.stderr),
+        _metrics(spec, metrics_port) as metrics,
+    ):  # stdout belongs to the result: Ray writes
+        result = run_conversion(spec, Mode(**mode), progress, metrics)
     if as_json:
         print_json(result.json())
-        return
-    if mode.get("dry_run"):
-        click.echo(
-            f"{result.num_inputs:,} inputs ({readable_bytes(result.raw_bytes)} where the size is known) in "
-            f"{result.num_units:,} units; nothing was written"
-        )
         return
     rows = [("dataset", result.output), ("samples", f"{result.num_samples:,}"), ("rejects", f"{result.num_rejects:,}")]
     rows += [("", f"{count:,} x {reason}") for reason, count in result.reasons.items()]
@@ -118,6 +137,47 @@ def run_and_print(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -
     print_table(rows)
     if result.engine == "none":
         click.echo("The dataset was complete already; nothing was done. Use --append to add new inputs.")
+
+
+@contextmanager
+def _metrics(spec: Any, port: int | None) -> Iterator[Any]:
+    """Metrics of the job, served on a port meanwhile."""
+    from tokenshard.engine.metrics import JobMetrics, PrometheusMeter
+
+    metrics = JobMetrics(spec.output)
+    if port is None:
+        yield metrics
+        return
+    meter = PrometheusMeter(port)
+    metrics.attach(meter)
+    try:
+        yield metrics
+    finally:
+        meter.close()
+
+
+def _print_estimate(spec: Any, progress: Any, as_json: bool) -> None:
+    from tokenshard.engine.estimate import estimate
+    from tokenshard.readable import readable_bytes, readable_seconds
+
+    with redirect_stdout(sys.stderr):
+        found = estimate(spec, progress)
+    if as_json:
+        print_json(found.json())
+        return
+    rows = [("inputs", f"{found.num_inputs:,} in {found.num_units:,} units")]
+    rows += [("raw bytes", f"{readable_bytes(found.raw_bytes)} (inputs whose size is known)")]
+    rows += [("sample", f"{found.sampled:,} inputs converted on one core, {found.sampled_rejects:,} rejected")]
+    if found.token_bytes is not None:
+        rows += [("token bytes", f"about {readable_bytes(found.token_bytes)}")]
+    for stage, seconds in found.stage_seconds.items():
+        rows += [(stage, f"about {readable_seconds(seconds)} of a worker")]
+    if found.seconds is not None:
+        rows += [
+            ("time", f"about {readable_seconds(found.seconds)} with {found.workers} workers, and the pilot before")
+        ]
+    print_table(rows)
+    click.echo("Nothing was written.")
 
 
 @click.group()
@@ -240,6 +300,8 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
         run_and_print(spec, mode, **display)
     elif mode["append"] or mode["overwrite"] or mode["dry_run"] or not mode["resume"]:
         raise click.UsageError(f"a {spec.kind} job has no --append, --overwrite, --dry-run or --no-resume")
+    elif fields.get("limit") or display.pop("metrics_port") or display.pop("log_format") != "text":
+        raise click.UsageError(f"a {spec.kind} job has no --limit, --metrics-port or --log-format")
     elif isinstance(spec, LearnJob):
         learn_and_print(spec, **display)
     else:

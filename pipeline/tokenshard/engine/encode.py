@@ -22,7 +22,7 @@ from tokenshard.engine.stages import Stages
 from tokenshard.errors import InputError, SpecError
 from tokenshard.sources.base import Reject, Sample, Thunk
 from tokenshard.sources.outcome import rejected
-from tokenshard.spec.job import EngineSpec
+from tokenshard.spec.engine import EngineSpec
 from tokenshard.spec.manifest import LevelEntry
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from tokenshard.engine.job_folder import Receipt
 from tokenshard.engine.task import Done
 from tokenshard.errors import JobError, SpecError
-from tokenshard.spec.job import EngineSpec
+from tokenshard.spec.engine import EngineSpec
 
 logger = logging.getLogger("tokenshard.engine")
 

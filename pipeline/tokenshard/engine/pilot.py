@@ -88,7 +88,7 @@ class PilotRunner:
         sample = np.sort(draw.choice(plan.inputs, sample_size(self._spec, plan), replace=False))
         chosen = sample[np.array(rows, np.int64)]
         first = 0
-        for place, size in zip(unit_places(plan), _unit_sizes(plan, output), strict=True):
+        for place, size in zip(unit_places(plan), unit_sizes(plan, output), strict=True):
             mine = chosen[(chosen >= first) & (chosen < first + size)] - first
             first += size
             if not len(mine):
@@ -116,7 +116,8 @@ def sample_size(spec: ConvertJob, plan: Plan) -> int:
     return min(plan.inputs, spec.pilot.samples)
 
 
-def _unit_sizes(plan: Plan, output: Store) -> Iterator[int]:
+def unit_sizes(plan: Plan, output: Store) -> Iterator[int]:
+    """Inputs of each unit of a plan, in order."""
     import pyarrow.parquet as pq
 
     for part in plan.parts:

@@ -20,7 +20,8 @@ from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.schema import is_reserved
 from tokenshard.sources.base import DescribedSource, Source
-from tokenshard.spec.job import ConvertJob, UnitSpec
+from tokenshard.spec.engine import UnitSpec
+from tokenshard.spec.job import ConvertJob
 from tokenshard.spec.manifest import ColumnEntry
 from tokenshard.store import Store
 
@@ -57,6 +58,8 @@ def make_plan(
         return done
     writer = _PlanWriter(folder)
     batches = source.plan()
+    if spec.limit is not None:
+        batches = _first(batches, spec.limit)
     if retried is not None:
         batches = _only(batches, retried)
     for batch in batches:
@@ -112,6 +115,13 @@ def _stored_names(names: list[str]) -> list[str]:
             new = f"source_{new}"
         stored.append(new)
     return stored
+
+
+def _first(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """The first inputs of a stream, which is read to its end: only then its source knows all of its columns."""
+    for batch in batches:
+        yield batch.slice(0, count)
+        count -= min(count, batch.num_rows)
 
 
 def _only(batches: Iterator[pa.RecordBatch], wanted: Mapping[str, str]) -> Iterator[pa.RecordBatch]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 import time
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -31,8 +34,10 @@ class Progress:
         return Progress()
 
     @staticmethod
-    def on_stderr() -> Progress:
-        """A bar if stderr is a terminal, else log lines."""
+    def on_stderr(log_format: str = "text") -> Progress:
+        """A bar if stderr is a terminal, else log lines; ``json``: these as one JSON object a line."""
+        if log_format == "json":
+            return JsonProgress()
         return BarProgress() if sys.stderr.isatty() else LogProgress()
 
     def __enter__(self) -> Progress:
@@ -98,7 +103,73 @@ class LogProgress(Progress):
         finished = self.total is not None and self.done >= self.total
         if self.phase != self._last_phase or now - self._shown > LOG_SECONDS or finished:
             self._shown, self._last_phase = now, self.phase
-            self.note(self.text())
+            self.report()
+
+    def report(self) -> None:
+        """Write where the job is."""
+        self.note(self.text())
+
+
+class JsonProgress(LogProgress):
+    """The same, and a line a unit and a warning, as JSON objects with `time` (UTC), `level` and `event`."""
+
+    def __enter__(self) -> Progress:
+        self._handler = _JsonHandler(self)
+        logging.getLogger("tokenshard").addHandler(self._handler)
+        logging.getLogger("tokenshard").propagate = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("tokenshard").removeHandler(self._handler)
+        logging.getLogger("tokenshard").propagate = True
+        if error is not None:
+            self.write("error", "failed", message=str(error), error=type(error).__name__)
+
+    def write(self, level: str, event: str, **fields: object) -> None:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "event": event, **fields}
+        print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        self.write("info", "note", message=text)
+
+    def unit(self, receipt: Receipt, done: Done) -> None:
+        shard = receipt.shard
+        self.write(
+            "info",
+            "unit",
+            unit=receipt.unit,
+            rows=receipt.rows,
+            rejected=receipt.rejected,
+            raw_bytes=receipt.raw_bytes,
+            shard_bytes=shard.bytes if shard else 0,
+            seconds=round(done.seconds, 3),
+            stages={stage: round(seconds, 3) for stage, seconds in done.stages.items()},
+        )
+        super().unit(receipt, done)
+
+    def report(self) -> None:
+        self.write(
+            "info",
+            "progress",
+            phase=self.phase,
+            done=self.done,
+            total=self.total,
+            rate=round(self.rate, 3),
+            rejects=self.rejects,
+            raw_bytes=self.raw_bytes,
+            shard_bytes=self.token_bytes,
+        )
+
+
+class _JsonHandler(logging.Handler):
+    def __init__(self, progress: JsonProgress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.write(record.levelname.lower(), "log", logger=record.name, message=record.getMessage())
 
 
 class BarProgress(Progress):

@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from tokenshard.engine.task import Died, Event, Failure, Finished, Ready, SetupFailed, Task, WorkerAddress
 from tokenshard.engine.worker import Worker
 from tokenshard.errors import JobError
-from tokenshard.spec.job import EngineSpec
+from tokenshard.spec.engine import EngineSpec
 
 logger = logging.getLogger("tokenshard.engine")
 
@@ -79,7 +79,14 @@ def _resources() -> dict[str, float]:
 
 
 def _actor_class(engine: EngineSpec) -> Any:
-    return ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_restarts=0, max_task_retries=0)(Worker)
+    options: dict[str, Any] = {"num_cpus": engine.cpus, "num_gpus": engine.gpus}
+    if engine.memory is not None:
+        options["memory"] = int(engine.memory)
+    if engine.accelerator is not None:
+        options["accelerator_type"] = engine.accelerator
+    if engine.labels:
+        options["label_selector"] = dict(engine.labels)
+    return ray.remote(**options, max_restarts=0, max_task_retries=0)(Worker)
 
 
 class RayExecutor:

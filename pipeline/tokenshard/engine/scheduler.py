@@ -19,7 +19,7 @@ from tokenshard.engine.plan import UnitPlace
 from tokenshard.engine.poison import PoisonSearch, most_deaths
 from tokenshard.engine.task import Died, Done, Event, Executor, Failure, Finished, Ready, SetupFailed, Task
 from tokenshard.errors import JobError
-from tokenshard.spec.job import RetrySpec
+from tokenshard.spec.engine import RetrySpec
 
 IN_FLIGHT = 2
 """Tasks a worker holds: one running, one queued, so that it never waits for the driver."""

@@ -9,6 +9,7 @@ Source: Ray Jobs API (JobSubmissionClient) and runtime environments.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import tempfile
@@ -61,6 +62,12 @@ class Cluster:
         except ImportError as error:
             raise SpecError("submitting needs Ray's job client: pip install 'tokenshard[cluster]'") from error
         self.address = address
+        for noisy in (
+            "ray.dashboard.modules.job.sdk",
+            "ray.dashboard.modules.dashboard_sdk",
+            "ray._private.runtime_env",
+        ):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
         with _explained(address):
             self._client = _patiently(lambda: JobSubmissionClient(address))
 
@@ -197,14 +204,16 @@ def _patiently(call: Callable[[], Any]) -> Any:
 @contextmanager
 def _explained(address: str, job: str | None = None) -> Iterator[None]:
     """Errors of Ray's client as one line."""
+    from ray.exceptions import RayError
+
     try:
         yield
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         text = " ".join(str(error).split())
         if job is not None and ("does not exist" in text or "404" in text):
             text = f"has no job {job}; list them with: tokenshard status --address {address}"
         elif "401" in text or "403" in text or "nauthorized" in text:
-            text = "wants a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the cluster has it"
+            text = "wants its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         elif isinstance(error, ConnectionError):
             text = "no Ray job server answers; is it the address of the dashboard (port 8265)?"
         raise JobError(f"{address}: {text[:300]}") from error

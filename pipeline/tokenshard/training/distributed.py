@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tokenshard.errors import JobError, SpecError, TokenshardError
 from tokenshard.quantizers.distributed import rank_and_world, summed
-from tokenshard.spec.job import EngineSpec
+from tokenshard.spec.engine import EngineSpec
 from tokenshard.spec.train import TrainingEngineSpec
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
