@@ -1,0 +1,132 @@
+"""A Ray cluster of several nodes on this machine: separate processes, each with ports of its own, as on real machines.
+
+Nodes share no object store and no session folder with the head; killing one takes everything on it down at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+STARTED = 120
+"""Seconds that a node may take to come up on a busy machine."""
+
+
+class RayNodes:
+    """A head without CPUs, and nodes. ``environment`` is what a client needs to talk to it."""
+
+    def __init__(self, token: bool = True) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets have short paths
+        self.environment = {"RAY_AUTH_MODE": "disabled"}
+        if token:
+            self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._port, dashboard, self._client_port, self.metrics_port = (_free_port() for _ in range(4))
+        self.address = f"127.0.0.1:{self._port}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self._head = self._start(
+            *("--head", f"--port={self._port}", "--num-cpus=0", "--dashboard-host=127.0.0.1"),
+            *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={self._client_port}"),
+            f"--metrics-export-port={self.metrics_port}",
+        )
+        _wait(lambda: _answers(dashboard), self._head)
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        ray = Path(sys.executable).with_name("ray")
+        path = os.pathsep.join((str(ray.parent), os.environ["PATH"]))  # entrypoints say `python`
+        own = [f"--dashboard-agent-listen-port={_free_port()}", f"--temp-dir={tempfile.mkdtemp(dir=self._root)}"]
+        common = ["--block", "--object-store-memory=80000000", "--disable-usage-stats", *own]
+        log = (self._root / f"node-{len(self.nodes)}.log").open("ab")
+        with log:
+            return subprocess.Popen(
+                [str(ray), "start", *options, *common],
+                env={**os.environ, **self.environment, "PATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def add(self, cpus: int = 1) -> subprocess.Popen[bytes]:
+        """One more node; returns when its raylet runs."""
+        port = f"--metrics-export-port={_free_port()}"
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", port)
+        _wait(lambda: bool(_named(node, "raylet")), node)
+        self.nodes.append(node)
+        return node
+
+    def workers(self) -> list[psutil.Process]:
+        """Unit actors on all nodes."""
+        return [worker for node in self.nodes for worker in _named(node, "ray::Worker")]
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """The machine is gone: everything on it ends at once."""
+        self.nodes = [one for one in self.nodes if one is not node]
+        _kill(node)
+
+    def __enter__(self) -> RayNodes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in (*self.nodes, self._head):
+            _kill(node)
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+def _kill(node: subprocess.Popen[bytes]) -> None:
+    try:
+        family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    node.wait()
+
+
+def _named(node: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
+    found = []
+    try:
+        for process in psutil.Process(node.pid).children(recursive=True):
+            try:
+                if name in " ".join(process.cmdline()[:1]):
+                    found.append(process)
+            except psutil.Error:
+                continue
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait(condition: object, process: subprocess.Popen[bytes]) -> None:
+    assert callable(condition)
+    until = time.monotonic() + STARTED
+    while not condition():
+        assert process.poll() is None, f"a node ended with exit code {process.returncode}"
+        assert time.monotonic() < until, "a node did not come up"
+        time.sleep(0.1)
