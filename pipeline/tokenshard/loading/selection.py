@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
 from tokenshard.loading.order import chosen_rows
-from tokenshard.loading.where import Bounds, Where
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.reader import ShardReader
+from tokenshard.shards.where import Bounds, Where
 
 READ_THREADS = 8
 

@@ -109,9 +109,18 @@ class Dataset:
         """Number of the first sample of each row group, and of samples; int64 [num_row_groups + 1]."""
         return self._starts
 
+    def numbers(self, shard: int) -> NDArray[np.int64]:
+        """Number of the sample that each row of a shard is."""
+        start, stop = self._starts[self._first_group[shard : shard + 2]].tolist()
+        return np.arange(start, stop)
+
     def group_codes(self, group: int) -> Codes:
         """Codes of a row group, by its number in the whole dataset; what :meth:`codes` gives of its samples."""
         return self._arranged(self.read_group(group), None)
+
+    def flat_codes(self, group: RowGroup, rows: NDArray[np.int64] | None = None) -> list[Ids]:
+        """Codes of a fetched row group, or of some rows of it: one flat array a level, samples back to back."""
+        return self._tokenizer_ids(group.decode(rows))
 
     def group_table(self, group: int, columns: Sequence[str]) -> pa.Table:
         """The named columns of a row group; those its shard lacks are empty."""
@@ -302,7 +311,7 @@ class Dataset:
             yield group, places, numbers[places] - self._starts[group]
 
     def _arranged(self, group: RowGroup, rows: NDArray[np.int64] | None) -> Codes:
-        levels = self._tokenizer_ids(group.decode(rows))
+        levels = self.flat_codes(group, rows)
         return arrange(levels, group.grids if rows is None else group.grids[rows], self.fixed_grid)
 
     def _sample_codes(self, group: RowGroup, row: int) -> NDArray[Any]:
