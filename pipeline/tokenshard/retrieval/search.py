@@ -173,7 +173,7 @@ class PageSearch:
     def _scorable(self, allowed: Pages | None) -> Pages:
         """Pages with vectors, among those that are allowed."""
         full = np.flatnonzero(self.codes.lengths)
-        return full if allowed is None else np.intersect1d(full, allowed, assume_unique=True)
+        return full if allowed is None else np.asarray(np.intersect1d(full, allowed, assume_unique=True), np.int64)
 
     def _ranked(
         self, queries: Sequence[Query], allowed: Pages | None, effort: Effort, threads: int
@@ -198,7 +198,8 @@ class PageSearch:
         best = np.argpartition(-estimates, count)[:count]
         best = best[np.isfinite(estimates[best])]
         beside = np.flatnonzero(~self.index.covered[pages])
-        return pages[np.sort(np.concatenate([best, beside]))]
+        chosen: Pages = pages[np.sort(np.concatenate([best, beside]))]
+        return chosen
 
 
 def bytes_per_vector(dataset: Dataset, vectors: int) -> float:

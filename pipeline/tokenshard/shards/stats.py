@@ -45,7 +45,7 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     lengths |= {column.name for column in manifest.columns if column.role == "length"}
     columns = sum(bytes_of.values())
     return {
-        "num_samples": manifest.totals.samples,
+        "num_samples": manifest.num_samples,
         "num_tokens": manifest.totals.ids,
         "bytes": manifest.totals.token_bytes,
         "raw_bytes": manifest.totals.raw_bytes,
