@@ -15,6 +15,7 @@ from tokenshard.loading.order import chosen_rows
 from tokenshard.loading.where import Bounds, Where
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.reader import ShardReader
+from tokenshard.shards.shard_list import group_counts, group_rows
 
 READ_THREADS = 8
 
@@ -41,7 +42,7 @@ class Selector:
 
     def __init__(self, dataset: Dataset, where: str | None, weights: str | None) -> None:
         """``weights`` names a column of numbers >= 0: a sample of weight 2.5 comes two or three times an epoch."""
-        self._groups = np.array([g.rows for shard in dataset.manifest.shards for g in shard.row_groups], np.int64)
+        self._groups = group_rows(dataset.manifest.shards)
         self._kept: dict[int, NDArray[np.int32]] = {}
         self._weights: dict[int, NDArray[np.float64]] | None = None
         if where is None and weights is None:
@@ -55,8 +56,8 @@ class Selector:
         def select(place: tuple[int, int]) -> tuple[NDArray[np.int32] | None, NDArray[np.float64]]:
             return _select(dataset.reader(place[0]), place[1], predicate, columns, weights)
 
-        sizes = [len(entry.row_groups) for entry in dataset.manifest.shards]
-        places = [(shard, group) for shard, size in enumerate(sizes) for group in range(size)]
+        counts = group_counts(dataset.manifest.shards).tolist()
+        places = [(shard, group) for shard, count in enumerate(counts) for group in range(count)]
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for number, (kept, weight) in enumerate(pool.map(select, places)):
                 if kept is not None:

@@ -28,6 +28,7 @@ from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.once import OnceCache
 from tokenshard.shards.reader import RowGroup, ShardReader, arrange, joins_footer
 from tokenshard.shards.schema import KEY, length_name
+from tokenshard.shards.shard_list import chunk_lengths, group_counts, group_rows, holding
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import Manifest
 from tokenshard.spec.tokenizer import TokenizerSpec
@@ -56,10 +57,10 @@ class Dataset:
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store, self.manifest = store, manifest
-        rows = [group.rows for shard in manifest.shards for group in shard.row_groups]
+        rows = group_rows(manifest.shards)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
         self._first_samples: list[int] = self._starts.tolist()
-        counts = [len(shard.row_groups) for shard in manifest.shards]
+        counts = group_counts(manifest.shards)
         self._first_group = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         grid = manifest.code.grid
         self.fixed_grid = tuple(dim for dim in grid if dim is not None) if None not in grid else None
@@ -80,8 +81,8 @@ class Dataset:
         """
         if self.store.is_local:
             return self
-        groups = (group for shard in self.manifest.shards for group in shard.row_groups)
-        largest = max((sum(chunk.length for chunk in (group.sizes, *group.codes)) for group in groups), default=0)
+        lengths = chunk_lengths(self.manifest.shards, len(self.manifest.code.columns))
+        largest = int(lengths.sum(axis=1).max(initial=0))
         if cache.limit < 2 * largest:
             raise SpecError(
                 f"{os.fspath(cache.folder)}: a cache of {cache.limit} bytes is too small for {self.store.root}, "
@@ -201,9 +202,7 @@ class Dataset:
 
     def index(self, key: str) -> int:
         """Number of the sample with this key. Raises KeyError."""
-        for shard, entry in enumerate(self.manifest.shards):
-            if not entry.min_key <= key <= entry.max_key:
-                continue
+        for shard in holding(self.manifest.shards, key):
             place = pc.index(self._shard_keys(shard), key).as_py()
             if place >= 0:
                 return int(self._starts[self._first_group[shard]]) + int(place)

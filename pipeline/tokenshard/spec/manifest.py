@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, ValidatorFunctionWrapHandler, WrapSerializer
+from pydantic.functional_validators import WrapValidator
 
-from tokenshard.spec.base import StoredDocument, digest
+from tokenshard.spec.base import StoredDocument, canonical_json, digest_streamed
 from tokenshard.spec.codec import CodecSpec
 
 FORMAT: Literal["tokenshard"] = "tokenshard"
@@ -63,6 +65,26 @@ class ShardEntry(StoredDocument):
     grid: tuple[int | None, ...] = Field(description="grid dims all rows share; null where they differ")
     footer: ChunkEntry = Field(description="Parquet metadata with the 8 bytes behind it, at the end of the file")
     row_groups: tuple[RowGroupEntry, ...]
+
+
+class ListedShards(Sequence[ShardEntry]):
+    """Shards whose entries are made when they are asked for; a manifest takes them as they are."""
+
+    @abstractmethod
+    def canonical_json(self) -> Iterator[bytes]:
+        """The elements of the JSON list, as :func:`~tokenshard.spec.base.canonical_json` writes them, in pieces."""
+        ...
+
+
+def _listed_or_tuple(value: Any, validate: ValidatorFunctionWrapHandler) -> Sequence[ShardEntry]:
+    return value if isinstance(value, ListedShards) else tuple(validate(value))
+
+
+def _dump_shards(value: Sequence[ShardEntry], dump: SerializerFunctionWrapHandler) -> Any:
+    return dump(tuple(value))
+
+
+Shards = Annotated[Sequence[ShardEntry], WrapValidator(_listed_or_tuple), WrapSerializer(_dump_shards)]
 
 
 class ShardsFile(StoredDocument):
@@ -181,7 +203,7 @@ class Manifest(StoredDocument):
     splits: dict[str, int] = Field(
         default_factory=dict, description="samples of each value of the `split` column, if there is one"
     )
-    shards: tuple[ShardEntry, ...]
+    shards: Shards
     shards_file: ShardsFile | None = Field(
         default=None,
         description="where the shard list is stored when `shards` is empty in the JSON (not in the fingerprint)",
@@ -195,4 +217,14 @@ class Manifest(StoredDocument):
 
     def computed_fingerprint(self) -> str:
         """SHA-256 over the manifest without :data:`NOT_IN_FINGERPRINT`; shard bytes enter through their hashes."""
-        return digest(self.model_dump(mode="json", exclude=set(NOT_IN_FINGERPRINT)))
+        content = self.model_dump(mode="json", exclude={*NOT_IN_FINGERPRINT, "shards"})
+        return digest_streamed(content, "shards", canonical_shards(self.shards))
+
+
+def canonical_shards(shards: Sequence[ShardEntry]) -> Iterator[bytes]:
+    """The shard list as it enters the fingerprint, without its brackets, in pieces."""
+    if isinstance(shards, ListedShards):
+        yield from shards.canonical_json()
+        return
+    for number, shard in enumerate(shards):
+        yield (b"," if number else b"") + canonical_json(shard.model_dump(mode="json"))
