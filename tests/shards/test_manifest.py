@@ -28,11 +28,11 @@ from tokenshard.shards.shard_list import (
     SHARD_LIST,
     ShardList,
     chunk_lengths,
+    distinct_paths,
     group_counts,
     group_rows,
     holding,
     numbers,
-    paths,
 )
 from tokenshard.spec.base import digest
 from tokenshard.spec.manifest import NOT_IN_FINGERPRINT, Manifest, ShardEntry
@@ -281,7 +281,7 @@ def test_a_listed_manifest_says_of_its_shards_what_the_json_says(listed: Store, 
     plain = manifest.model_copy(update={"shards": entries, "shards_file": None})
     assert plain.computed_fingerprint() == manifest.computed_fingerprint() == manifest.fingerprint
     assert Manifest.model_validate_json(manifest.model_dump_json()).shards == entries
-    for bulk in (group_counts, group_rows, paths, lambda s: numbers(s, "ids"), lambda s: chunk_lengths(s, 2)):
+    for bulk in (group_counts, group_rows, distinct_paths, lambda s: numbers(s, "ids"), lambda s: chunk_lengths(s, 2)):
         assert np.array_equal(bulk(shards), bulk(entries))
     for key in ("", entries[2].min_key, entries[2].max_key, "~"):
         assert holding(shards, key) == holding(entries, key)
@@ -319,6 +319,7 @@ def test_a_listed_dataset_gives_the_same_samples(listed: Store) -> None:
         (lambda s: s["row_groups"][0]["sizes"].update(offset=-(1 << 40)), "offset"),
         (lambda s: s["row_groups"][0]["sizes"].update(offset=(1 << 63) - 1), "out of order"),
         (lambda s: s["row_groups"][0]["sizes"].update(xxh64=None), "xxh64"),
+        (lambda s: s.update(path="data/" + s["path"].split("/")[1].replace("2", "1")), "listed twice"),
     ],
 )
 def test_a_listed_shard_that_breaks_a_rule_is_refused_as_in_json(listed: Store, change, message) -> None:

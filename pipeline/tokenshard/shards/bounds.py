@@ -27,7 +27,7 @@ from tokenshard.shards.limits import (
     MAX_ROW_GROUPS,
 )
 from tokenshard.shards.screening import suspects
-from tokenshard.shards.shard_list import ShardList, numbers, paths
+from tokenshard.shards.shard_list import ShardList, distinct_paths, numbers
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import SIDECARS, ChunkEntry, LevelEntry, Manifest, ShardEntry
 
@@ -69,11 +69,11 @@ def check_manifest(manifest: Manifest) -> None:
     for shard in (shards[at] for at in suspects(shards, levels, grid)) if isinstance(shards, ShardList) else shards:
         require(_below(shard.path, "data"), f"shard path {shard.path!r} is not below data/")
         _check_shard(shard, levels, grid)
-    for rejects in manifest.rejects:
-        require(_below(rejects.path, "rejects"), f"rejects path {rejects.path!r} is not below rejects/")
-        require(rejects.bytes <= MAX_CHUNK_BYTES, f"{rejects.path}: a rejects file of {rejects.bytes} bytes")
-    listed = paths(shards) + [entry.path for entry in manifest.rejects]
-    require(len(set(listed)) == len(listed), "a file is listed twice")
+    for entry in manifest.rejects:
+        require(_below(entry.path, "rejects"), f"rejects path {entry.path!r} is not below rejects/")
+        require(entry.bytes <= MAX_CHUNK_BYTES, f"{entry.path}: a rejects file of {entry.bytes} bytes")
+    rejects = {entry.path for entry in manifest.rejects}
+    require(distinct_paths(shards) == len(shards) and len(rejects) == len(manifest.rejects), "a file is listed twice")
     for name, total in (
         ("samples", sum(numbers(shards, "rows"))),
         ("ids", sum(numbers(shards, "ids"))),

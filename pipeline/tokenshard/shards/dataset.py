@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,7 @@ class Dataset:
         self.store, self.manifest = store, manifest
         rows = group_rows(manifest.shards)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
-        self._first_samples: list[int] = self._starts.tolist()
+        self._first_samples = array("q", self._starts.tobytes())  # found by bisection
         counts = group_counts(manifest.shards)
         self._first_group = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         grid = manifest.code.grid

@@ -19,6 +19,8 @@ from tokenshard.shards.limits import (
 )
 from tokenshard.shards.shard_list import ShardList, chunks, group_counts, group_rows, whole
 
+AT_ONCE = 16_384
+"""Shards that are looked at together: what that takes in memory does not grow with their number."""
 _FAR = 1 << 62
 """Places that sums of two cannot wrap around below."""
 _EXACT = 1 << 53
@@ -26,6 +28,14 @@ _EXACT = 1 << 53
 
 def suspects(shards: ShardList, levels: int, grid: tuple[int | None, ...]) -> list[int]:
     """Numbers of the shards that may break a rule of the format in a dataset of so many levels and this grid."""
+    found: list[int] = []
+    for start in range(0, len(shards), AT_ONCE):
+        part = ShardList(shards.table.slice(start, AT_ONCE))
+        found += (start + number for number in _suspects(part, levels, grid))
+    return found
+
+
+def _suspects(shards: ShardList, levels: int, grid: tuple[int | None, ...]) -> list[int]:
     table, count = shards.table, len(shards)
     dims = _dims(whole(table["grid"]), len(grid))
     if dims is None or not _complete(table) or not _has_levels(table, levels):

@@ -50,7 +50,8 @@ class ShardList(ListedShards):
 
         Raises ArrowInvalid, KeyError or ValueError where one is missing or of another type.
         """
-        columns = [_projected(whole(table[field.name]), field.type) for field in SHARD_LIST]
+        pieces = {field: [_projected(chunk, field.type) for chunk in table[field.name].chunks] for field in SHARD_LIST}
+        columns = [pa.chunked_array(chunks, field.type) for field, chunks in pieces.items()]
         self.table = pa.table(columns, schema=SHARD_LIST)
         self._entry: Callable[[int], ShardEntry] = lru_cache(KEPT)(self._make)
 
@@ -164,24 +165,25 @@ def numbers(shards: Sequence[ShardEntry], name: str) -> list[int]:
     return [getattr(shard, name) for shard in shards]
 
 
-def paths(shards: Sequence[ShardEntry]) -> list[str]:
-    """The path of every shard."""
+def distinct_paths(shards: Sequence[ShardEntry]) -> int:
+    """Different paths of shards."""
     if isinstance(shards, ShardList):
-        return list(shards.table["path"].to_pylist())
-    return [shard.path for shard in shards]
+        return int(pc.count_distinct(shards.table["path"]).as_py())
+    return len({shard.path for shard in shards})
 
 
 def group_counts(shards: Sequence[ShardEntry]) -> NDArray[np.int64]:
     """Row groups of each shard: [shards]."""
     if isinstance(shards, ShardList):
-        return _numpy(pc.list_value_length(whole(shards.table["row_groups"])).cast(pa.int64()))
+        pieces = shards.table["row_groups"].chunks
+        return _joined([_numpy(pc.list_value_length(piece).cast(pa.int64())) for piece in pieces])
     return np.array([len(shard.row_groups) for shard in shards], np.int64)
 
 
 def group_rows(shards: Sequence[ShardEntry]) -> NDArray[np.int64]:
     """Rows of all row groups, in order: [row groups]."""
     if isinstance(shards, ShardList):
-        return _numpy(whole(shards.table["row_groups"]).flatten().field("rows"))
+        return _joined([_numpy(piece.flatten().field("rows")) for piece in shards.table["row_groups"].chunks])
     return np.array([group.rows for shard in shards for group in shard.row_groups], np.int64)
 
 
@@ -196,13 +198,15 @@ def chunk_lengths(shards: Sequence[ShardEntry], levels: int) -> NDArray[np.int64
 
 def chunks(shards: ShardList, levels: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Offsets and lengths of the sizes and codes of all row groups: twice [row groups, 1 + levels]."""
-    groups = whole(shards.table["row_groups"]).flatten()
-    sizes, codes = groups.field("sizes"), groups.field("codes").flatten()
-    both = [
-        np.concatenate([_numpy(sizes.field(name))[:, None], _numpy(codes.field(name)).reshape(-1, levels)], axis=1)
-        for name in ("offset", "length")
-    ]
-    return both[0], both[1]
+    both: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+    for piece in shards.table["row_groups"].chunks:
+        groups = piece.flatten()
+        sizes, codes = groups.field("sizes"), groups.field("codes").flatten()
+        for name, found in zip(("offset", "length"), both, strict=True):
+            columns = [_numpy(sizes.field(name))[:, None], _numpy(codes.field(name)).reshape(-1, levels)]
+            found.append(np.concatenate(columns, axis=1))
+    empty = np.zeros((0, 1 + levels), np.int64)
+    return np.concatenate([empty, *both[0]]), np.concatenate([empty, *both[1]])
 
 
 def holding(shards: Sequence[ShardEntry], key: str) -> list[int]:
@@ -212,6 +216,10 @@ def holding(shards: Sequence[ShardEntry], key: str) -> list[int]:
         inside = pc.and_(pc.less_equal(table["min_key"], key), pc.greater_equal(table["max_key"], key))
         return list(pc.indices_nonzero(inside).to_pylist())
     return [number for number, shard in enumerate(shards) if shard.min_key <= key <= shard.max_key]
+
+
+def _joined(pieces: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *pieces])
 
 
 def _numpy(values: pa.Array) -> NDArray[np.int64]:
