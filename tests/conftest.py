@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,6 +19,7 @@ from flaky_s3 import Fault, FlakyS3
 settings.register_profile("tokenshard", deadline=None, derandomize=True)
 settings.load_profile("tokenshard")
 
+BUCKET = "tokens"
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -47,7 +50,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """URL of an S3-protocol server (moto) on loopback; AWS_* variables point to it while the session lasts."""
+    """URL of an S3-protocol server; AWS_* variables point to it while the session lasts.
+
+    It is moto on loopback, or, where TOKENSHARD_TEST_S3_ENDPOINT is set, the server at that URL, with the credentials
+    of the environment. The bucket :data:`BUCKET`, which is made unless it exists, and its objects stay there.
+    """
+    import boto3
+
+    if external := os.environ.get("TOKENSHARD_TEST_S3_ENDPOINT"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", external)
+            _make_bucket(boto3.client("s3"))
+            yield external
+        return
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -56,9 +71,7 @@ def s3_server() -> Iterator[str]:
     endpoint = f"http://{host}:{port}"
     saved = {name: os.environ.get(name) for name in (*S3_ENVIRONMENT, "AWS_ENDPOINT_URL")}
     os.environ.update(S3_ENVIRONMENT, AWS_ENDPOINT_URL=endpoint)
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="tokens")
+    _make_bucket(boto3.client("s3"))
     yield endpoint
     server.stop()
     for name, value in saved.items():
@@ -68,10 +81,15 @@ def s3_server() -> Iterator[str]:
             os.environ[name] = value
 
 
+def _make_bucket(client: Any) -> None:
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+        client.create_bucket(Bucket=BUCKET)
+
+
 @pytest.fixture
 def s3_url(s3_server: str) -> str:
     """An empty prefix in a bucket of that server."""
-    return f"s3://tokens/{uuid.uuid4().hex}"
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

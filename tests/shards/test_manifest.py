@@ -6,22 +6,38 @@ import hashlib
 import io
 import json
 import multiprocessing
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
+from tokenshard.shards.bounds import check_manifest
+from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import (
     MAX_JSON_SHARDS,
-    SHARD_LIST,
     commit_manifest,
     list_versions,
     read_manifest,
 )
-from tokenshard.spec.manifest import ShardEntry
+from tokenshard.shards.shard_list import (
+    DELETED,
+    SHARD_LIST,
+    ShardList,
+    chunk_lengths,
+    distinct_paths,
+    group_counts,
+    group_rows,
+    holding,
+    numbers,
+    with_deleted,
+)
+from tokenshard.spec.base import digest
+from tokenshard.spec.manifest import NOT_IN_FINGERPRINT, Manifest, ShardEntry, canonical_shards
 from tokenshard.store import Store
 
 
@@ -95,8 +111,8 @@ def test_of_eight_racing_processes_exactly_one_commits_each_version(make_rows, m
 
 def test_a_manifest_for_a_newer_reader_is_refused_with_the_remedy(make_rows, make_dataset, change_manifest) -> None:
     store = make_dataset(make_rows(20))
-    change_manifest(store, lambda document: document.update(min_reader=2, unheard_of={"a": 1}))
-    with pytest.raises(FormatError, match=r"00000001\.json: needs .* shard format 2, .* up to 1; upgrade"):
+    change_manifest(store, lambda document: document.update(min_reader=3, unheard_of={"a": 1}))
+    with pytest.raises(FormatError, match=r"00000001\.json: needs .* shard format 3, .* up to 2; upgrade"):
         read_manifest(store)
 
 
@@ -199,7 +215,7 @@ def test_a_manifest_that_is_no_json_is_refused(make_rows, make_dataset, text) ->
 def test_a_long_shard_list_lies_in_a_parquet_file_with_the_same_fingerprint(make_rows, make_dataset, tmp_path) -> None:
     parts = [make_rows(40, first=40 * n, codecs=("pack", "zstd"), varied=True) for n in range(3)]
     manifest = read_manifest(make_dataset(*parts, row_group_bytes=1 << 10))
-    assert MAX_JSON_SHARDS == 50_000
+    assert MAX_JSON_SHARDS == 1_000
     store = Store(tmp_path / "long")
     committed = commit_manifest(store, manifest, max_json_shards=2)
     document = json.loads(store.read("manifest/00000001.json"))
@@ -233,7 +249,7 @@ def test_a_shard_list_with_values_that_json_has_not_is_refused(
 
 
 def test_the_parquet_shard_list_has_every_field_of_an_entry() -> None:
-    assert SHARD_LIST.names == list(ShardEntry.model_fields)
+    assert [*SHARD_LIST.names, DELETED.name] == list(ShardEntry.model_fields)
 
 
 def test_a_crash_before_the_manifest_leaves_no_dataset(make_rows, make_dataset, tmp_path: Path) -> None:
@@ -241,3 +257,122 @@ def test_a_crash_before_the_manifest_leaves_no_dataset(make_rows, make_dataset, 
     store.delete("manifest/00000001.json")
     with pytest.raises(SpecError, match="no token dataset here"):
         read_manifest(store)
+
+
+# -- shard lists in columns ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(make_rows, make_dataset, tmp_path) -> Store:
+    """A dataset whose shard list is a Parquet file."""
+    parts = [make_rows(40, first=40 * n, codecs=("pack", "pack")) for n in range(4)]
+    store = make_dataset(*parts, row_group_bytes=1 << 10)
+    manifest = read_manifest(store)
+    store.delete("manifest/00000001.json")
+    commit_manifest(store, manifest, max_json_shards=2)
+    return store
+
+
+def test_a_listed_manifest_says_of_its_shards_what_the_json_says(listed: Store, tmp_path) -> None:
+    manifest = read_manifest(listed)
+    shards = manifest.shards
+    assert isinstance(shards, ShardList)
+    entries = tuple(shards)
+    assert (len(shards), shards[1], shards[-1], shards[1:3]) == (4, entries[1], entries[3], entries[1:3])
+    assert ShardList.of(entries) == shards == pickle.loads(pickle.dumps(shards)) == entries
+    plain = manifest.model_copy(update={"shards": entries, "shards_file": None})
+    assert plain.computed_fingerprint() == manifest.computed_fingerprint() == manifest.fingerprint
+    assert Manifest.model_validate_json(manifest.model_dump_json()).shards == entries
+    for bulk in (group_counts, group_rows, distinct_paths, lambda s: numbers(s, "ids"), lambda s: chunk_lengths(s, 2)):
+        assert np.array_equal(bulk(shards), bulk(entries))
+    for key in ("", entries[2].min_key, entries[2].max_key, "~"):
+        assert holding(shards, key) == holding(entries, key)
+    with pytest.raises(IndexError):
+        shards[4]
+
+
+def test_a_listed_dataset_gives_the_same_samples(listed: Store) -> None:
+    manifest = read_manifest(listed)
+    one, other = Dataset(listed, manifest), Dataset(listed, manifest.model_copy(update={"shards": (*manifest.shards,)}))
+    assert len(one) == len(other) == 160
+    key = one.table(["key"])["key"][90].as_py()
+    assert one.index(key) == other.index(key) == 90
+    assert np.array_equal(one.codes(range(160)), other.codes(range(160)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(path="data/../../etc/passwd"), "not below data/"),
+        (lambda s: s.update(path="/etc/passwd"), "not below data/"),
+        (lambda s: s.update(path="data/x\\..\\y"), "not below data/"),
+        (lambda s: s.update(rows=-1), "rows"),
+        (lambda s: s.update(rows=41), "rows do not add up"),
+        (lambda s: s.update(ids=s["ids"] + 1), "ids are not those of"),
+        (lambda s: s.update(raw_bytes=-1), "raw_bytes"),
+        (lambda s: s.update(grid=[8]), "1 axes instead of 2"),
+        (lambda s: s.update(grid=[8, 9]), "grid differs from the dataset's"),
+        (lambda s: s["footer"].update(length=1 << 40), "footer of"),
+        (lambda s: s["footer"].update(offset=(1 << 63) - 1), "footer is not at the end"),
+        (lambda s: s["row_groups"][0].update(rows=1 << 40), "rows do not add up"),
+        (lambda s: s["row_groups"][0]["codes"].pop(), "1 code chunks for 2 levels"),
+        (lambda s: s["row_groups"][0]["codes"][0].update(length=1 << 50), "chunk of"),
+        (lambda s: s["row_groups"][0]["codes"][1].update(offset=0), "out of order"),
+        (lambda s: s["row_groups"][0]["sizes"].update(offset=-(1 << 40)), "offset"),
+        (lambda s: s["row_groups"][0]["sizes"].update(offset=(1 << 63) - 1), "out of order"),
+        (lambda s: s["row_groups"][0]["sizes"].update(xxh64=None), "xxh64"),
+        (lambda s: s.update(path="data/" + s["path"].split("/")[1].replace("2", "1")), "listed twice"),
+    ],
+)
+def test_a_listed_shard_that_breaks_a_rule_is_refused_as_in_json(listed: Store, change, message) -> None:
+    manifest = read_manifest(listed)
+    rows = [shard.model_dump(mode="json") for shard in manifest.shards]
+    change(rows[2])
+    shards = ShardList(pa.Table.from_pylist(rows, schema=SHARD_LIST))
+    with pytest.raises((FormatError, ValueError), match=message):
+        check_manifest(manifest.model_copy(update={"shards": shards}))
+    check_manifest(manifest)
+
+
+def test_what_later_versions_add_to_a_shard_list_is_left_out_but_protected(listed: Store, change_manifest) -> None:
+    before = read_manifest(listed)
+    document = json.loads(listed.read("manifest/00000001.json"))
+    rows = pq.read_table(io.BytesIO(listed.read(document["shards_file"]["path"]))).to_pylist()
+    for number, row in enumerate(rows):
+        row |= {"later": [number, None], "note": 'a "quoted"\n'}
+        row["footer"]["later"] = {"b": True, "a": number / 3}
+        row["row_groups"][0]["codes"][0]["later"] = "ü"
+    content = {name: value for name, value in document.items() if name not in NOT_IN_FINGERPRINT}
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    stored = pq.read_table(io.BytesIO(file.getvalue())).to_pylist()
+    listed.put(path := document["shards_file"]["path"], file.getvalue())
+    document["shards_file"] |= {"bytes": len(file.getvalue()), "sha256": hashlib.sha256(file.getvalue()).hexdigest()}
+    document["fingerprint"] = digest(content | {"shards": stored})
+    listed.put("manifest/00000001.json", json.dumps(document).encode())
+    assert read_manifest(listed).shards == before.shards
+    assert path == before.shards_file.path
+    document["fingerprint"] = digest(content | {"shards": stored[::-1]})
+    listed.put("manifest/00000001.json", json.dumps(document).encode())
+    with pytest.raises(FormatError, match="fingerprint"):
+        read_manifest(listed)
+
+
+def test_deleted_rows_of_a_listed_shard_are_those_of_its_entry(listed: Store, tmp_path: Path) -> None:
+    manifest = read_manifest(listed)
+    entries = list(manifest.shards)
+    assert ShardList.of(entries).table.schema == SHARD_LIST
+    entries[2] = entries[2].model_copy(update={"deleted": ((0, 3), (5, 6))})
+    some = ShardList.of(entries)
+    assert [some[number] for number in range(4)] == list(some) == entries
+    assert (some.num_deleted, with_deleted(some), with_deleted(entries)) == (4, [2], [2])
+    assert some != manifest.shards
+    assert b"".join(some.canonical_json()) == b"".join(canonical_shards(entries))
+    changed = manifest.model_copy(update={"version": 2, "min_reader": 2, "shards": tuple(entries), "shards_file": None})
+    commit_manifest(listed, changed, max_json_shards=2)
+    reread = read_manifest(listed)
+    assert isinstance(reread.shards, ShardList)
+    assert (reread.shards, reread.num_samples, len(Dataset(listed, reread))) == (some, 156, 156)
+    entries[2] = entries[2].model_copy(update={"deleted": ((0, 41),)})
+    with pytest.raises(FormatError, match="deleted rows out of order"):
+        check_manifest(manifest.model_copy(update={"shards": ShardList.of(entries)}))

@@ -14,7 +14,7 @@ from tokenshard.codecs.base import id_dtype
 from tokenshard.engine.encoding import Encoded, Encoder, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import InputError, SpecError
-from tokenshard.shards.bounds import MAX_GROUP_IDS, MAX_LEVELS
+from tokenshard.shards.limits import MAX_GROUP_IDS, MAX_LEVELS
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample
 from tokenshard.spec.codec import MAX_ALPHABET
 from tokenshard.spec.job import ConvertJob

@@ -24,6 +24,7 @@ from tokenshard.loading.plan import Epoch, Part, Planner, Step
 from tokenshard.loading.ranks import current_rank
 from tokenshard.loading.selection import Selector
 from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.shard_list import chunk_lengths
 
 Remainder = Literal["short", "drop", "pad", "spill"]
 Verify = Literal["always", "first", "never"]
@@ -394,7 +395,6 @@ def _cpus() -> int:
 
 
 def _mean_block_bytes(dataset: Dataset, levels: int) -> int:
-    groups = [group for shard in dataset.manifest.shards for group in shard.row_groups]
-    total = sum(group.sizes.length + sum(chunk.length for chunk in group.codes[:levels]) for group in groups)
-    rows = sum(group.rows for group in groups)
-    return max(1, (total + 32 * rows) // max(1, len(groups)))
+    manifest = dataset.manifest
+    lengths = chunk_lengths(manifest.shards, len(manifest.code.columns))
+    return max(1, (int(lengths[:, : 1 + levels].sum()) + 32 * len(dataset)) // max(1, len(lengths)))

@@ -50,7 +50,8 @@ class Selector:
         if weights is not None:
             _check_weights(dataset, weights)
             self._weights = {}
-        columns = [*(predicate.columns if predicate else ()), *([weights] if weights is not None else ())]
+        columns = [*(predicate.columns if predicate else ())]
+        columns += [weights] if weights is not None and weights not in columns else []
 
         def select(group: int) -> tuple[NDArray[np.int32] | None, NDArray[np.float64]]:
             return _select(dataset, group, predicate, columns, weights)

@@ -1,4 +1,4 @@
-"""Hard limits of the shard format, and the checks a reader makes before it allocates or seeks.
+"""The checks a reader makes before it allocates or seeks, against the hard limits of the shard format.
 
 A dataset may come from anywhere. Sizes in its files are believed only within these limits and only where the
 manifest, the footer and the columns agree; everything else is a :class:`~tokenshard.errors.FormatError`.
@@ -16,23 +16,21 @@ import pyarrow as pa
 
 from tokenshard.codecs.base import Grids
 from tokenshard.errors import FormatError
+from tokenshard.shards.limits import (
+    MAX_CHUNK_BYTES,
+    MAX_FILE_BYTES,
+    MAX_FOOTER_BYTES,
+    MAX_GROUP_IDS,
+    MAX_GROUP_ROWS,
+    MAX_LEVELS,
+    MAX_MODEL_BYTES,
+    MAX_RANK,
+    MAX_ROW_GROUPS,
+)
+from tokenshard.shards.screening import suspects
+from tokenshard.shards.shard_list import ShardList, distinct_paths, numbers
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import SIDECARS, ChunkEntry, LevelEntry, Manifest, ShardEntry
-
-MAX_ROW_GROUPS = 4_096
-MAX_GROUP_ROWS = 1 << 16
-MAX_GROUP_IDS = (1 << 31) - 1
-"""Ids of one level of one row group, and so of one sample."""
-MAX_GROUP_BYTES = 1 << 28
-"""Bytes of codes a writer puts into one row group."""
-MAX_CHUNK_BYTES = (1 << 31) - 1
-"""Bytes read at once: sizes and codes of a row group together with what lies between them, a rejects file, a list."""
-MAX_FILE_BYTES = (1 << 63) - 1
-MAX_FOOTER_BYTES = 1 << 26
-MAX_LEVELS = 256
-MAX_RANK = 3
-MAX_MODEL_BYTES = 1 << 24
-
 
 REMEDY = "restore the file from a copy, or convert the dataset again"
 
@@ -68,23 +66,24 @@ def check_manifest(manifest: Manifest) -> None:
     require(all(dim is None or 0 <= dim <= MAX_GROUP_IDS for dim in manifest.code.grid), "a grid of impossible size")
     for level, column in zip(manifest.code.levels, manifest.code.columns, strict=True):
         _check_level(level, column)
-    for shard in manifest.shards:
+    shards, grid = manifest.shards, manifest.code.grid
+    for shard in (shards[at] for at in suspects(shards, levels, grid)) if isinstance(shards, ShardList) else shards:
         require(_below(shard.path, "data"), f"shard path {shard.path!r} is not below data/")
-        _check_shard(shard, levels, manifest.code.grid)
-    for rejects in manifest.rejects:
-        require(_below(rejects.path, "rejects"), f"rejects path {rejects.path!r} is not below rejects/")
-        require(rejects.bytes <= MAX_CHUNK_BYTES, f"{rejects.path}: a rejects file of {rejects.bytes} bytes")
-    paths = [shard.path for shard in manifest.shards] + [entry.path for entry in manifest.rejects]
-    require(len(set(paths)) == len(paths), "a file is listed twice")
-    for name, listed in (
-        ("samples", sum(shard.rows for shard in manifest.shards)),
-        ("ids", sum(shard.ids for shard in manifest.shards)),
-        ("raw_bytes", sum(shard.raw_bytes for shard in manifest.shards)),
-        ("token_bytes", sum(shard.bytes for shard in manifest.shards)),
+        _check_shard(shard, levels, grid)
+    for entry in manifest.rejects:
+        require(_below(entry.path, "rejects"), f"rejects path {entry.path!r} is not below rejects/")
+        require(entry.bytes <= MAX_CHUNK_BYTES, f"{entry.path}: a rejects file of {entry.bytes} bytes")
+    rejects = {entry.path for entry in manifest.rejects}
+    require(distinct_paths(shards) == len(shards) and len(rejects) == len(manifest.rejects), "a file is listed twice")
+    for name, total in (
+        ("samples", sum(numbers(shards, "rows"))),
+        ("ids", sum(numbers(shards, "ids"))),
+        ("raw_bytes", sum(numbers(shards, "raw_bytes"))),
+        ("token_bytes", sum(numbers(shards, "bytes"))),
         ("rejects", sum(entry.rows for entry in manifest.rejects)),
     ):
         stated = getattr(manifest.totals, name)
-        require(stated == listed, f"totals.{name} is {stated}, but the listed files add up to {listed}")
+        require(stated == total, f"totals.{name} is {stated}, but the listed files add up to {total}")
     for sha256, size in (*manifest.models.items(), *manifest.tables.items()):
         require(_is_hex(sha256, 64), f"model name {sha256!r} is not a SHA-256")
         require(0 < size <= MAX_MODEL_BYTES, f"model {sha256} of {size} bytes (at most {MAX_MODEL_BYTES})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.once import OnceCache
 from tokenshard.shards.reader import RowGroup, ShardReader, arrange, joins_footer
 from tokenshard.shards.schema import KEY, length_name
+from tokenshard.shards.shard_list import chunk_lengths, group_counts, group_rows, holding, with_deleted
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import Manifest
 from tokenshard.spec.tokenizer import TokenizerSpec
@@ -57,13 +59,18 @@ class Dataset:
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store, self.manifest = store, manifest
-        groups = [group for shard in manifest.shards for group in shard.row_groups]
-        self._live = [rows for shard in manifest.shards for rows in live_rows(shard)]
-        counts = [group.rows if rows is None else len(rows) for group, rows in zip(groups, self._live, strict=True)]
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        self._first_samples: list[int] = self._starts.tolist()
-        counts = [len(shard.row_groups) for shard in manifest.shards]
+        shards = manifest.shards
+        counts = group_counts(shards)
         self._first_group = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        rows = group_rows(shards)
+        self._live: dict[int, NDArray[np.int64]] = {}
+        """by row group, where rows are deleted: the others"""
+        for number in with_deleted(shards):
+            for group, live in enumerate(live_rows(shards[number]), int(self._first_group[number])):
+                if live is not None:
+                    self._live[group], rows[group] = live, len(live)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
+        self._first_samples = array("q", self._starts.tobytes())  # found by bisection
         grid = manifest.code.grid
         self.fixed_grid = tuple(dim for dim in grid if dim is not None) if None not in grid else None
         """token grid that all samples share, or None"""
@@ -83,8 +90,8 @@ class Dataset:
         """
         if self.store.is_local:
             return self
-        groups = (group for shard in self.manifest.shards for group in shard.row_groups)
-        largest = max((sum(chunk.length for chunk in (group.sizes, *group.codes)) for group in groups), default=0)
+        lengths = chunk_lengths(self.manifest.shards, len(self.manifest.code.columns))
+        largest = int(lengths.sum(axis=1).max(initial=0))
         if cache.limit < 2 * largest:
             raise SpecError(
                 f"{os.fspath(cache.folder)}: a cache of {cache.limit} bytes is too small for {self.store.root}, "
@@ -214,9 +221,7 @@ class Dataset:
 
     def index(self, key: str) -> int:
         """Number of the sample with this key. Raises KeyError."""
-        for shard, entry in enumerate(self.manifest.shards):
-            if not entry.min_key <= key <= entry.max_key:
-                continue
+        for shard in holding(self.manifest.shards, key):
             place = pc.index(self._shard_keys(shard), key).as_py()
             if place >= 0:
                 return int(self._starts[self._first_group[shard]]) + int(place)
@@ -289,12 +294,12 @@ class Dataset:
         if self.fixed_grid is not None:
             with damage_reported(found.where):
                 require(bool((found.grids == self.fixed_grid).all()), "token grid differs from the manifest")
-        live = self._live[group]
+        live = self._live.get(group)
         return found if live is None else found.of_rows(live)
 
     def _columns(self, group: int, names: Sequence[str]) -> pa.Table:
         shard, local = self._place(group)
-        table, live = self._reader(shard).read_columns(local, names), self._live[group]
+        table, live = self._reader(shard).read_columns(local, names), self._live.get(group)
         return table if live is None else table.take(pa.array(live))
 
     def _read_columns(self, group: int) -> list[tuple[str, pa.Array]]:

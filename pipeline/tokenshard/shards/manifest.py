@@ -17,34 +17,19 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
-from tokenshard.shards.bounds import MAX_CHUNK_BYTES, REMEDY, check_manifest, damage_reported, require
+from tokenshard.shards.bounds import REMEDY, check_manifest, damage_reported, require
+from tokenshard.shards.limits import MAX_CHUNK_BYTES
 from tokenshard.shards.schema import check_min_reader
-from tokenshard.spec.base import digest
+from tokenshard.shards.shard_list import ShardList, canonical_rows
+from tokenshard.spec.base import digest, digest_streamed
 from tokenshard.spec.manifest import FORMAT, NOT_IN_FINGERPRINT, Manifest, ShardsFile
 from tokenshard.store import Store
 
-MAX_JSON_SHARDS = 50_000
-"""Longer shard lists go into a Parquet file beside the JSON."""
+MAX_JSON_SHARDS = 1_000
+"""Longer shard lists go into a Parquet file beside the JSON, which is read in columns."""
+LIST_GROUP = 8_192
+"""Shards in a row group of that file: what decoding takes beside its result does not grow with their number."""
 _NAME = re.compile(r"manifest/(\d{8})\.json")
-_CHUNK = pa.struct([("offset", pa.int64()), ("length", pa.int64()), ("xxh64", pa.string())])
-SHARD_LIST = pa.schema(
-    [
-        ("path", pa.string()),
-        ("rows", pa.int64()),
-        ("ids", pa.int64()),
-        ("bytes", pa.int64()),
-        ("raw_bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("min_key", pa.string()),
-        ("max_key", pa.string()),
-        ("grid", pa.list_(pa.int32())),
-        ("footer", _CHUNK),
-        ("row_groups", pa.list_(pa.struct([("rows", pa.int64()), ("sizes", _CHUNK), ("codes", pa.list_(_CHUNK))]))),
-    ]
-)
-"""The shard list as Parquet: field by field the JSON of a ShardEntry."""
-DELETED = pa.field("deleted", pa.list_(pa.list_(pa.int64(), 2)))
-"""Its last column, where any shard has deleted rows."""
 
 
 def manifest_name(version: int) -> str:
@@ -94,9 +79,11 @@ def commit_manifest(store: Store, manifest: Manifest, max_json_shards: int = MAX
     manifest = manifest.model_copy(update={"shards_file": None})
     check_manifest(manifest)
     manifest = manifest.model_copy(update={"fingerprint": manifest.computed_fingerprint()})
-    document = manifest.model_dump(mode="json")
     if len(manifest.shards) > max_json_shards:
-        document |= {"shards": [], "shards_file": _put_shard_list(store, manifest).model_dump(mode="json")}
+        document = manifest.model_copy(update={"shards": ()}).model_dump(mode="json")
+        document["shards_file"] = _put_shard_list(store, manifest).model_dump(mode="json")
+    else:
+        document = manifest.model_dump(mode="json")
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     if not store.put_if_absent(manifest_name(manifest.version), text.encode()):
         raise ManifestConflict(
@@ -117,34 +104,35 @@ def _document(store: Store, data: bytes) -> dict[str, Any]:
     if not isinstance(min_reader, int):
         raise FormatError("no min_reader")
     check_min_reader(min_reader)
-    if document.get("shards_file") is not None:
-        document["shards"] = _read_shard_list(store, ShardsFile.model_validate(document["shards_file"]))
     stated = document.get("fingerprint")
     # over the document as stored, not as parsed: fields of later versions count although this reader ignores them
     content = {name: value for name, value in document.items() if name not in NOT_IN_FINGERPRINT}
-    try:
+    if document.get("shards_file") is None:
         found = digest(content)
-    except TypeError as error:
-        raise FormatError(f"its shard list holds values that JSON has not ({error}); {REMEDY}") from error
+    else:
+        table = _read_shard_list(store, ShardsFile.model_validate(document["shards_file"]))
+        try:
+            found = digest_streamed(content, "shards", canonical_rows(table))
+        except TypeError as error:
+            raise FormatError(f"its shard list holds values that JSON has not ({error}); {REMEDY}") from error
+        document["shards"] = ShardList(table)
     require(found == stated, f"damaged (fingerprint differs); {REMEDY}")
     return document
 
 
 def _put_shard_list(store: Store, manifest: Manifest) -> ShardsFile:
     file = io.BytesIO()
-    rows = [shard.model_dump(mode="json") for shard in manifest.shards]
-    deleted = any(shard.deleted for shard in manifest.shards)
-    table = pa.Table.from_pylist(rows, schema=SHARD_LIST.append(DELETED) if deleted else SHARD_LIST)
-    pq.write_table(table, file, version="2.6", compression="zstd", write_page_checksum=True)
+    table = ShardList.of(manifest.shards).table.combine_chunks()
+    pq.write_table(table, file, row_group_size=LIST_GROUP, version="2.6", compression="zstd", write_page_checksum=True)
     data = file.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
     # named by content: after a crash between the two puts, the same version can be committed with another list
     path = f"manifest/{manifest.version:08d}-{sha256[:16]}.shards.parquet"
     store.put_if_absent(path, data)
-    return ShardsFile(path=path, rows=len(rows), bytes=len(data), sha256=sha256)
+    return ShardsFile(path=path, rows=table.num_rows, bytes=len(data), sha256=sha256)
 
 
-def _read_shard_list(store: Store, listed: ShardsFile) -> list[dict[str, Any]]:
+def _read_shard_list(store: Store, listed: ShardsFile) -> pa.Table:
     require(
         re.fullmatch(r"manifest/\d{8}-[0-9a-f]{16}\.shards\.parquet", listed.path, re.ASCII) is not None,
         f"bad shard list path {listed.path!r}",
@@ -153,10 +141,8 @@ def _read_shard_list(store: Store, listed: ShardsFile) -> list[dict[str, Any]]:
         require(listed.bytes <= MAX_CHUNK_BYTES, f"a shard list of {listed.bytes} bytes")
         data = store.read(listed.path, 0, listed.bytes + 1)
         require(hashlib.sha256(data).hexdigest() == listed.sha256, f"damaged (SHA-256 differs); {REMEDY}")
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        require(table.num_rows == listed.rows, f"{table.num_rows} rows instead of {listed.rows}")
-        rows = [dict(row) for row in table.to_pylist()]
-        for row in rows:
-            if row.get(DELETED.name, ()) is None:
-                del row[DELETED.name]
-        return rows
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        rows = file.metadata.num_rows
+        require(rows == listed.rows, f"{rows} rows instead of {listed.rows}")
+        groups = (file.read_row_group(number, use_threads=False) for number in range(file.num_row_groups))
+        return pa.concat_tables([file.schema_arrow.empty_table(), *groups])

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, OpenBlock, RandomAccess, id_dtype, sample_sizes
 from tokenshard.errors import FormatError
 from tokenshard.ranged import RangedFile
-from tokenshard.shards.bounds import MAX_FOOTER_BYTES, check_sizes, damage_reported, require
+from tokenshard.shards.bounds import check_sizes, damage_reported, require
 from tokenshard.shards.chunks import Span, column_chunks
 from tokenshard.shards.describe import MAGIC
+from tokenshard.shards.limits import MAX_FOOTER_BYTES
 from tokenshard.shards.schema import NUM_TOKENS, ShardFooter, check_layouts, is_list, length_name, size_names
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import ChunkEntry, ShardEntry

@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 
 from tokenshard.codecs.base import Grids
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.shards.bounds import MAX_LEVELS, require
+from tokenshard.shards.bounds import require
+from tokenshard.shards.limits import MAX_LEVELS
 from tokenshard.spec.base import StoredDocument, canonical_json
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, ColumnEntry, TokenizerEntry

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.model import ContextModel
 from tokenshard.shards.dataset import Dataset, read_model
 from tokenshard.shards.schema import KEY, length_name
+from tokenshard.shards.shard_list import chunk_lengths
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.manifest import Manifest
 
@@ -111,12 +112,8 @@ def _context_bits(dataset: Dataset, spec: CodecSpec) -> float | None:
 
 def _code_bytes(manifest: Manifest) -> list[int]:
     """Bytes of the streams of each level (list columns: of the column chunks)."""
-    sizes = [0] * len(manifest.code.columns)
-    for shard in manifest.shards:
-        for group in shard.row_groups:
-            for level, chunk in enumerate(group.codes):
-                sizes[level] += chunk.length
-    return sizes
+    lengths = chunk_lengths(manifest.shards, len(manifest.code.columns))
+    return [int(size) for size in lengths.sum(axis=0)[1:]]
 
 
 def column_bytes(dataset: Dataset) -> dict[str, int]:

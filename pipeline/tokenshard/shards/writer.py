@@ -24,8 +24,8 @@ from tokenshard.codecs.base import Bytes, Codec, Ids, Lengths, sample_sizes
 from tokenshard.codecs.zstd import LEVEL as LIST_LEVEL
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import SpecError
-from tokenshard.shards.bounds import MAX_CHUNK_BYTES, MAX_GROUP_BYTES, MAX_GROUP_ROWS, MAX_ROW_GROUPS
 from tokenshard.shards.describe import describe_shard
+from tokenshard.shards.limits import MAX_CHUNK_BYTES, MAX_GROUP_BYTES, MAX_GROUP_ROWS, MAX_ROW_GROUPS
 from tokenshard.shards.schema import (
     KEY,
     NUM_TOKENS,

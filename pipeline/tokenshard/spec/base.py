@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -39,3 +40,20 @@ def canonical_json(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """SHA-256 (hex) of :func:`canonical_json`."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def digest_streamed(value: Mapping[str, Any], name: str, pieces: Iterable[bytes]) -> str:
+    """:func:`digest` of ``value`` with one field more, a list: what is between its brackets comes in pieces."""
+    found, first = hashlib.sha256(b"{"), True
+    for field in sorted({*value, name}):
+        found.update((b"" if first else b",") + canonical_json(field) + b":")
+        first = False
+        if field != name:
+            found.update(canonical_json(value[field]))
+            continue
+        found.update(b"[")
+        for piece in pieces:
+            found.update(piece)
+        found.update(b"]")
+    found.update(b"}")
+    return found.hexdigest()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, ValidatorFunctionWrapHandler, WrapSerializer
+from pydantic.functional_validators import WrapValidator
 
-from tokenshard.spec.base import StoredDocument, digest
+from tokenshard.spec.base import StoredDocument, canonical_json, digest_streamed
 from tokenshard.spec.codec import CodecSpec
 
 FORMAT: Literal["tokenshard"] = "tokenshard"
@@ -75,6 +77,32 @@ class ShardEntry(StoredDocument):
     def num_deleted(self) -> int:
         """Rows that are deleted."""
         return sum(end - start for start, end in self.deleted)
+
+
+class ListedShards(Sequence[ShardEntry]):
+    """Shards whose entries are made when they are asked for; a manifest takes them as they are."""
+
+    @property
+    @abstractmethod
+    def num_deleted(self) -> int:
+        """Rows of all of them that are deleted."""
+        ...
+
+    @abstractmethod
+    def canonical_json(self) -> Iterator[bytes]:
+        """The elements of the JSON list, as :func:`~tokenshard.spec.base.canonical_json` writes them, in pieces."""
+        ...
+
+
+def _listed_or_tuple(value: Any, validate: ValidatorFunctionWrapHandler) -> Sequence[ShardEntry]:
+    return value if isinstance(value, ListedShards) else tuple(validate(value))
+
+
+def _dump_shards(value: Sequence[ShardEntry], dump: SerializerFunctionWrapHandler) -> Any:
+    return dump(tuple(value))
+
+
+Shards = Annotated[Sequence[ShardEntry], WrapValidator(_listed_or_tuple), WrapSerializer(_dump_shards)]
 
 
 class ShardsFile(StoredDocument):
@@ -193,7 +221,7 @@ class Manifest(StoredDocument):
     splits: dict[str, int] = Field(
         default_factory=dict, description="samples of each value of the `split` column, if there is one"
     )
-    shards: tuple[ShardEntry, ...]
+    shards: Shards
     shards_file: ShardsFile | None = Field(
         default=None,
         description="where the shard list is stored when `shards` is empty in the JSON (not in the fingerprint)",
@@ -210,7 +238,10 @@ class Manifest(StoredDocument):
     @property
     def num_samples(self) -> int:
         """Samples that readers see: those of the shards, less those that were deleted."""
-        return self.totals.samples - sum(shard.num_deleted for shard in self.shards)
+        shards = self.shards
+        if isinstance(shards, ListedShards):
+            return self.totals.samples - shards.num_deleted
+        return self.totals.samples - sum(shard.num_deleted for shard in shards)
 
     def model_path(self, sha256: str) -> str:
         """Where a codec model lies."""
@@ -218,4 +249,14 @@ class Manifest(StoredDocument):
 
     def computed_fingerprint(self) -> str:
         """SHA-256 over the manifest without :data:`NOT_IN_FINGERPRINT`; shard bytes enter through their hashes."""
-        return digest(self.model_dump(mode="json", exclude=set(NOT_IN_FINGERPRINT)))
+        content = self.model_dump(mode="json", exclude={*NOT_IN_FINGERPRINT, "shards"})
+        return digest_streamed(content, "shards", canonical_shards(self.shards))
+
+
+def canonical_shards(shards: Sequence[ShardEntry]) -> Iterator[bytes]:
+    """The shard list as it enters the fingerprint, without its brackets, in pieces."""
+    if isinstance(shards, ListedShards):
+        yield from shards.canonical_json()
+        return
+    for number, shard in enumerate(shards):
+        yield (b"," if number else b"") + canonical_json(shard.model_dump(mode="json"))
