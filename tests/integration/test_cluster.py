@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from flaky_s3 import Fault, FlakyS3
+from flaky_s3 import Fault, FlakyS3, every
 from integration.command import command_line, refused, tokenshard_command
 from integration.ray_nodes import RayNodes
 from integration.work import SAMPLES, UNITS
@@ -66,6 +66,15 @@ def job(raw: str, s3_url: str, tmp_path: Path) -> tuple[Path, str]:
     }
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(spec))
+    return path, out
+
+
+@pytest.fixture
+def slow_job(job: tuple[Path, str], flaky_s3: Proxies) -> tuple[Path, str]:
+    """The same with a store that answers late, so that there is time to do something to it."""
+    path, out = job
+    storage = {"endpoint_url": flaky_s3(every(1, Fault.SLOW)).endpoint}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "storage": storage}))
     return path, out
 
 
@@ -156,9 +165,9 @@ def assert_metrics(cluster: RayNodes, out: str, undisturbed: dict[str, Any]) -> 
 
 
 def test_a_stopped_job_goes_on_when_it_is_submitted_again(
-    cluster: RayNodes, job: tuple[Path, str], undisturbed: dict[str, Any]
+    cluster: RayNodes, slow_job: tuple[Path, str], undisturbed: dict[str, Any]
 ) -> None:
-    path, out = job
+    path, out = slow_job
     name = submitted(cluster, path)
     wait_for(lambda: shards(out) >= 3, "the third shard")
     stopped = cluster_command(cluster, "stop", name)
@@ -174,9 +183,9 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(
 
 
 def test_a_node_that_is_lost_costs_nothing_but_time(
-    cluster: RayNodes, job: tuple[Path, str], undisturbed: dict[str, Any]
+    cluster: RayNodes, slow_job: tuple[Path, str], undisturbed: dict[str, Any]
 ) -> None:
-    path, out = job
+    path, out = slow_job
     name = submitted(cluster, path)
     wait_for(lambda: shards(out) >= 3, "the third shard")
     lost = next(node for node in cluster.nodes if node.poll() is None)
@@ -192,9 +201,9 @@ def test_a_node_that_is_lost_costs_nothing_but_time(
 
 
 def test_of_two_drivers_of_one_output_the_second_stops(
-    cluster: RayNodes, job: tuple[Path, str], undisturbed: dict[str, Any]
+    cluster: RayNodes, slow_job: tuple[Path, str], undisturbed: dict[str, Any]
 ) -> None:
-    path, out = job
+    path, out = slow_job
     engine = ["--engine", "ray", "--address", cluster.address, "--workers", "1", "--quiet"]
     words = command_line("run", str(path), *engine)
     with subprocess.Popen(
