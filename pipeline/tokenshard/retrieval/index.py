@@ -244,7 +244,7 @@ def _arrays(store: Store, file: IndexFile) -> Arrays:
     """The arrays of a file. Raises FormatError where it is missing or damaged."""
     require(_FILE.fullmatch(file.path) is not None, f"path {file.path!r} of an index leaves its folder")
     with damage_reported(store.url(file.path)):
-        data = store.read(file.path, 0, file.bytes + 1)
+        data = store.read(file.path, 0, file.bytes)
         require(hashlib.sha256(data).hexdigest() == file.sha256, "damaged (SHA-256 differs); build the index again")
         try:
             return load_tensors(data)
