@@ -146,6 +146,11 @@ class Compressor(ABC):
     dimensions: int
     alphabets: tuple[int, ...] = ()
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Alphabets of the code columns that a shard has: of a method without ids one of a single id, in no bytes."""
+        return self.alphabets or (1,)
+
     @classmethod
     @abstractmethod
     def parse(cls, arguments: tuple[str, ...]) -> Config:
