@@ -115,6 +115,8 @@ def run_and_print(spec: Any, mode: dict[str, Any], quiet: bool, as_json: bool) -
         ]
     rows += [("seconds", f"{result.seconds:.1f} ({result.engine})"), ("fingerprint", result.fingerprint)]
     print_table(rows)
+    for warning in result.warnings:
+        click.echo(f"warning: {warning}")
     if result.engine == "none":
         click.echo("The dataset was complete already; nothing was done. Use --append to add new inputs.")
 

@@ -27,6 +27,8 @@ from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Executor, WorkerAddress
 from tokenshard.errors import SpecError
+from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.drift import alarms
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
@@ -54,6 +56,8 @@ class Conversion:
     fingerprint: str
     engine: str
     reasons: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+    """of shards whose page vectors are unlike those that the codebook was trained on"""
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,7 +96,11 @@ def run_conversion(spec: ConvertJob, mode: Mode | None = None, progress: Progres
             progress.note("nothing new: the dataset has all inputs already")
             return _summary(spec, folder, parent, started, "none")
         engine = _run_units(spec, folder, parent, plan, progress)
-    return _summary(spec, folder, finalize(folder, parent), started, engine)
+    manifest = finalize(folder, parent)
+    known = {shard.path for shard in parent.shards} if parent is not None else set()
+    new = [number for number, shard in enumerate(manifest.shards) if shard.path not in known]
+    warnings = tuple(alarms(Dataset(output, manifest), new))
+    return replace(_summary(spec, folder, manifest, started, engine), warnings=warnings)
 
 
 def _dry_run(spec: ConvertJob, progress: Progress, started: float) -> Conversion:

@@ -16,6 +16,7 @@ from tokenshard.engine.encoding import Encoded, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
+from tokenshard.retrieval.compression.accounting import trained_bytes
 from tokenshard.retrieval.compression.base import Compressor
 from tokenshard.retrieval.compression.registry import Method
 from tokenshard.retrieval.encoders.base import PageEncoder, PageVectors
@@ -67,7 +68,11 @@ class EncodingPages:
             modality="document",
             levels=compressor.alphabets,
             downsample=(),
-            config={"encoder": encoder.spec.fingerprint, "compression": self._spec.compression},
+            config={
+                "encoder": encoder.spec.fingerprint,
+                "compression": self._spec.compression,
+                **trained_bytes(compressor, vectors),
+            },
             numerics=encoder.spec.numerics,
             weights_sha256=hashlib.sha256(weights).hexdigest(),
         )
