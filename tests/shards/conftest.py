@@ -19,6 +19,8 @@ from safetensors.numpy import save
 from tokenshard.codecs.base import Codec
 from tokenshard.codecs.choose import load_codec
 from tokenshard.codecs.context import ContextCodec
+from tokenshard.codecs.copy import CopyCodec
+from tokenshard.codecs.multiset import MultisetCodec
 from tokenshard.shards.manifest import commit_manifest
 from tokenshard.shards.rejects import describe_rejects, rejects_bytes
 from tokenshard.shards.schema import CodeColumns, code_names, column_entries, shard_schema
@@ -47,6 +49,7 @@ TOKENIZER = TokenizerSpec(
     weights_sha256=hashlib.sha256(WEIGHTS).hexdigest(),
 )
 ENTRY = TokenizerEntry(fingerprint=TOKENIZER.fingerprint, numerics=TOKENIZER.numerics)
+FITTED: dict[str, Any] = {"context": ContextCodec, "copy": CopyCodec, "multiset": MultisetCodec}
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,12 @@ def token_rows(
     total = int(np.prod(grids.astype(np.int64), axis=1).sum())
     dtype = np.uint16 if alphabet <= 1 << 16 else np.int32
     ids = tuple(rng.integers(0, alphabet, total).astype(dtype) for _ in codecs)
+    if "multiset" in codecs:  # its samples are sorted
+        ends = np.cumsum(np.prod(grids.astype(np.int64), axis=1))[:-1]
+        ids = tuple(np.concatenate([np.sort(part) for part in np.split(level, ends)]) for level in ids)
     specs, models = [], {}
     for name, codec, level in zip(code_names(len(codecs)), codecs, ids, strict=True):
-        model = ContextCodec.fit(level, grids, alphabet).model_bytes() if codec == "context" else None
+        model = FITTED[codec].fit(level, grids, alphabet).model_bytes() if codec in FITTED else None
         sha256 = hashlib.sha256(model).hexdigest() if model else None
         models |= {sha256: model} if model else {}
         shared = group if codec == "context" else 1

@@ -63,3 +63,20 @@ def test_each_level_says_what_its_ids_cost_and_could_cost(codec: str, make_rows,
     assert sum(level["model_bytes"] for level in stats["levels"]) == stats["model_bytes"]
     stored = stored_levels(dataset.manifest)
     assert all(entry.items() <= level.items() for entry, level in zip(stored, stats["levels"], strict=True))
+
+
+@pytest.mark.parametrize(("codec", "rank"), [("multiset", 1), ("copy", 3)])
+def test_models_that_say_nothing_of_their_bits_are_counted_all_the_same(
+    codec: str, rank: int, make_rows, make_dataset
+) -> None:
+    rows = make_rows(192, alphabet=100, codecs=(codec,), rank=rank, stream=5)
+    stats = dataset_stats(open_dataset(make_dataset(rows, row_group_bytes=2 << 10).root))
+    json.dumps(stats)
+    (level,) = stats["levels"]
+    assert (level["codec"], level["context_bits"]) == (codec, None)
+    assert level["model_bytes"] == stats["model_bytes"] == sum(map(len, rows.models.values()))
+    assert 0 < level["bits_per_token"] < level["bits_per_token_in_all"]
+    assert stats["packed"].keys() == {"residual"}
+    assert 5 * 192 < stats["packed_bytes"] < 5 * 192 + 2000
+    parts = ("key_bytes", "length_bytes", "code_framing_bytes", "metadata_bytes", "packed_bytes", "footer_bytes")
+    assert sum(stats[part] for part in parts) + level["stream_bytes"] == stats["bytes"]

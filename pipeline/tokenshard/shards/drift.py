@@ -35,8 +35,8 @@ class Drift:
 
     def __str__(self) -> str:
         return (
-            f"{self.shard}: {self.bytes_per_vector:.1f} bytes a vector, {self.ratio:.1f} times those of the sample that the "
-            "codebook was trained on; these pages are unlike it, and would take fewer with a codebook of their own"
+            f"{self.shard}: {self.bytes_per_vector:.1f} bytes a vector, {self.ratio:.1f} times those of the sample "
+            "that the codebook was trained on; these pages are unlike it, and would take less with one of their own"
         )
 
 

@@ -24,9 +24,10 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     of the empirical id distribution (mean over levels), exact for the decoded samples. Sizes always cover all files.
     `levels` has the figures of :func:`stored_levels` and, level by level, `order0_entropy`, `codes_used`,
     `context_bits` (bits an id of the pilot costs by the tables of a `context` model, without the ends of streams; null
-    without a model), `framing_bytes` (page headers and lengths around the streams), `length_bytes` (`code_len`), and
-    `bits_per_token_in_all`: streams, framing, lengths and model together. Page vectors of a variable rate have
-    `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`.
+    for other codecs, whose models say nothing of it), `framing_bytes` (page headers and lengths around the streams),
+    `length_bytes` (`code_len`), and `bits_per_token_in_all`: streams, framing, lengths and model together. `packed`:
+    bytes of the columns of packed bytes beside the ids, such as a residual, by name. Page vectors of a variable rate
+    have `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`.
     """
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)
@@ -46,6 +47,7 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
         )
     lengths = {"num_tokens", *(length_name(spec) for spec in manifest.code.columns)}
     lengths |= {column.name for column in manifest.columns if column.role == "length"}
+    packed = {column.name: bytes_of.get(column.name, 0) for column in manifest.columns if column.role == "stream"}
     columns = sum(bytes_of.values())
     return {
         "num_samples": manifest.totals.samples,
@@ -63,8 +65,10 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
         "key_bytes": bytes_of.get(KEY, 0),
         "length_bytes": sum(size for name, size in bytes_of.items() if name in lengths),
         "code_framing_bytes": sum(bytes_of.get(name, 0) for name in names) - sum(code_bytes),
+        "packed": packed,
+        "packed_bytes": sum(packed.values()),
         "metadata_bytes": sum(
-            size for name, size in bytes_of.items() if name not in lengths and name not in {KEY, *names}
+            size for name, size in bytes_of.items() if name not in lengths and name not in {KEY, *names, *packed}
         ),
         "footer_bytes": manifest.totals.token_bytes - columns,
         "decoded_samples": decoded,
@@ -121,7 +125,7 @@ def stored_levels(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _context_bits(dataset: Dataset, spec: CodecSpec) -> float | None:
-    if spec.model is None:
+    if spec.model is None or spec.codec != "context":
         return None
     return ContextModel.from_bytes(read_model(dataset.store, dataset.manifest, spec.model)).pilot.bits_per_id
 
