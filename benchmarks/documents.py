@@ -31,6 +31,7 @@ from retrieving.corpus import Corpus, load_corpus
 from retrieving.figure import plot
 from retrieving.measure import MEASURES, Fitted, Row, gemm_ns, measure_fitted
 
+from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression.accounting import code_bytes
 from tokenshard.retrieval.evaluation import estimate, measured
 
@@ -83,7 +84,11 @@ def main() -> None:
     rows = []
     options.out.mkdir(parents=True, exist_ok=True)
     for codec in options.codecs:
-        fitted = Fitted.on(other or corpus, codec)
+        try:
+            fitted = Fitted.on(other or corpus, codec)
+        except SpecError as refusal:  # of a training that does not help
+            print(f"{codec}: {refusal}", flush=True)
+            continue
         rows.append(measure_fitted(corpus, fitted, options.measure))
         print(rows[-1], *(() if other is None else [f"{_drift(fitted, rows[-1], other):.2f} x the bytes"]), flush=True)
         _write(rows, options.out / "documents.csv")
