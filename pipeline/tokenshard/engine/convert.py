@@ -30,8 +30,8 @@ from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Executor, WorkerAddress
 from tokenshard.errors import SpecError
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.drift import alarms
 from tokenshard.shards.deleted import deleted_rows
+from tokenshard.shards.drift import alarms
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects

@@ -26,6 +26,7 @@ class QueryMap(Compressor):
         self.method, self._stored = method, matrix
         self._matrix: Vectors = matrix.astype(np.float32)
         self.dimensions, self.alphabets = method.dimensions, method.alphabets
+        self.centroids = None if method.centroids is None else method.centroids @ self._matrix.T
         for trait in ("streams", "order_free", "variable_rate"):
             setattr(self, trait, getattr(method, trait))
 

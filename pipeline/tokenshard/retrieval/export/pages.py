@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
-from tokenshard.retrieval.compression.base import Compressor, Encoded, Streams
+from tokenshard.retrieval.compression.base import Compressor, Encoded
 from tokenshard.retrieval.exact import Multivectors, Vectors
+from tokenshard.retrieval.pages import PageCodes
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.export.base import Contents, Output
 from tokenshard.shards.export.json_values import is_json
@@ -84,14 +85,9 @@ class ExportedPages:
             raise SpecError(f"the column {bad[0]!r} cannot be written as JSON; leave it out with --columns")
 
     def batches(self) -> Iterator[PageBatch]:
-        levels = len(self.dataset.manifest.code.levels)
-        names = [KEY, *self.schema.names, *INTERNAL, *self.compressor.streams]
-        for group in range(self.dataset.num_row_groups):
-            table = self.dataset.group_table(group, list(dict.fromkeys(names)))
-            codes = [np.asarray(page).reshape(levels, -1) for page in self.dataset.group_codes(group)]
-            offsets = np.concatenate([[0], np.cumsum([page.shape[1] for page in codes])]).astype(np.int64)
-            streams = {name: Streams.of(table[name].to_pylist()) for name in self.compressor.streams}
-            encoded = Encoded(offsets, np.ascontiguousarray(np.concatenate(codes, axis=1)), streams)
+        names = list(dict.fromkeys([KEY, *self.schema.names, *INTERNAL]))
+        for group, encoded in enumerate(PageCodes(self.dataset, self.compressor).encoded()):
+            table = self.dataset.group_table(group, names)
             grids = zip(table["grid_height"].to_pylist(), table["grid_width"].to_pylist(), strict=True)
             positions = table["positions"].to_pylist()
             columns = table.select(self.schema.names)
