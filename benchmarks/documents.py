@@ -76,6 +76,7 @@ def main() -> None:
         options.pages,
         options.tokens,
         other.reduction if other else None,
+        any("prune:cls" in codec for codec in options.codecs),
     )
     function, k = MEASURES[options.measure]
     exact = estimate(measured(function, corpus.run(corpus.exact), corpus.judgements, k))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,8 @@ from tokenshard.sources.documents.open import open_document_source
 from tokenshard.spec.documents import DocumentSourceSpec
 from tokenshard.store import Store
 
-SALIENCIES = ("attention", "cls", "idf")
+SALIENCIES = ("attention", "idf", "cls")
+"""The last only where it is asked for: the network runs once more for it."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,23 @@ def load_corpus(
     pages: int | None = None,
     tokens: int | None = None,
     reduction: Reduction | None = None,
+    first_token: bool = False,
 ) -> Corpus:
-    """``vectors``: file to keep them in, or to take them from. ``reduction``: of another corpus, instead of its own."""
+    """``vectors``: file to keep them in, or to take them from. ``reduction``: of another corpus, instead of its own.
+
+    ``first_token``: find out the attention that the first token pays, too.
+    """
     store = Store(folder)
     judgements = read_judgements(store, judgements_file)
     if zero_grade is not None:
         judgements = {q: {page: grade or zero_grade for page, grade in own.items()} for q, own in judgements.items()}
     queries = {query: text for query, text in read_queries(store, "queries.jsonl").items() if query in judgements}
     if vectors is None or not vectors.is_file():
-        made = _encoded(read(folder, pages, judgements), list(queries.values()), tokens, reduction)
+        samples = read(folder, pages, judgements)
+        made = _encoded(samples, list(queries.values()), tokens, reduction)
+        if first_token:
+            paid = [of_page[1] for _, of_page in _FirstToken(tokens=tokens).page_states(samples)]
+            made["cls"] = np.concatenate(paid)
         if vectors is not None:
             np.savez(vectors, **made)
     else:
@@ -101,14 +111,14 @@ def load_corpus(
         list(queries),
         judgements,
         maxsim(asked, shown),
-        {name: made[name] for name in SALIENCIES},
+        {name: made[name] for name in SALIENCIES if name in made},
         Reduction(made["mean"], made["basis"]),
     )
 
 
 def _encoded(
     samples: Sequence[Sample], queries: Sequence[str], tokens: int | None, reduction: Reduction | None
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, NDArray[Any]]:
     encoder = MiniLM(tokens=tokens)
     found = [of_page for _, of_page in encoder.page_states(samples)]
     states = [page for page, _ in found]
@@ -124,7 +134,6 @@ def _encoded(
         "queries_at": asked.offsets,
         "keys": np.array([sample.key for sample in samples]),
         "attention": np.concatenate([received for _, received in found]),
-        "cls": np.concatenate([of_page[1] for _, of_page in _FirstToken(tokens=tokens).page_states(samples)]),
         "idf": np.log(len(samples) / seen[np.concatenate(ids)]).astype(np.float32),
         "mean": reduction.mean,
         "basis": reduction.basis,
