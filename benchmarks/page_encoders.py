@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from retrieving.corpus import read
 
 from tokenshard.retrieval.encoders.base import normalized
 from tokenshard.retrieval.encoders.minilm import DIMENSIONS, MiniLM
@@ -35,19 +35,9 @@ from tokenshard.retrieval.evaluation import (
     reciprocal_rank,
 )
 from tokenshard.retrieval.exact import Multivectors, Vectors, maxsim, ranking
-from tokenshard.sources.base import Sample
-from tokenshard.sources.documents.open import open_document_source
-from tokenshard.spec.documents import DocumentSourceSpec
 from tokenshard.store import Store
 
 MEASURES = {"nDCG@10": (ndcg, 10), "recall@2": (recall, 2), "recall@10": (recall, 10), "MRR@10": (reciprocal_rank, 10)}
-
-
-def read(folder: Path) -> list[Sample]:
-    """The documents of a corpus that can be read."""
-    source = open_document_source(DocumentSourceSpec(path=str(folder)))
-    plan = pa.Table.from_batches(list(source.plan()))
-    return [item for item in (thunk() for thunk in source.read(plan)) if isinstance(item, Sample)]
 
 
 def token_vectors(reduce: Callable[[NDArray[np.float32]], Vectors], states: list[NDArray[np.float32]]) -> Multivectors:

@@ -74,7 +74,10 @@ def _split(pages: Multivectors) -> list[Any]:
 
 def test_rankings_are_measured_beside_exact_ones_with_the_bytes_on_disk(pages: Path) -> None:
     words = ["search", "eval", str(pages / "pages"), str(pages / "queries.jsonl"), str(pages / "qrels.tsv"), "--exact"]
-    found = command(*words)
+    found = command(*words, "--run", str(pages / "run.txt"))
+    lines = [line.split() for line in (pages / "run.txt").read_text().splitlines()]
+    assert len(lines) == len(ASKED) * len(TEXTS)
+    assert [line[2] for line in lines if line[3] == "1"] == [document for _, document in ASKED.values()]
     assert found["queries"] == len(ASKED)
     assert found["ndcg_at_10"] > 0.9
     assert found["ndcg_at_10_retained"] == pytest.approx(found["ndcg_at_10"] / found["ndcg_at_10_exact"])

@@ -20,6 +20,7 @@ from tokenshard.retrieval.evaluation import (
     reciprocal_rank,
     retained,
     success,
+    trec_run,
 )
 from tokenshard.store import Store
 
@@ -97,3 +98,10 @@ def test_queries_are_read_by_id(tmp_path: Path) -> None:
     (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "wing"}\n{"_id": "q", "text": "drag"}\n')
     with pytest.raises(SpecError, match=r"queries.jsonl:2: query q is there twice"):
         read_queries(Store(tmp_path), "queries.jsonl")
+
+
+def test_a_run_of_trec_has_a_line_a_document_with_its_rank() -> None:
+    text = trec_run({"q1": {"d3": 2.5, "d1": 2.0}, "q2": {}, "q3": {"d1": -1.0}})
+    assert text == "q1 Q0 d3 1 2.500000 tokenshard\nq1 Q0 d1 2 2.000000 tokenshard\nq3 Q0 d1 1 -1.000000 tokenshard\n"
+    with pytest.raises(SpecError, match="white space"):
+        trec_run({"q1": {"my file.pdf": 1.0}})

@@ -117,10 +117,8 @@ def run_and_print(
     if mode.pop("dry_run"):
         _print_estimate(spec, progress, as_json)
         return
-    with (
-        redirect_stdout(sys.stderr),
-        _metrics(spec, metrics_port) as metrics,
-    ):  # stdout belongs to the result: Ray writes
+    # stdout belongs to the result; Ray reports dead workers there
+    with redirect_stdout(sys.stderr), _metrics(spec, metrics_port) as metrics:
         result = run_conversion(spec, Mode(**mode), progress, metrics)
     if as_json:
         print_json(result.json())
@@ -135,6 +133,8 @@ def run_and_print(
         ]
     rows += [("seconds", f"{result.seconds:.1f} ({result.engine})"), ("fingerprint", result.fingerprint)]
     print_table(rows)
+    for warning in result.warnings:
+        click.echo(f"warning: {warning}")
     if result.engine == "none":
         click.echo("The dataset was complete already; nothing was done. Use --append to add new inputs.")
 

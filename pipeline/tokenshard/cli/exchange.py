@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tokenshard.cli.options import json_option, print_json, print_table, storage_option
 
+if TYPE_CHECKING:
+    from tokenshard.shards.export.registry import Exported
+
 FORMATS = ("parquet", "webdataset", "npy", "npz", "hf", "mds", "litdata", "megatron", "seit")
+PAGE_FORMATS = ("qdrant", "vespa", "vectors", "lance", "fast-plaid")
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
@@ -18,7 +22,9 @@ def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.command()
 @click.argument("out")
 @click.argument("dst")
-@click.option("--format", "format_name", type=click.Choice((*FORMATS, "mp4")), required=True, help="What to write.")
+@click.option(
+    "--format", "format_name", type=click.Choice((*FORMATS, *PAGE_FORMATS, "mp4")), required=True, help="What to write."
+)
 @click.option("--columns", callback=_names, help="Label and metadata columns to keep, with commas. [default: all]")
 @click.option("--split", help="Export only this split. [default: all of them]")
 @click.option("--shard-bytes", help="Size of the files, where the format has many: e.g. 64MiB.")
@@ -31,17 +37,14 @@ def export(out: str, dst: str, **values: Any) -> None:
     """Write the token dataset OUT to the empty folder or URL DST in another format.
 
     Keys, labels and the tokenizer go along: `tokenshard import FORMAT DST OUT` gives the dataset back. mp4 writes
-    reconstructed clips as videos.
+    reconstructed clips as videos; qdrant, vespa, vectors, lance and fast-plaid write the vectors of document pages.
 
     \b
     Example:
       tokenshard export tokens/ tars/ --format webdataset
       tokenshard export tokens/ s3://bucket/parquet/ --format parquet --columns label --split train
     """
-    from dataclasses import asdict
-
     from tokenshard.engine.progress import Progress
-    from tokenshard.readable import readable_bytes
     from tokenshard.shards.dataset import open_dataset
     from tokenshard.shards.export.registry import export as export_dataset
 
@@ -53,6 +56,19 @@ def export(out: str, dst: str, **values: Any) -> None:
             click.echo(line)
         return
     options = {"shard_bytes": values["shard_bytes"]} if values["shard_bytes"] else {}
+    if values["format_name"] in PAGE_FORMATS:
+        from tokenshard.retrieval.export.registry import export_pages
+
+        done = export_pages(
+            dataset,
+            dst,
+            values["format_name"],
+            columns=values["columns"],
+            storage=values["storage"],
+            options=options,
+        )
+        _print(done, values["as_json"])
+        return
     with Progress.silent() if values["quiet"] else Progress.on_stderr() as progress:
         progress.start("exporting", len(dataset) if values["split"] is None else None)
         done = export_dataset(
@@ -65,7 +81,15 @@ def export(out: str, dst: str, **values: Any) -> None:
             options=options,
             progress=progress.advance,
         )
-    if values["as_json"]:
+    _print(done, values["as_json"])
+
+
+def _print(done: Exported, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from tokenshard.readable import readable_bytes
+
+    if as_json:
         print_json(asdict(done))
         return
     rows = [

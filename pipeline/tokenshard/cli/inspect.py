@@ -96,6 +96,8 @@ def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
     rows = [(name, _figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
     print_table(rows)
     _print_levels(found["levels"])
+    for warning in found.get("warnings", ()):
+        click.echo(f"warning: {warning}")
 
 
 LEVEL_COLUMNS = {

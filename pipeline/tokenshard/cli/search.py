@@ -217,19 +217,28 @@ def _pixels(image: str, storage: dict[str, Any]) -> Any:
 @click.argument("judgements")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ranks that count.")
 @click.option("--exact", is_flag=True, help="Beside exact MaxSim: the pages are read and encoded again.")
+@click.option("--run", "run_file", help="File for the rankings in the format of TREC, for trec_eval, ranx or MTEB.")
 @_EFFORT
 @_SOURCE
 @_THREADS
 @storage_option
 @json_option
 def evaluate(
-    out: str, queries: str, judgements: str, top: int, exact: bool, threads: int, as_json: bool, **values: Any
+    out: str,
+    queries: str,
+    judgements: str,
+    top: int,
+    exact: bool,
+    run_file: str | None,
+    threads: int,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Measure rankings of documents against JUDGEMENTS (tab-separated or JSON lines) of QUERIES (JSON lines).
 
     \b
     Example:
-      tokenshard search eval pages/ queries.jsonl qrels.tsv
+      tokenshard search eval pages/ queries.jsonl qrels.tsv --top 100 --run run.txt
     """
     from tokenshard.retrieval.evaluation import (
         estimate,
@@ -239,6 +248,7 @@ def evaluate(
         read_queries,
         recall,
         retained,
+        trec_run,
     )
     from tokenshard.retrieval.evaluation import reciprocal_rank as mrr
     from tokenshard.retrieval.search import bytes_per_vector
@@ -248,7 +258,11 @@ def evaluate(
     pages = _opened(out, values)
     effort = _effort(values)
     wanted = {name: text for name, text in asked.items() if name in judged}
-    run = {name: pages.documents(text, top, threads, effort) for name, text in wanted.items()}
+    scored = {name: pages.documents(text, top, threads, effort) for name, text in wanted.items()}
+    run = {name: list(found) for name, found in scored.items()}
+    if run_file is not None:
+        store, file = _placed(run_file, values["storage"])
+        store.put(file, trec_run(scored).encode())
     result: dict[str, Any] = {"queries": len(run), "pages": len(pages), "vectors": pages.vectors}
     shown = [("queries", f"{len(run):,}"), ("pages", f"{len(pages):,}"), ("vectors", f"{pages.vectors:,}")]
     for name, measure in ((f"ndcg_at_{top}", ndcg), (f"recall_at_{top}", recall), (f"mrr_at_{top}", mrr)):

@@ -31,7 +31,9 @@ from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Done, Executor, WorkerAddress
 from tokenshard.errors import SpecError
+from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.deleted import deleted_rows
+from tokenshard.shards.drift import alarms
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
@@ -59,6 +61,8 @@ class Conversion:
     fingerprint: str
     engine: str
     reasons: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+    """of shards whose page vectors are unlike those that the codebook was trained on"""
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,7 +96,17 @@ def run_conversion(
                 progress.note("nothing new: the dataset has all inputs already")
                 return _summary(spec, folder, parent, started, "none")
             engine = job.run_units(plan)
-            return _summary(spec, folder, finalize(folder, parent), started, engine)
+            manifest = finalize(folder, parent)
+            return replace(
+                _summary(spec, folder, manifest, started, engine), warnings=_warnings(output, parent, manifest)
+            )
+
+
+def _warnings(output: Store, parent: Manifest | None, manifest: Manifest) -> tuple[str, ...]:
+    """What is unusual about the shards that were added to ``parent``."""
+    known = {shard.path for shard in parent.shards} if parent is not None else set()
+    new = [number for number, shard in enumerate(manifest.shards) if shard.path not in known]
+    return tuple(alarms(Dataset(output, manifest), new))
 
 
 def _dry_run(spec: ConvertJob, progress: Progress, started: float) -> Conversion:

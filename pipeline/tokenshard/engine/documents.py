@@ -16,6 +16,7 @@ from tokenshard.engine.encoding import Encoded, Encoding, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
+from tokenshard.retrieval.compression.accounting import trained_bytes
 from tokenshard.retrieval.compression.base import Compressor
 from tokenshard.retrieval.compression.reduction import Prune
 from tokenshard.retrieval.compression.registry import Method
@@ -73,7 +74,11 @@ class CompressingPages(Encoding):
             modality="document",
             levels=compressor.levels,
             downsample=(),
-            config={"encoder": encoder.fingerprint, "compression": method.text},
+            config={
+                "encoder": encoder.fingerprint,
+                "compression": method.text,
+                **trained_bytes(compressor, vectors),
+            },
             numerics=encoder.numerics,
             weights_sha256=hashlib.sha256(weights).hexdigest(),
             files=FILES,

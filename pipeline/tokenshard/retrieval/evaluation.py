@@ -138,6 +138,21 @@ def read_judgements(store: Store, name: str) -> dict[str, dict[str, float]]:
     return judgements
 
 
+def trec_run(found: Mapping[str, Mapping[str, float]], tag: str = "tokenshard") -> str:
+    """Rankings as TREC's programs read them: `query Q0 document rank score tag`, a line a document.
+
+    ``found``: scores by query id and document id, best first. Raises SpecError for ids with white space.
+    """
+    lines = []
+    for query, scores in found.items():
+        for rank, (document, score) in enumerate(scores.items(), 1):
+            for name in (query, document):
+                if not name or name.split() != [name]:
+                    raise SpecError(f"{name!r} has white space, where the format of TREC ends an id; rename it")
+            lines.append(f"{query} Q0 {document} {rank} {score:.6f} {tag}\n")
+    return "".join(lines)
+
+
 def _json_judgements(store: Store, name: str) -> Iterator[tuple[int, str, str, str]]:
     for number, row in _json_lines(store, name):
         if not {"query-id", "corpus-id", "score"} <= set(row):

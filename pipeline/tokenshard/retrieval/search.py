@@ -158,17 +158,18 @@ class PageSearch:
             found.append(Found(tuple(hits), len(pages), len(pages) == len(self._scorable(allowed))))
         return found
 
-    def documents(self, query: Query, top: int = 10, threads: int = 1, effort: Effort | None = None) -> list[str]:
-        """The ``top`` documents by their best pages, best first."""
+    def documents(
+        self, query: Query, top: int = 10, threads: int = 1, effort: Effort | None = None
+    ) -> dict[str, float]:
+        """The ``top`` documents by their best pages, best first, with the scores of these."""
         ((_, pages, scores),) = self._ranked([query], None, effort or Effort(), threads)
-        found: dict[str, None] = {}
-        order = np.argsort(-scores, kind="stable")
+        found: dict[str, float] = {}
         names = self._pages[DOCUMENT]
-        for place in order:
+        for place in np.argsort(-scores, kind="stable"):
             if len(found) >= top or not np.isfinite(scores[place]):
                 break
-            found.setdefault(names[int(pages[place])].as_py())
-        return list(found)
+            found.setdefault(names[int(pages[place])].as_py(), float(scores[place]))
+        return found
 
     def _scorable(self, allowed: Pages | None) -> Pages:
         """Pages with vectors, among those that are allowed."""

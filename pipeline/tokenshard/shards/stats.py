@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from tokenshard.codecs.model import ContextModel
 from tokenshard.shards.dataset import Dataset, read_model
+from tokenshard.shards.drift import ALARM, shard_drift
 from tokenshard.shards.schema import KEY, length_name
 from tokenshard.shards.shard_list import chunk_lengths
 from tokenshard.spec.codec import CodecSpec
@@ -25,7 +27,8 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     `context_bits` (bits an id of the pilot costs by the tables of a `context` model, without the ends of streams; null
     for other codecs, whose models say nothing of it), `framing_bytes` (page headers and lengths around the streams),
     `length_bytes` (`code_len`), and `bits_per_token_in_all`: streams, framing, lengths and model together. `packed`:
-    bytes of the columns of packed bytes beside the ids, such as a residual, by name.
+    bytes of the columns of packed bytes beside the ids, such as a residual, by name. Page vectors of a variable rate
+    have `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`.
     """
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)
@@ -70,6 +73,20 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
         ),
         "footer_bytes": manifest.totals.token_bytes - columns,
         "decoded_samples": decoded,
+        **_drift(dataset),
+    }
+
+
+def _drift(dataset: Dataset) -> dict[str, Any]:
+    """Of page vectors: bytes a vector of the sample that the codebook was trained on, and of each shard."""
+    found = shard_drift(dataset)
+    if not found:
+        return {}
+    return {
+        "trained_bytes_per_vector": found[0].trained,
+        "largest_drift": max(drift.ratio for drift in found),
+        "drift": [asdict(drift) | {"ratio": drift.ratio} for drift in found],
+        "warnings": [str(drift) for drift in found if drift.ratio >= ALARM],
     }
 
 

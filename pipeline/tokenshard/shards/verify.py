@@ -24,6 +24,7 @@ from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset, read_model, read_sidecar
 from tokenshard.shards.deleted import live_rows
 from tokenshard.shards.describe import group_spans
+from tokenshard.shards.drift import alarms
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.reader import CodecLoader, RowGroup, ShardReader
@@ -90,6 +91,7 @@ def verify(store: Store, deep: bool = False, version: int | None = None, threads
     notes: list[str] = []
     with _collected(errors):
         notes += _orphans(store, manifest)
+        notes += [] if errors else alarms(Dataset(store, manifest))
     return VerifyReport(
         ok=not errors,
         errors=tuple(errors),

@@ -14,6 +14,7 @@ from tokenshard.retrieval.compression.registry import METHODS, Method
 from tokenshard.retrieval.compression.saq import segmentation
 from tokenshard.retrieval.compression.state import dump, load
 from tokenshard.retrieval.exact import Multivectors, maxsim, ranking
+from topical_pages import topical_pages
 
 CODECS = {  # codec: the most it may lose of a vector's squared length, on these data
     "fp16": 1e-6,
@@ -40,20 +41,6 @@ CODECS = {  # codec: the most it may lose of a vector's squared length, on these
     "bits": 0.7,
 }
 QUERIES = 12
-
-
-def topical_pages(pages: int, seed: int, dimensions: int = 64) -> Multivectors:
-    """Unit vectors around common directions, a few of which make up each page; some pages are short or empty."""
-    rng = np.random.default_rng(7)
-    words = rng.standard_normal((80, dimensions)) * np.linspace(2, 0.5, dimensions)
-    rng = np.random.default_rng(seed)
-    found = []
-    for page in range(pages):
-        size = 0 if page % 17 == 5 else int(rng.integers(1, 90))
-        topic = rng.choice(80, 12)
-        vectors = words[rng.choice(topic, size)] + 0.8 * rng.standard_normal((size, dimensions))
-        found.append((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
-    return Multivectors.of(found, dimensions)
 
 
 PAGES = topical_pages(120, seed=0)

@@ -8,6 +8,8 @@ from tokenshard.codecs.choose import choose_codec
 from tokenshard.codecs.multiset import MultisetCodec
 from tokenshard.retrieval.compression.base import Compressor, Encoded
 from tokenshard.retrieval.compression.state import dump
+from tokenshard.retrieval.exact import Multivectors
+from tokenshard.shards.drift import TRAINED
 
 
 def code_bytes(compressor: Compressor, encoded: Encoded) -> int:
@@ -27,6 +29,14 @@ def code_bytes(compressor: Compressor, encoded: Encoded) -> int:
         else:
             total += round(min(choose_codec(ids, grids, alphabet).sizes.values()) * len(ids) / 8)
     return total
+
+
+def trained_bytes(compressor: Compressor, sample: Multivectors) -> dict[str, float]:
+    """What the description of a codebook states of the vectors it was trained on: the bytes that one takes, by which
+    shards of other vectors are known later. Nothing of methods whose bytes tell nothing."""
+    if not compressor.variable_rate or not len(sample.vectors):
+        return {}
+    return {TRAINED: round(code_bytes(compressor, compressor.encode(sample)) / len(sample.vectors), 3)}
 
 
 def state_bytes(compressor: Compressor) -> int:

@@ -147,6 +147,8 @@ class Compressor(ABC):
     """Names of the streams, each a binary column."""
     order_free: ClassVar[bool] = False
     """Whether a page is coded as a multiset: ids of the only level are sorted within a page (codec `multiset`)."""
+    variable_rate: ClassVar[bool] = False
+    """Whether vectors unlike the sample take more bytes, which tells of them."""
     dimensions: int
     alphabets: tuple[int, ...] = ()
     centroids: Vectors | None = None

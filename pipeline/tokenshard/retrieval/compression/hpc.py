@@ -26,6 +26,7 @@ class Hpc(Compressor):
 
     def __init__(self, centroids: NDArray[np.float16]) -> None:
         self.centroids: Vectors = centroids.astype(np.float32)
+        self.codebooks: Vectors = self.centroids[None]
         self._stored = centroids
         self.dimensions = centroids.shape[1]
         self.alphabets = (len(centroids),)
@@ -45,6 +46,13 @@ class Hpc(Compressor):
     def encode(self, pages: Multivectors) -> Encoded:
         ids = kernels.nearest(checked_vectors(pages, self.dimensions), self.centroids)
         return Encoded(pages.offsets, as_ids(ids, self.alphabets[0])[None])
+
+    def parts(self, vectors: Vectors) -> Vectors:
+        """As :class:`~tokenshard.retrieval.compression.codewords.Codewords` has it."""
+        return vectors[None]
+
+    def with_codebooks(self, codebooks: Vectors) -> Self:
+        return type(self)(codebooks[0].astype(np.float16))
 
     def decode(self, encoded: Encoded) -> Multivectors:
         return Multivectors(self.centroids[checked_ids(encoded, self.alphabets)[0]], encoded.offsets)

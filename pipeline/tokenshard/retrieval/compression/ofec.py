@@ -47,6 +47,7 @@ class Ofec(Compressor):
     name: ClassVar[str] = "ofec"
     streams: ClassVar[tuple[str, ...]] = ("residual",)
     order_free: ClassVar[bool] = True
+    variable_rate: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -93,15 +93,18 @@ class Pq(_Lookup):
         return cls(_product_codebooks(checked_sample(sample), options["levels"], seed), None)
 
     def encode(self, pages: Multivectors) -> Encoded:
-        vectors = checked_vectors(pages, self.dimensions)
+        parts = self.parts(checked_vectors(pages, self.dimensions))
+        ids = [kernels.nearest(part, codebook) for part, codebook in zip(parts, self.codebooks, strict=True)]
+        return Encoded(pages.offsets, as_ids(np.stack(ids), SIZE))
+
+    def parts(self, vectors: Vectors) -> Vectors:
+        """As :class:`~tokenshard.retrieval.compression.codewords.Codewords` has it."""
         if self._axes is not None:
             vectors = kernels.project(vectors, self._axes)
-        parts = np.split(vectors, len(self.codebooks), axis=1)
-        ids = [
-            kernels.nearest(np.ascontiguousarray(part), codebook)
-            for part, codebook in zip(parts, self.codebooks, strict=True)
-        ]
-        return Encoded(pages.offsets, as_ids(np.stack(ids), SIZE))
+        return np.stack(np.split(vectors, len(self.codebooks), axis=1))
+
+    def with_codebooks(self, codebooks: Vectors) -> Self:
+        return type(self)(codebooks.astype(np.float16), self._rotation)
 
 
 class Opq(Pq):

@@ -1,7 +1,8 @@
 """The methods there are, by name, and the codec string that chooses one. A new one is a file and a line here.
 
 A codec string is a method with its arguments, as ``ofec:0.16`` or ``pq16``; digits that end a name are its first
-argument. Before it may stand reductions, from left to right: ``pool:2|ofec:0.16``, ``prune:attention,0.6|hpc:256``.
+argument. Before it may stand reductions, from left to right: ``pool:2|ofec:0.16``, ``prune:attention,0.6|hpc:256``,
+and what is trained beyond the plain codebook: ``distill|pq16``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression.base import Compressor, Config
 from tokenshard.retrieval.compression.reduction import Labels, Reduction, parse_reduction
+from tokenshard.retrieval.compression.training import TRAININGS, check_training, trained
 from tokenshard.retrieval.exact import Multivectors, Vectors
 
 METHODS = {
@@ -35,6 +37,8 @@ METHODS = {
     "hpc": "tokenshard.retrieval.compression.hpc:Hpc",
     "fp16": "tokenshard.retrieval.compression.fp16:Fp16",
 }
+WRAPPERS = {"querymap": "tokenshard.retrieval.compression.query_map:QueryMap"}
+"""What training puts around a method."""
 DEFAULT = "ofec:0.16"
 
 
@@ -46,6 +50,7 @@ class Method:
     reductions: tuple[Reduction, ...]
     compressor: type[Compressor]
     options: Config
+    trainings: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Method:
@@ -57,8 +62,15 @@ class Method:
             letters, digits = cast(re.Match[str], re.fullmatch(r"(.*?)(\d*)", name)).groups()
             if letters in METHODS and digits:
                 name, arguments = letters, (digits, *arguments)
+        if name not in METHODS:
+            raise SpecError(f"unknown codec {name!r} of page vectors; known: {', '.join(METHODS)}")
         found = method(name)
-        return cls(text.strip(), tuple(parse_reduction(part) for part in before), found, found.parse(arguments))
+        words = [part.strip() for part in before]
+        trainings = tuple(word for word in words if word in TRAININGS)
+        for training in trainings:
+            check_training(training, found)
+        reductions = tuple(parse_reduction(word) for word in words if word not in TRAININGS)
+        return cls(text.strip(), reductions, found, found.parse(arguments), trainings)
 
     def reduce(self, pages: Multivectors, saliency: Vectors | None = None) -> tuple[Multivectors, Labels]:
         """Apply all reductions to pages with a saliency a vector [N] where it is known; the sample to fit on, too.
@@ -77,14 +89,19 @@ class Method:
         return pages, labels
 
     def fit(self, sample: Multivectors, seed: int = 0, expected: int | None = None) -> Compressor:
-        """Train on the vectors of whole pages. ``expected``: vectors of the whole corpus, where they are a sample."""
+        """Train on the vectors of whole pages. ``expected``: vectors of the whole corpus, where they are a sample.
+
+        Raises SpecError where a training beyond the plain codebook does not rank better than that.
+        """
         options = self.options if expected is None else {**self.options, "expected": expected}
-        return self.compressor.fit(sample, seed, options)
+        plain = self.compressor.fit(sample, seed, options)
+        return trained(self.trainings, plain, sample, seed) if self.trainings else plain
 
 
 def method(name: str) -> type[Compressor]:
     """The class of that name. Raises SpecError on an unknown one."""
-    if name not in METHODS:
+    known = METHODS | WRAPPERS
+    if name not in known:
         raise SpecError(f"unknown codec {name!r} of page vectors; known: {', '.join(METHODS)}")
-    module, _, cls = METHODS[name].partition(":")
+    module, _, cls = known[name].partition(":")
     return cast(type[Compressor], getattr(importlib.import_module(module), cls))

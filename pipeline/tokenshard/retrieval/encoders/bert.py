@@ -44,10 +44,11 @@ class Bert:
         _check(self._weights, self.shape, folder)
 
     @torch.inference_mode()
-    def states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, ids: Tensor, first: bool = False) -> tuple[Tensor, Tensor]:
         """int64 [B, n] without padding -> states float32 [B, n, width], attention received float32 [B, n].
 
-        The latter is the mean over heads and tokens of the attention paid to a token, in even shares: 1 on average.
+        The latter is the mean over heads and tokens (``first``: that of the first token alone) of the attention paid to
+        a token, in even shares: 1 on average.
         """
         ids = ids.to(self._device)
         length = ids.shape[1]
@@ -63,7 +64,7 @@ class Bert:
                 mixed = F.scaled_dot_product_attention(q, k, v)
             else:
                 attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)  # [B, heads, n, n]
-                received = attention.mean((1, 2)) * length
+                received = (attention[:, :, 0].mean(1) if first else attention.mean((1, 2))) * length
                 mixed = attention @ v
             mixed = mixed.transpose(1, 2).flatten(2)
             x = self._normed(x + self._linear(mixed, f"{at}attention.output.dense"), f"{at}attention.output.LayerNorm")

@@ -1,0 +1,1 @@
+"""Parts of `documents.py`: corpora as vectors, what a method keeps of them, tables and plots."""

@@ -1,0 +1,1 @@
+"""Page vectors of a dataset in the layouts of other search engines."""
