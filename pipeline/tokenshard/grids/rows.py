@@ -18,7 +18,7 @@ from tokenshard.sources.grids.tiles import GridTile, shoal_is_large
 from tokenshard.spec.grids import GridEntry
 
 MADE = (
-    MadeColumn("mean", "float"),
+    MadeColumn("mean", "double"),
     MadeColumn("log2gain", "int16"),
     MadeColumn("bound", "string"),
     MadeColumn("max_error", "double"),
