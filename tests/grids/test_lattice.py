@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grids.converting import convert_grids, decoder
 from numpy.typing import NDArray
 
+from grids.converting import convert_grids, decoder
 from sources.grids.making import terrain, write_netcdf
 from tokenshard.grids.lattice import Lattice
 from tokenshard.spec.grids import GridEntry, LayerEntry

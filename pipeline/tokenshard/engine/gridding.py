@@ -13,7 +13,7 @@ from tokenshard.engine.encoding import Encoded, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.engine.tokenizing import Tokenizing
 from tokenshard.errors import SpecError
-from tokenshard.grids.lattice import inside, seen_cells
+from tokenshard.grids.lattice import inside, own_cells, seen_cells
 from tokenshard.grids.normalise import Normal, normal_of, normalised, physical, restored
 from tokenshard.grids.rows import MADE, STREAMS, row_of
 from tokenshard.sources.base import CodeLayout, Sample
@@ -29,7 +29,7 @@ class Gridding:
 
     def __init__(self, spec: ConvertGrids) -> None:
         self._tokenizing = Tokenizing(spec)
-        self._bound, self._tile = spec.bound, spec.source.tile
+        self._bound, self._guided, self._tile = spec.bound, spec.guided, spec.source.tile
 
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
         return Window(replace(cast(GridTile, sample), layers={}, shoalest=None, columns={}))
@@ -50,7 +50,8 @@ class Gridding:
         return replace(layout, made=MADE, streams=STREAMS, preprocess=preprocess)
 
     def load(self, pilot: PilotResult, output: Store) -> TileEncoder:
-        return TileEncoder(cast(GridTokenizer, self._tokenizing.load(pilot, output).tokenizer), bound=self._bound)
+        tokenizer = cast(GridTokenizer, self._tokenizing.load(pilot, output).tokenizer)
+        return TileEncoder(tokenizer, bound=self._bound, guided=self._guided)
 
 
 def _with_field(tile: GridTile) -> Sample:
@@ -90,6 +91,7 @@ class TileEncoder(TileTokens):
     """Makes all columns of a tile."""
 
     bound: str = "lossless"
+    guided: bool = False
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
         return [self._encoded(cast(GridTile, sample)) for sample in samples]
@@ -97,4 +99,5 @@ class TileEncoder(TileTokens):
     def _encoded(self, tile: GridTile) -> Encoded:
         ids, normal, codes = self.tokens(tile)
         field = self.tokenizer.cells_within(codes, (tile.tile.height, tile.tile.width))
-        return Encoded(ids, row_of(tile, normal, restored(field, normal), self.bound))
+        guide = own_cells(self.tokenizer, ids, normal, tile.core.shape) if self.guided else None
+        return Encoded(ids, row_of(tile, normal, restored(field, normal), self.bound, guide))

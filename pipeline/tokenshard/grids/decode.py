@@ -16,8 +16,8 @@ from tokenshard.grids.bounded import Bound
 from tokenshard.grids.bounds import allowed
 from tokenshard.grids.dataset import GridDataset, Part
 from tokenshard.grids.georeference import Window
-from tokenshard.grids.lattice import Lattice, seen_codes
-from tokenshard.grids.layers import decode_joined, decode_layer
+from tokenshard.grids.lattice import Lattice, own_cells, seen_codes
+from tokenshard.grids.layers import decode_joined, decode_layer, follows_tokens
 from tokenshard.grids.normalise import Normal, physical, restored
 from tokenshard.grids.widths import cell_widths, decode_widths
 from tokenshard.shards.bounds import damage_reported
@@ -156,10 +156,17 @@ class GridDecoder:
         """The elevation of a tile; the last ones are kept, for points that lie near each other."""
         place = (row["tile_row"], row["tile_col"])
         if place not in self._recent:
-            self._recent[place] = decode_layer(row["stream"], row["nodata"], self.entry.elevation, shape)
+            guide = self._guide(*place, shape) if follows_tokens(row["stream"]) else None
+            self._recent[place] = decode_layer(row["stream"], row["nodata"], self.entry.elevation, shape, guide)
             if len(self._recent) > RECENT:
                 self._recent.pop(next(iter(self._recent)))
         return self._recent[place]
+
+    def _guide(self, row: int, column: int, shape: tuple[int, int]) -> NDArray[np.float64]:
+        """What the own tokens of a tile say of its cells."""
+        found = self.dataset.tokens_of(self.grid, self.level, row, column)
+        assert found is not None, "the tile has just been read"
+        return own_cells(self._tokenizer, found[0], Normal(found[1], self._tokenizer.step, None), shape)
 
     def _limits(
         self, kind: str, row: dict[str, Any], stored: NDArray[Any], valid: NDArray[np.bool_]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenshard.grids.normalise import Normal, restored
 from tokenshard.sources.grids.tiles import HALO, GridTile, Tile, level_size
 from tokenshard.spec.grids import GridEntry
 from tokenshard.tokenizers.grid import Codes, GridTokenizer
@@ -74,15 +76,22 @@ def seen_cells(
     take = tuple(slice(HALO - around, HALO + side + around) for side, around in zip(sides, ring, strict=True))
     cut = (slice(0, place.height + 2 * ring[0]), slice(0, place.width + 2 * ring[1]))
     found[cut], there[cut] = values[take], tile.valid[take]
-    first = (place.y0 // patch[0] - RING, place.x0 // patch[1] - RING)
-    rows = lattice.down(first[0], shape[0] // patch[0]) >= 0
-    columns = lattice.across(first[1], shape[1] // patch[1]) >= 0
-    there &= np.repeat(rows, patch[0])[:, None] & np.repeat(columns, patch[1])
-    # beyond a last patch that is not whole the halo repeats cells, or goes around the earth within the patch
-    for axis, (side, around, step) in enumerate(zip(sides, ring, patch, strict=True)):
-        if side % step:
-            np.moveaxis(there, axis, 0)[around + side :] = False
+    top, left = place.y0 - ring[0], place.x0 - ring[1]
+    rows, columns = np.arange(top, top + shape[0]), np.arange(left, left + shape[1])
+    within = (columns >= 0) & (columns < level_size(tile.grid.width, place.level))
+    if lattice.west is not None:
+        within |= columns < 0
+    if lattice.east is not None:
+        within |= columns >= 0
+    there &= ((rows >= 0) & (rows < level_size(tile.grid.height, place.level)))[:, None] & within
     return found, there
+
+
+def own_cells(
+    tokenizer: GridTokenizer, ids: NDArray[np.integer[Any]], normal: Normal, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """What the ids of a tile alone decode to, without those around it: so that a row decodes by itself."""
+    return restored(tokenizer.decode(ids[None], (shape[0], shape[1]))[0], normal)
 
 
 def seen_codes(tokenizer: GridTokenizer, lattice: Lattice, tile: Tile, side: int, codes_of: CodesOf) -> Codes:

@@ -116,7 +116,7 @@ class GridTokenizer:
     ) -> GridTokenizer:
         """Fit to fields float [height, width] (NaN: no value) of any sizes, in the unit of the grid.
 
-        ``step`` is by default a power of two near a quarter of the relief within patches; patches whose relief is less
+        ``step`` is by default a power of two near an eighth of the relief within patches; patches whose relief is less
         than ``floor``, by default two steps, have no shape. ``k`` is lowered to the number of patches that have one.
         Equal fields, seed and options give equal weights.
         Raises :class:`SpecError` on options out of range.

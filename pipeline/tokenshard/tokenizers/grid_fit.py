@@ -71,7 +71,7 @@ def fit_grid(
 
 
 def own_step(images: Sequence[NDArray[Any]], patch: tuple[int, int]) -> float:
-    """The power of two next to a quarter of the root mean square of what the means of patches leave."""
+    """The power of two next to an eighth of the root mean square of what the means of patches leave."""
     total, count = 0.0, 0
     for image in images:
         middle = np.nanmean(image) if np.isfinite(image).any() else 0.0
@@ -83,7 +83,7 @@ def own_step(images: Sequence[NDArray[Any]], patch: tuple[int, int]) -> float:
         whole = np.isfinite(cut).all(axis=2)
         rest = cut[whole] - cut[whole].mean(axis=1, keepdims=True)
         total, count = total + float((rest * rest).sum()), count + rest.size
-    size = math.sqrt(total / count) / 4 if count else 0.0
+    size = math.sqrt(total / count) / 8 if count else 0.0
     return math.ldexp(1.0, round(math.log2(size))) if 1e-30 < size < 1e30 else 1.0
 
 
