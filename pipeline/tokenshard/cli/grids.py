@@ -19,11 +19,12 @@ from tokenshard.cli.options import storage_option
     show_default=True,
     help="How far a decoded cell may be off: lossless, abs:E (unit of the values), tvu:ORDER,SHARE, or none.",
 )
+@click.option("--guided", is_flag=True, help="Predict cells from the tokens too: both together take less.")
 @click.option(
     "--tokenizer",
     default="grid",
     show_default=True,
-    help="grid:OPTIONS trained on the input (e.g. grid:8x8,k=512,codebooks=2), or a saved tokenizer's folder.",
+    help="grid:OPTIONS trained on the input (e.g. grid:8x8,k=256,codebooks=2,step=16), or a saved tokenizer's folder.",
 )
 @click.option("--codec", type=click.Choice(["auto", "pack", "zstd", "context"]), default="auto", show_default=True)
 @click.option("--variable", help="Variable (NetCDF, Zarr) or band (GeoTIFF) with the values. [default: found out]")
@@ -52,7 +53,7 @@ def grids(src: str, out: str, **values: Any) -> None:
     source |= {name: values[name] for name in ("variable", "crs") if values[name]}
     if values["unit_samples"]:
         fields["unit"] = {"samples": values["unit_samples"], "bytes": "64MiB"}
-    fields |= {name: values[name] for name in ("bound", "tokenizer", "codec", "seed", "storage")}
+    fields |= {name: values[name] for name in ("bound", "guided", "tokenizer", "codec", "seed", "storage")}
     run_and_print(build_job(ConvertGrids, {"source": source, "output": out, **fields}), mode, **display)
     if not mode["dry_run"] and not display["quiet"]:
         _note_missing_systems(out, values["storage"])

@@ -13,14 +13,15 @@ from tokenshard.engine.encoding import Encoded, Encoding, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.engine.tokenizing import Tokenizing
 from tokenshard.errors import SpecError
+from tokenshard.grids.lattice import inside, own_cells, seen_cells
 from tokenshard.grids.normalise import Normal, normal_of, normalised, physical, restored
 from tokenshard.grids.rows import MADE, STREAMS, row_of
 from tokenshard.sources.base import CodeLayout, Sample
-from tokenshard.sources.grids.tiles import HALO, GridTile, inner
+from tokenshard.sources.grids.tiles import GridTile, inner
 from tokenshard.spec.job import ConvertGrids
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
-from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.grid import Codes, GridTokenizer
 
 
 class Gridding(Encoding):
@@ -28,7 +29,7 @@ class Gridding(Encoding):
 
     def __init__(self, spec: ConvertGrids) -> None:
         self._tokenizing = Tokenizing(spec)
-        self._bound, self._tile = spec.bound, spec.source.tile
+        self._bound, self._guided, self._tile = spec.bound, spec.guided, spec.source.tile
 
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
         return Window(replace(cast(GridTile, sample), layers={}, shoalest=None, columns={}))
@@ -36,7 +37,7 @@ class Gridding(Encoding):
     def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, TileTokens]:
         fields = [replace(window, sample=_with_field(cast(GridTile, window.sample))) for window in windows]
         entry, encoder = self._tokenizing.fit(fields, output, inputs)
-        return entry, TileTokens(encoder.tokenizer, tuple(encoder.tables))
+        return entry, TileTokens(cast(GridTokenizer, encoder.tokenizer), tuple(encoder.tables))
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         layout = self._tokenizing.layout(tokenizer, output)
@@ -49,41 +50,36 @@ class Gridding(Encoding):
         return replace(layout, made=MADE, streams=STREAMS, preprocess=preprocess)
 
     def load(self, pilot: PilotResult, output: Store) -> TileEncoder:
-        return TileEncoder(self._tokenizing.load(pilot, output).tokenizer, bound=self._bound)
+        tokenizer = cast(GridTokenizer, self._tokenizing.load(pilot, output).tokenizer)
+        return TileEncoder(tokenizer, bound=self._bound, guided=self._guided)
 
 
 def _with_field(tile: GridTile) -> Sample:
-    """A sample whose data are what a tokenizer sees of a tile."""
-    values, valid = physical(tile.core, tile.grid.elevation), tile.core_valid
-    field = normalised(values, valid, normal_of(values, valid, tile.grid.elevation))
-    return Sample(tile.key, tile.uri, field.astype(np.float32), tile.raw_bytes)
+    """A sample whose data are the values that a tokenizer is fitted to."""
+    values = np.where(tile.core_valid, physical(tile.core, tile.grid.elevation), np.nan)
+    return Sample(tile.key, tile.uri, values, tile.raw_bytes)
 
 
 @dataclass(frozen=True)
 class TileTokens:
     """Makes the tokens of tiles, and nothing else."""
 
-    tokenizer: Tokenizer
+    tokenizer: GridTokenizer
     tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
         return [Encoded(self.tokens(cast(GridTile, sample))[0]) for sample in samples]
 
-    def tokens(self, tile: GridTile) -> tuple[NDArray[Any], Normal]:
-        """Ids [levels, rows, columns] of a tile, and how it was normalised."""
-        layer = tile.grid.elevation
-        values = physical(tile.data, layer)
-        normal = normal_of(inner(values, tile.tile), tile.core_valid, layer)
-        # patches at the lower and right edge of a grid are made whole by the cells the halo repeats
-        height, width = self._whole(tile)
-        part = (slice(HALO, HALO + height), slice(HALO, HALO + width))
-        field: NDArray[Any] = normalised(values[part], tile.valid[part], normal)
-        return self.tokenizer.encode(field[None])[0], normal
-
-    def _whole(self, tile: GridTile) -> tuple[int, int]:
-        steps = self.tokenizer.spec.downsample
-        sides = (tile.tile.height, tile.tile.width)
-        return tuple(-(-side // step) * step for side, step in zip(sides, steps, strict=True))  # type: ignore[return-value]
+    def tokens(self, tile: GridTile) -> tuple[NDArray[np.uint16], Normal, Codes]:
+        """Ids [levels, rows, columns] of a tile, where it lies, and codes of the tile with the patches around it."""
+        values = physical(tile.data, tile.grid.elevation)
+        normal = normal_of(inner(values, tile.tile), tile.core_valid, self.tokenizer.step)
+        cells, there = seen_cells(tile, values, self.tokenizer.patch)
+        codes = self.tokenizer.codes(normalised(cells, there, normal))
+        own = inside(*self.tokenizer.grid(tile.tile.height, tile.tile.width))
+        ids = self.tokenizer.ids(codes.part(own))
+        codes.means[own] = self.tokenizer.codes_of(ids).means
+        return ids, normal, codes
 
     def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:
         tile = cast(GridTile, sample).tile
@@ -95,11 +91,13 @@ class TileEncoder(TileTokens):
     """Makes all columns of a tile."""
 
     bound: str = "lossless"
+    guided: bool = False
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
         return [self._encoded(cast(GridTile, sample)) for sample in samples]
 
     def _encoded(self, tile: GridTile) -> Encoded:
-        ids, normal = self.tokens(tile)
-        field = self.tokenizer.decode(ids[None], (tile.tile.height, tile.tile.width))[0]
-        return Encoded(ids, row_of(tile, normal, restored(field, normal), self.bound))
+        ids, normal, codes = self.tokens(tile)
+        field = self.tokenizer.cells_within(codes, (tile.tile.height, tile.tile.width))
+        guide = own_cells(self.tokenizer, ids, normal, tile.core.shape) if self.guided else None
+        return Encoded(ids, row_of(tile, normal, restored(field, normal), self.bound, guide))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.grids.georeference import Georeference, Window
@@ -25,7 +26,7 @@ class Part:
     """A tile that a window needs, and where it goes."""
 
     row: dict[str, Any]
-    """its columns, `codes` where they were asked for"""
+    """its columns"""
     inside: tuple[slice, slice]
     """of the tile"""
     place: tuple[slice, slice]
@@ -96,9 +97,7 @@ class GridDataset:
             )
         return Georeference(self.grids[grid], level)
 
-    def parts(
-        self, grid: str, level: int, window: Window, columns: Sequence[str], codes: bool = False
-    ) -> Iterator[Part]:
+    def parts(self, grid: str, level: int, window: Window, columns: Sequence[str]) -> Iterator[Part]:
         """The tiles of a window, each row group read once. Tiles that were rejected are left out."""
         places = self._covering(grid, level, window)
         group_of = np.searchsorted(self.dataset.group_starts, [number for number, _ in places], "right") - 1
@@ -108,11 +107,19 @@ class GridDataset:
             table = self.dataset.group_table(group, [*PLACED, *columns])
             for number, spans in mine:
                 row = table.slice(number - first, 1).to_pylist()[0]
-                if codes:
-                    found = self.dataset.codes([number])
-                    row["codes"] = np.asarray(found[0])
                 for inside, place in spans:
                     yield Part(row, inside, place)
+
+    def tokens_of(self, grid: str, level: int, row: int, column: int) -> tuple[NDArray[Any], float] | None:
+        """Ids [levels, rows, columns] of a tile and its mean; None where the dataset has no such tile."""
+        number = self._index[grid, level].get((row, column))
+        if number is None:
+            return None
+        return np.asarray(self.dataset.codes([number])[0]), float(self._means[number])
+
+    @cached_property
+    def _means(self) -> NDArray[np.float64]:
+        return self.dataset.table(["mean"])["mean"].to_numpy()
 
     def _covering(
         self, grid: str, level: int, window: Window

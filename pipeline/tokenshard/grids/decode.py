@@ -16,15 +16,16 @@ from tokenshard.grids.bounded import Bound
 from tokenshard.grids.bounds import allowed
 from tokenshard.grids.dataset import GridDataset, Part
 from tokenshard.grids.georeference import Window
-from tokenshard.grids.layers import decode_joined, decode_layer
+from tokenshard.grids.lattice import Lattice, own_cells, seen_codes
+from tokenshard.grids.layers import decode_joined, decode_layer, follows_tokens
 from tokenshard.grids.normalise import Normal, physical, restored
 from tokenshard.grids.widths import cell_widths, decode_widths
 from tokenshard.shards.bounds import damage_reported
 from tokenshard.sources.grids.opened import valid_cells
-from tokenshard.sources.grids.tiles import fill_of
+from tokenshard.sources.grids.tiles import Tile, fill_of, level_size
 from tokenshard.spec.grids import GridEntry, LayerEntry
-from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
+from tokenshard.tokenizers.grid import Codes, GridTokenizer
 
 BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width")
 """What can be decoded. elevation, shoalest, source: stored values; others: in the unit of the grid, float32."""
@@ -56,6 +57,7 @@ class GridDecoder:
         self.entry: GridEntry = dataset.grids[grid].entry
         self.bound = str(dataset.dataset.manifest.preprocess.get("bound", "lossless"))
         self._recent: dict[tuple[int, int], tuple[NDArray[Any], NDArray[np.bool_]]] = {}
+        self._around: dict[tuple[int, int], tuple[NDArray[Any], float] | None] = {}
 
     def bands(self, kinds: Sequence[str] | None) -> tuple[Band, ...]:
         """The bands asked for; by default the values and what the source has beside them.
@@ -93,8 +95,7 @@ class GridDecoder:
     def read(self, window: Window, bands: Sequence[Band]) -> list[NDArray[Any]]:
         """One array [rows, columns] a band, in its type. Cells of tiles that were rejected have no value."""
         out = [np.full(window.shape, band.fill, band.dtype) for band in bands]
-        columns, codes = self._columns(bands), any(band.kind == "tokens" for band in bands)
-        for part in self.dataset.parts(self.grid, self.level, window, columns, codes):
+        for part in self.dataset.parts(self.grid, self.level, window, self._columns(bands)):
             with damage_reported(self._where(part)):
                 tile = self._tile(part, bands)
             for band, values in zip(out, tile, strict=True):
@@ -126,7 +127,7 @@ class GridDecoder:
         found += [kind for kind in ("shoalest", "source") if kind in kinds]
         found += ["uncertainty"] if "uncertainty" in kinds else []
         found += ["width_q"] if "width" in kinds else []
-        return found + (["mean", "log2gain"] if "tokens" in kinds else [])
+        return found + (["mean"] if "tokens" in kinds else [])
 
     def _tile(self, part: Part, bands: Sequence[Band]) -> list[NDArray[Any]]:
         row = part.row
@@ -155,10 +156,17 @@ class GridDecoder:
         """The elevation of a tile; the last ones are kept, for points that lie near each other."""
         place = (row["tile_row"], row["tile_col"])
         if place not in self._recent:
-            self._recent[place] = decode_layer(row["stream"], row["nodata"], self.entry.elevation, shape)
+            guide = self._guide(*place, shape) if follows_tokens(row["stream"]) else None
+            self._recent[place] = decode_layer(row["stream"], row["nodata"], self.entry.elevation, shape, guide)
             if len(self._recent) > RECENT:
                 self._recent.pop(next(iter(self._recent)))
         return self._recent[place]
+
+    def _guide(self, row: int, column: int, shape: tuple[int, int]) -> NDArray[np.float64]:
+        """What the own tokens of a tile say of its cells."""
+        found = self.dataset.tokens_of(self.grid, self.level, row, column)
+        assert found is not None, "the tile has just been read"
+        return own_cells(self._tokenizer, found[0], Normal(found[1], self._tokenizer.step, None), shape)
 
     def _limits(
         self, kind: str, row: dict[str, Any], stored: NDArray[Any], valid: NDArray[np.bool_]
@@ -187,13 +195,40 @@ class GridDecoder:
         return np.hypot(own, coding)
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer:
+    def _tokenizer(self) -> GridTokenizer:
         dataset = self.dataset.dataset
-        return load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
+        found = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
+        if not isinstance(found, GridTokenizer):
+            raise SpecError(f"{dataset.store.root}: its tokens are of kind {found.spec.kind}: they decode to no grid")
+        return found
+
+    @cached_property
+    def _lattice(self) -> Lattice:
+        return Lattice.of(self.entry, self.level, self._tokenizer.patch)
 
     def _from_tokens(self, row: dict[str, Any], shape: tuple[int, int]) -> NDArray[np.float64]:
-        field = self._tokenizer.decode(row["codes"][None], shape)[0]
-        return restored(field, Normal(row["mean"], row["log2gain"]))
+        """What the tokens of a tile say, and those of the patches around it."""
+        normal = Normal(row["mean"], self._tokenizer.step, None)
+        tile = Tile(self.level, row["tile_row"], row["tile_col"], row["y0"], row["x0"], *shape)
+        codes = seen_codes(self._tokenizer, self._lattice, tile, self.dataset.tile, self._codes_of)
+        codes.means[codes.there] -= normal.steps
+        return restored(self._tokenizer.cells_within(codes, shape), normal)
+
+    def _codes_of(self, row: int, column: int) -> Codes | None:
+        """Codes of a tile, means from zero on; those of about three rows of tiles are kept."""
+        place = (row, column)
+        if place not in self._around:
+            self._around[place] = self.dataset.tokens_of(self.grid, self.level, row, column)
+            most = 3 * -(-level_size(self.entry.width, self.level) // self.dataset.tile) + RECENT
+            if len(self._around) > most:
+                self._around.pop(next(iter(self._around)))
+        kept = self._around[place]
+        if kept is None:
+            return None
+        ids, mean = kept
+        codes = self._tokenizer.codes_of(ids)
+        codes.means[codes.there] += Normal(mean, self._tokenizer.step, None).steps
+        return codes
 
     def _where(self, part: Part) -> str:
         row = part.row

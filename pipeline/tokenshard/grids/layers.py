@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tokenshard.errors import FormatError, InputError
 from tokenshard.grids.bounded import Bound, decode_tile, encode_tile
+from tokenshard.grids.bounded.stream import GUIDED
 from tokenshard.grids.nodata import decode_nodata, encode_nodata
 from tokenshard.sources.grids.attributes import plain_number
 from tokenshard.sources.grids.tiles import fill_of
@@ -35,8 +36,16 @@ class Coded:
         return len(self.nodata).to_bytes(_LENGTH, "little") + self.nodata + self.stream
 
 
-def code_layer(stored: NDArray[Any], valid: NDArray[np.bool_], layer: LayerEntry, bound: Bound) -> Coded:
+def code_layer(
+    stored: NDArray[Any],
+    valid: NDArray[np.bool_],
+    layer: LayerEntry,
+    bound: Bound,
+    guide: NDArray[np.float64] | None = None,
+) -> Coded:
     """Code stored values [height, width] within a bound in stored units.
+
+    ``guide``: another reconstruction, in the unit of the grid, that may be needed to decode them.
 
     A tile in which a decoded value could be taken for a fill value is coded lossless.
     """
@@ -44,15 +53,22 @@ def code_layer(stored: NDArray[Any], valid: NDArray[np.bool_], layer: LayerEntry
     values = narrowed(np.where(valid, stored, stored.dtype.type(0)), layer)
     if bound.kind != "lossless" and values.dtype.kind in "iu" and _could_be_fill(values[valid], layer, bound):
         bound = LOSSLESS
-    tile = encode_tile(values, bound, valid=valid)
+    tile = encode_tile(values, bound, valid=valid, guide=_as_stored(guide, layer))
     return Coded(tile.stream, nodata, tile.max_error, tile.predictor)
 
 
 def decode_layer(
-    stream: bytes, nodata: bytes, layer: LayerEntry, shape: tuple[int, int]
+    stream: bytes,
+    nodata: bytes,
+    layer: LayerEntry,
+    shape: tuple[int, int],
+    guide: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Stored values [height, width] of a layer, and which of them are values. Raises FormatError on damage."""
-    values, valid = decode_tile(stream, shape)
+    """Stored values [height, width] of a layer, and which of them are values. Raises FormatError on damage.
+
+    ``guide``: that of :func:`code_layer`, where :func:`follows_tokens` says that it is needed.
+    """
+    values, valid = decode_tile(stream, shape, guide=_as_stored(guide, layer))
     kind = np.dtype(layer.dtype)
     if values.dtype != narrow_type(kind):
         raise FormatError(f"a tile of {values.dtype} values instead of {kind}")
@@ -63,6 +79,17 @@ def decode_layer(
             stored[valid & (stored == number)] = np.nextafter(number, kind.type(0) if number else kind.type(1))
     decode_nodata(nodata, stored, valid)
     return stored, valid
+
+
+def follows_tokens(stream: bytes) -> bool:
+    """Whether a stream decodes together with the tokens of its tile only."""
+    return stream[:1] == bytes([GUIDED])
+
+
+def _as_stored(guide: NDArray[np.float64] | None, layer: LayerEntry) -> NDArray[np.float64] | None:
+    if guide is None or (layer.scale, layer.offset) == (1.0, 0.0):
+        return guide
+    return (guide - layer.offset) / layer.scale
 
 
 def decode_joined(data: bytes, layer: LayerEntry, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

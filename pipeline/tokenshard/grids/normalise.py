@@ -1,6 +1,7 @@
-"""Tiles of a field as a tokenizer sees them: without their mean, divided by a gain that is a power of two.
+"""Values of a tile as a tokenizer sees them: in its steps, from a whole number of steps next to the mean of the tile.
 
-Mean and gain are found by sums of whole numbers, which are the same on every machine and in any order.
+What a cell rounds to does not depend on the tile it lies in, so tiles agree about the cells around their borders. Means
+are found by sums of whole numbers, which are the same on every machine and in any order.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.spec.grids import LayerEntry
+from tokenshard.tokenizers.grid_split import LARGEST_CELL
+from tokenshard.tokenizers.lapped import UNIT
 
-STEPS = 1 << 20
-"""Values are rounded to this many steps of a tile's range before they are added up."""
-FINEST = 2.0**-7
-"""The least gain of real numbers, in their unit; that of whole numbers is two steps of them."""
+_PARTS = 1 << 20
+"""Values are rounded to this many parts of a tile's range before they are added up."""
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Mean and gain of a tile: value = mean + 2^log2gain * normalised value."""
+    """Where a tile lies: value = mean + step * field."""
 
     mean: float
-    """a float32"""
+    """a whole number of steps"""
+    step: float
     log2gain: int | None
-    """None: the tile is flat, or has no value at all"""
+    """the power of two next to the standard deviation; None: the tile is flat, or has no value at all"""
+
+    @property
+    def steps(self) -> float:
+        """The mean in steps."""
+        return float(np.rint(self.mean / self.step))
 
 
 def physical(stored: NDArray[Any], layer: LayerEntry) -> NDArray[np.float64]:
@@ -35,34 +42,33 @@ def physical(stored: NDArray[Any], layer: LayerEntry) -> NDArray[np.float64]:
     return values if (layer.scale, layer.offset) == (1.0, 0.0) else values * layer.scale + layer.offset
 
 
-def normal_of(values: NDArray[np.float64], valid: NDArray[np.bool_], layer: LayerEntry) -> Normal:
-    """Mean and gain of the valid values of a tile. The gain is the power of two next to their standard deviation."""
+def normal_of(values: NDArray[np.float64], valid: NDArray[np.bool_], step: float) -> Normal:
+    """Where the valid values of a tile lie."""
     found = values[valid]
     if not len(found):
-        return Normal(0.0, None)
+        return Normal(0.0, step, None)
     low, high = float(found.min()), float(found.max())
     if low == high:
-        return Normal(float(np.float32(low)), None)
-    step = (high - low) / STEPS
-    whole = np.rint((found - low) / step).astype(np.int64)
+        return Normal(_on_steps(low, step), step, None)
+    part = (high - low) / _PARTS
+    whole = np.rint((found - low) / part).astype(np.int64)
     count, total, squares = len(whole), int(whole.sum()), int((whole * whole).sum())
-    mean = low + step * (total / count)
-    variance = step * step * ((squares * count - total * total) / (count * count))
-    floor = 2 * abs(layer.scale) if np.dtype(layer.dtype).kind in "iu" else FINEST
+    variance = part * part * ((squares * count - total * total) / (count * count))
     # frexp is exact: the exponent of the variance, halved
-    log2gain = int(np.floor((np.frexp(max(variance, floor * floor))[1]) / 2))
-    flat = variance < (floor / 64) ** 2
-    return Normal(float(np.float32(mean)), None if flat else log2gain)
+    return Normal(_on_steps(low + part * (total / count), step), step, int(np.floor(np.frexp(variance)[1] / 2)))
+
+
+def _on_steps(value: float, step: float) -> float:
+    return float(np.clip(np.rint(value / step), -LARGEST_CELL, LARGEST_CELL)) * step
 
 
 def normalised(values: NDArray[np.float64], valid: NDArray[np.bool_], normal: Normal) -> NDArray[np.float64]:
-    """The field of a tile as the tokenizer takes it: NaN where there is no value."""
-    gain = 1.0 if normal.log2gain is None else np.ldexp(1.0, normal.log2gain)
-    field = (values - normal.mean) / gain if normal.log2gain is not None else np.zeros(values.shape)
-    return np.where(valid, field, np.nan)
+    """The field of a tile as the tokenizer takes it, in whole 1 / UNIT steps: NaN where there is no value."""
+    limit = LARGEST_CELL / UNIT
+    steps = np.rint(np.clip(np.where(valid, values, 0) / normal.step, -limit, limit) * UNIT) / UNIT
+    return np.where(valid, steps - normal.steps, np.nan)
 
 
 def restored(field: NDArray[Any], normal: Normal) -> NDArray[np.float64]:
     """Values of a decoded field, in the unit of the grid."""
-    gain = 0.0 if normal.log2gain is None else float(np.ldexp(1.0, normal.log2gain))
-    return normal.mean + gain * field.astype(np.float64)
+    return (field.astype(np.float64) + normal.steps) * normal.step

@@ -18,7 +18,7 @@ from tokenshard.sources.grids.tiles import GridTile, shoal_is_large
 from tokenshard.spec.grids import GridEntry
 
 MADE = (
-    MadeColumn("mean", "float"),
+    MadeColumn("mean", "double"),
     MadeColumn("log2gain", "int16"),
     MadeColumn("bound", "string"),
     MadeColumn("max_error", "double"),
@@ -40,8 +40,17 @@ WIDTHS = "exact_q90"
 STREAMS = tuple(column.name for column in MADE if column.type == "binary")
 
 
-def row_of(tile: GridTile, normal: Normal, decoded: NDArray[np.float64], bound: str) -> dict[str, Any]:
-    """The columns of a tile. ``decoded``: what its tokens alone decode to, in the unit of the grid."""
+def row_of(
+    tile: GridTile,
+    normal: Normal,
+    decoded: NDArray[np.float64],
+    bound: str,
+    guide: NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
+    """The columns of a tile. ``decoded``: what its tokens and those around decode to, in the unit of the grid.
+
+    ``guide``: what its own tokens alone decode to, where its cells may be coded together with them.
+    """
     entry, layer = tile.grid, tile.grid.elevation
     stored, valid = tile.core, tile.core_valid
     found = physical(stored[valid], layer)
@@ -59,7 +68,7 @@ def row_of(tile: GridTile, normal: Normal, decoded: NDArray[np.float64], bound: 
     if bound == "none":
         return row
     wanted = stored_bound(Bound.parse(bound), entry, stored[valid])
-    coded = code_layer(stored, valid, layer, wanted)
+    coded = code_layer(stored, valid, layer, wanted, guide)
     row |= {
         "max_error": coded.max_error * abs(layer.scale),
         "predictor": coded.predictor,

@@ -196,6 +196,11 @@ class ConvertGrids(TokenizeJob):
         description="how far a decoded cell may be off: lossless, abs:E in the unit of the values, tvu:ORDER,SHARE of "
         "the total vertical uncertainty that IHO S-44 allows at its depth; none: tokens only",
     )
+    guided: bool = Field(
+        default=False,
+        description="predict cells from the tokens too (bounds lossless and abs), where that makes a tile smaller; "
+        "such cells decode together with their tokens only",
+    )
     unit: UnitSpec = UnitSpec(samples=512, bytes=ByteSize(64 << 20))
     pilot: PilotSpec = PilotSpec(samples=128)
     max_rejects: float = Field(
@@ -206,7 +211,7 @@ class ConvertGrids(TokenizeJob):
     )
 
     def output_fields(self) -> dict[str, JsonValue]:
-        return {**super().output_fields(), "bound": self.bound}
+        return {**super().output_fields(), "bound": self.bound, **({"guided": True} if self.guided else {})}
 
 
 class CodesJob(ConvertJob):

@@ -1,16 +1,20 @@
-"""The `grid` tokenizer: patches of a field as mean, gain and shape; trained on the input itself in seconds.
+"""The `grid` tokenizer: patches of a field as mean, gain and shapes, decoded without seams; trained in seconds.
 
-Cells come normalised by tile, without their mean and divided by a gain. A patch is split into the mean of its valid
-cells, the size of what is left (gain), and its shape: what is left, divided by the gain. Mean and gain are uniform
-scales, linear and in half octaves; shapes are vectors from a codebook (mean-removed shape-gain vector quantization,
-Gersho and Gray 1992, ch. 12), with more codebooks for what the first leaves over (residual vector quantization). A
-patch without a valid cell has a code of its own. All of encoding is arithmetic of whole numbers after one rounding, so
-ids are the same everywhere.
+Cells come in steps: a length that says how fine the tokens are, as in any quantizer. A patch is split into its mean, a
+whole number of steps; the size (gain) of what the means around it do not tell already, in octaves from a floor on; and
+its shape. Shapes are vectors from a codebook (mean-removed shape-gain vector quantization, Gersho and Gray 1992,
+ch. 12), with more codebooks for what the first leaves over (residual vector quantization): a patch has as many as its
+gain has octaves, so that bits go where the relief is. What decodes is smoothed across patches (see :mod:`.lapped`).
+
+An id depends on the cells of its patch and of the patches next to it alone, and all of encoding and decoding is
+arithmetic of whole numbers after one rounding: ids and cells are the same everywhere, however a field is cut.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,53 +25,82 @@ from pydantic import Field, ValidationError
 from tokenshard.errors import FormatError, InputError, SpecError
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
-from tokenshard.tokenizers.kmeans import integer_kmeans
-from tokenshard.tokenizers.nearest import build_tree, leaf_order, nearest
+from tokenshard.tokenizers import lapped
+from tokenshard.tokenizers.grid_fit import fit_grid, own_step
+from tokenshard.tokenizers.grid_split import (
+    GAINS,
+    REACH,
+    SCALE,
+    Split,
+    projected,
+    scales,
+    split,
+)
+from tokenshard.tokenizers.nearest import build_tree, nearest
 from tokenshard.tokenizers.weights import check_tensors, weights_sha256, weights_to_bytes
 
-MEANS = 1024
-"""Ids of means. 0: no valid cell; others are a grid of steps of 1/64, up to 8 standard deviations to both sides."""
-MEAN_STEP = 1 / 64
-GAINS = 40
-"""Ids of gains. 0: flat; others are half octaves up to that of a patch with a root mean square of 4."""
-LARGEST_GAIN = 2
-"""Its binary logarithm."""
-UNIT = 1 << 16
-"""Normalised cells are rounded to multiples of 1 / UNIT."""
-SCALE = 1 << 9
-"""Shapes have a root mean square of about SCALE."""
-REACH = 1 << 14
-"""Cells of a shape are clipped to this; so are the projections of vectors."""
+MAX_MEANS = 1 << 16
 MAX_CODES = 1 << 14
 MAX_SIDE = 16
+MAX_FLOOR = 1 << 16
 MAX_LEVELS = 8
-COMPONENTS = 24
-ITERATIONS = 12
-SHAPES_PER_CODE = 128
 
 
 class GridConfig(StoredDocument):
     """`config` of a grid tokenizer in `tokenizer.json`."""
 
     patch: tuple[int, int] = Field(description="cells of a patch along rows and columns")
+    step: float = Field(gt=0, allow_inf_nan=False, description="of means, in the unit of the grid")
+    floor: int = Field(ge=1, le=MAX_FLOOR, description="least gain of a patch that has a shape, in 1 / 64 steps")
     components: int = Field(ge=1, le=MAX_SIDE * MAX_SIDE, description="PCA components the search runs in")
     codebooks: int = Field(ge=1, le=MAX_LEVELS, description="codebooks of shapes")
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What ids stand for, on a lattice of patches."""
+
+    there: NDArray[np.bool_]
+    """[rows, columns]: patches that have a value"""
+    means: NDArray[np.float64]
+    """[rows, columns], whole numbers of steps, of any size"""
+    gains: NDArray[np.int64]
+    """[rows, columns]"""
+    shapes: NDArray[np.int64]
+    """[codebooks, rows, columns]; 0: none"""
+
+    def part(self, place: tuple[slice, slice]) -> Codes:
+        """Those of a part of the lattice."""
+        return Codes(self.there[place], self.means[place], self.gains[place], self.shapes[(slice(None), *place)])
 
 
 class GridTokenizer:
     """Ids of a patch: mean, gain, and a shape from each codebook.
 
     axes: float32 [r, d], orthonormal PCA axes of shapes, d = cells of a patch
-    codewords: float32 [L, K, d], shapes with a root mean square of about 1
+    codewords: float32 [L, K, d], in gains
+    surface: int32 [8, d], window: int32 [cells of a patch and its margin, d], the maps of :mod:`.lapped`
+    means: ids of means
     """
 
-    def __init__(self, axes: NDArray[np.float32], codewords: NDArray[np.float32], patch: tuple[int, int]) -> None:
-        self.axes, self.codewords, self.patch = axes, codewords, patch
+    def __init__(
+        self,
+        axes: NDArray[np.float32],
+        codewords: NDArray[np.float32],
+        surface: NDArray[np.int32],
+        window: NDArray[np.int32],
+        patch: tuple[int, int],
+        step: float,
+        floor: int,
+        means: int,
+    ) -> None:
+        self.axes, self.codewords, self.surface, self.window = axes, codewords, surface, window
+        self.patch, self.step, self.floor, self.means = patch, step, floor, means
         self._axes = np.rint(axes.astype(np.float64) * SCALE)
-        centroids = [_project(np.rint(book.astype(np.float64) * SCALE), self._axes) for book in codewords]
+        whole = np.rint(codewords.astype(np.float64) * SCALE)
         reach = float(REACH) * np.sqrt(len(axes))
-        self._trees = [build_tree(book, reach) for book in centroids]
-        self._codewords = np.rint(codewords.astype(np.float64) * SCALE).astype(np.int32)
+        self._trees = [build_tree(projected(book, self._axes), reach) for book in whole]
+        self._books = np.pad(whole, ((0, 0), (1, 0), (0, 0)))  # 0: no shape
 
     @classmethod
     def fit(
@@ -76,12 +109,16 @@ class GridTokenizer:
         seed: int,
         *,
         patch: Sequence[int] = (8, 8),
-        k: int = 512,
-        codebooks: int = 1,
+        k: int = 256,
+        codebooks: int = 2,
+        step: float | None = None,
+        floor: float | None = None,
     ) -> GridTokenizer:
-        """Fit to the shapes of normalised fields float [height, width] (NaN: no value) of any sizes.
+        """Fit to fields float [height, width] (NaN: no value) of any sizes, in the unit of the grid.
 
-        ``k`` is lowered to the number of patches that have a shape. Equal fields, seed and options give equal weights.
+        ``step`` is by default a power of two near an eighth of the relief within patches; patches whose relief is less
+        than ``floor``, by default two steps, have no shape. ``k`` is lowered to the number of patches that have one.
+        Equal fields, seed and options give equal weights.
         Raises :class:`SpecError` on options out of range.
         """
         height, width = patch
@@ -89,25 +126,14 @@ class GridTokenizer:
             raise SpecError(f"patch sides must be 2 to {MAX_SIDE} and k 1 to {MAX_CODES}, not {height}x{width}, k={k}")
         if not 1 <= codebooks <= MAX_LEVELS:
             raise SpecError(f"codebooks must be 1 to {MAX_LEVELS}, not {codebooks}")
-        parts = [_split(_patches(field, (height, width))) for field in images]
-        shapes = np.concatenate([part.shapes[part.gains > 0] for part in parts]) if parts else np.zeros((0, 1))
-        if not len(shapes):
-            shapes = np.zeros((1, height * width))
-        limit = SHAPES_PER_CODE * k
-        if len(shapes) > limit:
-            shapes = shapes[np.sort(np.random.default_rng(seed).choice(len(shapes), limit, replace=False))]
-        axes = _principal_axes(shapes, COMPONENTS)
-        books, rest = [], shapes
-        for number in range(codebooks):
-            points = _project(rest, np.rint(axes * SCALE))
-            centroids = integer_kmeans(points, min(k, len(points)), seed + number, ITERATIONS)
-            centroids = centroids[np.concatenate(leaf_order(centroids))]
-            reach = float(REACH) * np.sqrt(len(axes))
-            ids, _ = nearest(points, build_tree(centroids, reach))
-            book = _mean_shapes(rest, ids, len(centroids)) / SCALE
-            books.append(np.pad(book, ((0, min(k, len(shapes)) - len(book)), (0, 0))))
-            rest = rest - np.rint(book * SCALE)[ids]
-        return cls(axes.astype(np.float32), np.stack(books).astype(np.float32), (height, width))
+        for name, value in (("step", step), ("floor", floor)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise SpecError(f"{name} must be a positive number in the unit of the grid, not {value}")
+        step = step or own_step(images, (height, width))
+        units = max(1, min(round((2.0 if floor is None else floor / step) * lapped.UNIT), MAX_FLOOR))
+        found = fit_grid(images, seed, (height, width), k, codebooks, step, units)
+        means = min(1 << max(8, math.ceil(math.log2(4 * found.widest + 2))), MAX_MEANS)
+        return cls(found.axes, found.codewords, found.surface, found.window, (height, width), step, units, means)
 
     @classmethod
     def from_tensors(cls, spec: TokenizerSpec, tensors: dict[str, NDArray[Any]]) -> GridTokenizer:
@@ -118,31 +144,50 @@ class GridTokenizer:
             first = error.errors()[0]
             raise FormatError(f"config.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         sizes = set(spec.levels[2:])
-        if spec.levels[:2] != (MEANS, GAINS) or len(spec.levels) != 2 + config.codebooks or len(sizes) != 1:
+        means = spec.levels[0]
+        if spec.levels[1:2] != (GAINS,) or len(spec.levels) != 2 + config.codebooks or len(sizes) != 1:
             raise FormatError(f"levels {list(spec.levels)} are not those of a grid tokenizer")
         if spec.downsample != config.patch or not all(2 <= side <= MAX_SIDE for side in config.patch):
             raise FormatError(f"downsample {list(spec.downsample)} is not the patch of a grid tokenizer")
-        cells, codes = config.patch[0] * config.patch[1], sizes.pop()
+        height, width = config.patch
+        codes = sizes.pop() - 1
+        if not (1 <= codes <= MAX_CODES and 4 <= means <= MAX_MEANS):
+            raise FormatError(f"levels {list(spec.levels)} are not those of a grid tokenizer")
+        seen = (height + 2 * lapped.MARGIN) * (width + 2 * lapped.MARGIN)
         check_tensors(
             tensors,
             {
-                "axes": (np.float32, (config.components, cells)),
-                "codewords": (np.float32, (config.codebooks, codes, cells)),
+                "axes": (np.float32, (config.components, height * width)),
+                "codewords": (np.float32, (config.codebooks, codes, height * width)),
+                "surface": (np.int32, (8, height * width)),
+                "window": (np.int32, (seen, height * width)),
             },
         )
-        for name, tensor in tensors.items():
-            if not (np.isfinite(tensor).all() and np.abs(tensor).max() <= REACH / SCALE):
+        for name, most in {
+            "axes": 1.5,
+            "codewords": REACH / SCALE,
+            "surface": lapped.LARGEST,
+            "window": lapped.LARGEST,
+        }.items():
+            if not (np.isfinite(tensors[name]).all() and np.abs(tensors[name].astype(np.float64)).max() <= most):
                 raise FormatError(f"tensor {name} has values no grid tokenizer has")
-        return cls(tensors["axes"], tensors["codewords"], config.patch)
+        axes, codewords, surface, window = (tensors[name] for name in ("axes", "codewords", "surface", "window"))
+        return cls(axes, codewords, surface, window, config.patch, config.step, config.floor, means)
 
     @cached_property
     def spec(self) -> TokenizerSpec:
         """Description of this tokenizer, with the hash of its weights."""
-        config = GridConfig(patch=self.patch, components=len(self.axes), codebooks=len(self.codewords))
+        config = GridConfig(
+            patch=self.patch,
+            step=self.step,
+            floor=self.floor,
+            components=len(self.axes),
+            codebooks=len(self.codewords),
+        )
         return TokenizerSpec(
             kind="grid",
             modality="grid",
-            levels=(MEANS, GAINS, *(self.codewords.shape[1],) * len(self.codewords)),
+            levels=(self.means, GAINS, *(self.codewords.shape[1] + 1,) * len(self.codewords)),
             downsample=self.patch,
             config=config.model_dump(mode="json"),
             numerics="integer",
@@ -154,112 +199,70 @@ class GridTokenizer:
         return -(-height // self.patch[0]), -(-width // self.patch[1])
 
     def encode(self, images: NDArray[Any]) -> NDArray[np.uint16]:
-        """Normalised fields float [B, height, width] (NaN: no value) -> uint16 [B, 2 + codebooks, rows, columns].
+        """Fields float [B, height, width] in steps (NaN: no value) -> uint16 [B, 2 + codebooks, rows, columns].
 
         Raises :class:`InputError` on other arrays.
         """
         if images.ndim != 3 or images.dtype.kind != "f" or 0 in images.shape[1:]:
             raise InputError(f"expected fields float [batch, height, width], not {images.dtype} {list(images.shape)}")
-        rows, columns = self.grid(*images.shape[1:])
-        out = np.empty((len(images), 2 + len(self.codewords), rows, columns), np.uint16)
-        for field, ids in zip(images, out, strict=True):
-            parts = _split(_patches(field, self.patch))
-            ids[0], ids[1] = parts.means.reshape(rows, columns), parts.gains.reshape(rows, columns)
-            shaped, rest = parts.gains > 0, parts.shapes
-            for level, (tree, book) in enumerate(zip(self._trees, self._codewords, strict=True)):
-                found = np.zeros(len(rest), np.int32)
-                found[shaped] = nearest(_project(rest[shaped], self._axes), tree)[0] if shaped.any() else 0
-                ids[2 + level] = found.reshape(rows, columns)
-                rest = rest - book[found]
-        return out
+        return np.stack([self.ids(self.codes(field)) for field in images])
 
     def decode(self, codes: NDArray[Any], size: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Ids [B, 2 + codebooks, rows, columns] -> float32 [B, height, width], NaN where a patch has no valid cell.
+        """Ids [B, 2 + codebooks, rows, columns] -> float64 [B, height, width] in steps, NaN where a patch has no value.
 
-        Raises :class:`FormatError` on ids out of range or a size the grid cannot have come from.
+        As if nothing lay around each field. Raises :class:`FormatError` on ids out of range or a size the grid cannot
+        have come from.
         """
-        batch, levels, rows, columns = codes.shape
+        height, width = size or (codes.shape[2] * self.patch[0], codes.shape[3] * self.patch[1])
+        if self.grid(height, width) != codes.shape[2:]:
+            raise FormatError(f"a grid of {codes.shape[2:]} patches of {self.patch} is not {height}x{width} cells")
+        return np.stack([self.field(self.codes_of(ids))[:height, :width] for ids in codes])
+
+    # -- ids and what they stand for ----------------------------------------------------------------------------------
+
+    def codes(self, field: NDArray[Any]) -> Codes:
+        """The codes of a field float [height, width] in steps; what the last patches lack has no value."""
+        parts: Split = split(field, self.patch, self.surface, self.floor)
+        shapes = np.zeros((len(self.codewords), *parts.gains.shape), np.int64)
+        rest = parts.shapes
+        for level, (tree, book) in enumerate(zip(self._trees, self._books, strict=True)):
+            used = parts.gains > level
+            if not used.any():
+                break
+            shapes[level][used] = nearest(projected(rest[used], self._axes), tree)[0] + 1
+            rest = rest - book[shapes[level]]
+        return Codes(parts.there, parts.means, parts.gains, shapes)
+
+    def ids(self, codes: Codes) -> NDArray[np.uint16]:
+        """Codes as ids [2 + codebooks, rows, columns]. Means out of reach become the last ones within."""
+        means = np.where(codes.there, np.clip(codes.means + self.means // 2, 1, self.means - 1), 0)
+        return np.concatenate([means[None], codes.gains[None], codes.shapes]).astype(np.uint16)
+
+    def codes_of(self, ids: NDArray[Any]) -> Codes:
+        """The inverse of :meth:`ids`. Raises :class:`FormatError` on ids out of range."""
         limits = np.array(self.spec.levels)[:, None, None]
-        if levels != len(limits) or (codes.size and not ((codes >= 0) & (codes < limits)).all()):
-            raise FormatError(f"ids of {levels} levels do not fit a grid tokenizer of {list(self.spec.levels)}")
-        height, width = size or (rows * self.patch[0], columns * self.patch[1])
-        if self.grid(height, width) != (rows, columns):
-            raise FormatError(f"a {rows}x{columns} grid of {self.patch} patches is not {height}x{width} cells")
-        shapes = np.zeros((batch, rows, columns, self.codewords.shape[2]), np.float32)
-        for level, book in enumerate(self.codewords):
-            shapes += book[codes[:, 2 + level]]
-        means = (codes[:, 0].astype(np.float32) - MEANS // 2) * np.float32(MEAN_STEP)
-        means[codes[:, 0] == 0] = np.nan
-        gains = np.where(codes[:, 1] > 0, _gain_table()[codes[:, 1]], 0).astype(np.float32)
-        cells = means[..., None] + gains[..., None] * shapes
-        cells = cells.reshape(batch, rows, columns, *self.patch).swapaxes(2, 3)
-        return cells.reshape(batch, rows * self.patch[0], columns * self.patch[1])[:, :height, :width]
+        if len(ids) != len(limits) or (ids.size and not ((ids >= 0) & (ids < limits)).all()):
+            raise FormatError(f"ids of {len(ids)} levels do not fit a grid tokenizer of {list(self.spec.levels)}")
+        whole = ids.astype(np.int64)
+        there = whole[0] > 0
+        return Codes(there, np.where(there, whole[0] - self.means // 2, 0).astype(np.float64), whole[1], whole[2:])
+
+    def field(self, codes: Codes) -> NDArray[np.float64]:
+        """The cells of a lattice of codes [rows h, columns w] in steps, NaN where a patch has no value."""
+        cells = lapped.surfaces(codes.means, codes.there, self.surface)
+        shape = np.zeros(cells.shape)
+        for book, ids in zip(self._books, codes.shapes, strict=True):
+            shape += book[ids]
+        cells += np.floor(shape * scales(codes.gains, self.floor)[..., None] / SCALE + 0.5)
+        cells = lapped.smoothed(cells, codes.means, codes.there, self.window, self.patch)
+        cells[~codes.there] = np.nan
+        return lapped.joined(cells, self.patch) / lapped.UNIT
+
+    def cells_within(self, codes: Codes, size: tuple[int, int]) -> NDArray[np.float64]:
+        """The cells of a tile [height, width] in steps, from its codes and those of RING patches around it."""
+        top, left = (lapped.RING * side for side in self.patch)
+        return self.field(codes)[top : top + size[0], left : left + size[1]]
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """The weights: `axes` and `codewords` (float32)."""
-        return {"axes": self.axes, "codewords": self.codewords}
-
-
-class _Parts:
-    """Patches split into ids of mean and gain, and shapes times SCALE (whole numbers, as float64)."""
-
-    def __init__(self, means: NDArray[np.int64], gains: NDArray[np.int64], shapes: NDArray[np.float64]) -> None:
-        self.means, self.gains, self.shapes = means, gains, shapes
-
-
-def _gain_table() -> NDArray[np.float64]:
-    """[GAINS]: the gain of each id; that of id 0 is not used."""
-    halves = np.arange(GAINS) - (GAINS - 1) + 2 * LARGEST_GAIN
-    whole = np.ldexp(1.0, halves // 2)
-    table: NDArray[np.float64] = np.where(halves % 2, whole * 2**0.5, whole)
-    return table
-
-
-def _split(cells: NDArray[np.float64]) -> _Parts:
-    """Patches [N, d] (NaN: no value) -> their parts."""
-    valid = ~np.isnan(cells)
-    limit = MEANS * MEAN_STEP
-    whole = np.rint(np.where(valid, np.clip(cells, -limit, limit), 0) * UNIT)
-    counts = valid.sum(axis=1)
-    means = whole.sum(axis=1) / np.maximum(counts, 1)  # sums of whole numbers are exact in any order
-    ids = np.clip(np.rint(means / (UNIT * MEAN_STEP)) + MEANS // 2, 1, MEANS - 1)
-    ids = np.where(counts > 0, ids, 0).astype(np.int64)
-    # what a decoder adds back is the mean that was written down
-    rest = np.where(valid, whole - ((ids - MEANS // 2) * (UNIT * MEAN_STEP))[:, None], 0)
-    power = (rest * rest).sum(axis=1) / np.maximum(counts, 1) / (UNIT * UNIT)
-    table = _gain_table()
-    gains = np.searchsorted((table[1:] * table[1:]) / 2**0.5, power, side="right")  # the middle of each half octave
-    gains = np.where(counts > 0, gains, 0)
-    shapes = np.rint(rest * (SCALE / UNIT) / table[np.maximum(gains, 1)][:, None])
-    return _Parts(ids, gains, np.clip(shapes, -REACH, REACH))
-
-
-def _patches(field: NDArray[Any], patch: tuple[int, int]) -> NDArray[np.float64]:
-    """The patches [N, d] of a field, row by row; what the last ones lack has no value."""
-    height, width = field.shape
-    padded = np.pad(field.astype(np.float64), ((0, -height % patch[0]), (0, -width % patch[1])), constant_values=np.nan)
-    grid = padded.reshape(padded.shape[0] // patch[0], patch[0], padded.shape[1] // patch[1], patch[1])
-    return grid.swapaxes(1, 2).reshape(-1, patch[0] * patch[1])
-
-
-def _project(shapes: NDArray[np.float64], axes: NDArray[np.float64]) -> NDArray[np.int16]:
-    """Shapes times SCALE [N, d] along axes times SCALE [r, d], in units of the shapes: whole numbers, exactly."""
-    sums = shapes @ axes.T  # whole numbers below 2⁵³
-    return np.clip(np.floor(sums / SCALE + 0.5), -REACH, REACH).astype(np.int16)
-
-
-def _principal_axes(shapes: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """The leading eigenvectors [at most rank, d] of the second moments of shapes, those that have any."""
-    gram = shapes.T @ shapes / len(shapes)
-    powers, vectors = np.linalg.eigh(gram)
-    rank = max(1, min(rank, int((powers > 1e-4 * max(powers[-1], 1)).sum())))
-    axes = vectors[:, ::-1][:, :rank].T
-    signed: NDArray[np.float64] = axes * np.where(axes.sum(axis=1, keepdims=True) < 0, -1, 1)
-    return np.asarray(signed, np.float32).astype(np.float64)
-
-
-def _mean_shapes(shapes: NDArray[np.float64], ids: NDArray[np.int32], k: int) -> NDArray[np.float64]:
-    """The mean of the shapes of each id [k, d]; zero where there are none."""
-    counts = np.bincount(ids, minlength=k)
-    sums = np.stack([np.bincount(ids, weights=column, minlength=k) for column in shapes.T], axis=1)
-    return np.asarray(sums / np.maximum(counts, 1)[:, None])
+        """The weights: `axes`, `codewords` (float32), `surface` and `window` (int32)."""
+        return {"axes": self.axes, "codewords": self.codewords, "surface": self.surface, "window": self.window}

@@ -7,6 +7,7 @@ costs nothing to those who use another. Option values are checked here, before a
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -39,6 +40,16 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number) and number > 0:
+        return number
+    raise ValueError("a positive number in the unit of the grid")
+
+
 def _sides(high: int) -> Callable[[str], tuple[int, int]]:
     side = _integer(1, high)
 
@@ -60,8 +71,14 @@ KINDS: Mapping[str, Kind] = {
     ),
     "grid": Kind(
         path="tokenshard.tokenizers.grid:GridTokenizer",
-        options={"patch": _sides(16), "k": _integer(1, 1 << 14), "codebooks": _integer(1, 8)},
-        example="grid:8x8,k=512,codebooks=2",
+        options={
+            "patch": _sides(16),
+            "k": _integer(1, 1 << 14),
+            "codebooks": _integer(1, 8),
+            "step": _positive,
+            "floor": _positive,
+        },
+        example="grid:8x8,k=256,codebooks=2",
         modality="grid",
     ),
     "conv": Kind(path="tokenshard.tokenizers.conv:ConvVQ", options={}, example="conv", trainable=False),

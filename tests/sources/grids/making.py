@@ -27,6 +27,16 @@ def seafloor(height: int, width: int, seed: int = 0) -> NDArray[np.float64]:
     return field + draw.normal(0, 2, (height, width))
 
 
+def terrain(height: int, width: int, seed: int = 0, slope: float = 2.0) -> NDArray[np.float64]:
+    """A fractal surface in metres around -3,000."""
+    draw = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1
+    spectrum = draw.normal(size=frequency.shape) + 1j * draw.normal(size=frequency.shape)
+    field = np.fft.irfft2(spectrum / frequency**slope, s=(height, width))
+    return -3000 + 400 * field / field.std()
+
+
 def opened(path: Path, **spec: Any) -> OpenGrid:
     return open_grid(Store(path.parent), path.name, GridSourceSpec(path=str(path.parent), **spec))
 

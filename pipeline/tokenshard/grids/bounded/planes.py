@@ -11,7 +11,7 @@ from tokenshard.errors import FormatError
 from tokenshard.grids.bounded import wire
 from tokenshard.grids.bounded.binary import squash_table, stretch_table
 from tokenshard.grids.bounded.cells import distribution_table
-from tokenshard.grids.bounded.predictors import LARGEST, OWN_BITS, choose
+from tokenshard.grids.bounded.predictors import LARGEST, OWN_BITS, choose, unguided
 from tokenshard.grids.bounded.prior import MODES, Prior, State
 from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, NEAR_OFFSETS, NEAR_WEIGHTS, OFFSETS, TAPS, code_plane
 from tokenshard.grids.bounded.values import HIGHEST, Plane
@@ -20,6 +20,8 @@ LEVELS = 5
 """Halvings of the hierarchical scan."""
 REPEATS = 64
 """What a stream calls the causal scan that asks for copies."""
+FOLLOWS = 128
+"""What is added to the name of a scan that has a guide."""
 SHARE_OF_COPIES = 0.2
 """Cells that must equal the one to their left for it to be tried."""
 
@@ -45,16 +47,24 @@ class CodedPlane:
     decoded: Plane
 
 
-def encode_plane(plane: Plane, valid: NDArray[np.bool_], slack: int, prior: Prior) -> CodedPlane:
-    """The smaller of both scans of ``plane`` (``[h, w]``, valid cells from 0 on), each number to within ``slack``."""
+def encode_plane(
+    plane: Plane, valid: NDArray[np.bool_], slack: int, prior: Prior, guide: Plane | None = None
+) -> CodedPlane:
+    """The smaller of both scans of ``plane`` (``[h, w]``, valid cells from 0 on), each number to within ``slack``.
+
+    ``guide``: another guess of the plane that the decoder will have too.
+    """
     top = int(plane[valid].max(initial=0))
-    coded = [_encode(plane, valid, levels, slack, top, prior) for levels in (0, LEVELS)]
+    guide = None if guide is None else np.clip(guide, 0, top)
+    coded = [_encode(plane, valid, levels, slack, top, prior, guide) for levels in (0, LEVELS)]
     return min(coded, key=lambda one: len(one.data))
 
 
-def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior) -> Plane:
+def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior, guide: Plane | None = None) -> Plane:
     """The plane of the valid cells, int64 ``[h, w]``, 0 elsewhere."""
     levels, slack, top, number = (reader.unsigned() for _ in range(4))
+    if guide is not None:
+        levels, guide = levels - FOLLOWS, np.clip(guide, 0, top)
     repeats, levels = levels == REPEATS, 0 if levels == REPEATS else levels
     if (
         levels not in (0, LEVELS)
@@ -72,25 +82,35 @@ def decode_plane(reader: wire.Reader, valid: NDArray[np.bool_], prior: Prior) ->
     code(
         plane,
         valid,
-        Scan(levels, top, slack, repeats, _weights(number >> 1, own, prior)),
+        Scan(levels, top, slack, repeats, _weights(number >> 1, own, prior, guide is not None)),
         _state(prior, levels),
         data,
         False,
+        guide,
     )
     return plane
 
 
-def _encode(plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, top: int, prior: Prior) -> CodedPlane:
-    number, own = choose(plane, valid, levels, slack, prior.predictors)
+def _encode(
+    plane: Plane,
+    valid: NDArray[np.bool_],
+    levels: int,
+    slack: int,
+    top: int,
+    prior: Prior,
+    guide: Plane | None,
+) -> CodedPlane:
+    number, own = choose(plane, valid, levels, slack, prior.predictors, guide)
     repeats = levels == 0 and slack == 0 and alike(plane, valid) > SHARE_OF_COPIES
-    scan = Scan(levels, top, slack, repeats, _weights(number, own, prior))
+    scan = Scan(levels, top, slack, repeats, _weights(number, own, prior, guide is not None))
     size, room = -1, int(valid.sum()) * 2 + 64
     while size < 0 or size > room:
         room = max(size, room)
         data = np.zeros(room, np.uint8)
         decoded = np.where(valid, plane, 0)
-        size = code(decoded, valid, scan, _state(prior, levels), data, True)
-    fields = (REPEATS if repeats else levels, slack, top, number << 1 | int(own is not None))
+        size = code(decoded, valid, scan, _state(prior, levels), data, True, guide)
+    name = (REPEATS if repeats else levels) + (0 if guide is None else FOLLOWS)
+    fields = (name, slack, top, number << 1 | int(own is not None))
     header = b"".join(map(wire.unsigned, fields)) + b"".join(
         wire.signed(int(weight)) for weight in (own.flat if own is not None else ())
     )
@@ -103,9 +123,9 @@ def alike(plane: Plane, valid: NDArray[np.bool_]) -> float:
     return float(np.mean((plane[:, 1:] == plane[:, :-1])[both])) if both.any() else 0.0
 
 
-def _weights(number: int, own: Plane | None, prior: Prior) -> Plane:
+def _weights(number: int, own: Plane | None, prior: Prior, guided: bool) -> Plane:
     """The predictors of a scan, int64 ``[KINDS, TAPS]``: a set of the prior, a plane's own in its finest pass."""
-    weights: Plane = prior.predictors[number].copy()
+    weights: Plane = unguided(prior.predictors[number]) if guided else prior.predictors[number].copy()
     if own is not None:
         first = CENTRES if len(own) == 2 else CAUSAL
         weights[first : first + len(own)] = own << 16 - OWN_BITS
@@ -123,6 +143,7 @@ def code(
     state: State,
     data: NDArray[np.uint8],
     encoding: bool,
+    guide: Plane | None = None,
 ) -> int:
     """Code a plane in place, with a state that is changed; returns the bytes that takes, which may be more than
     ``data`` has."""
@@ -131,4 +152,5 @@ def code(
     model = (state.weights, *state.counters)
     adapting = (scan.predictors, scan.predictors.copy(), state.ratios)
     cells, fields = valid.astype(np.uint8), (scan.levels, scan.top, scan.slack, scan.repeats)
-    return int(code_plane(plane, cells, *fields, encoding, data, tables, geometry, adapting, model))
+    beside = np.zeros((0, 0), np.int64) if guide is None else guide
+    return int(code_plane(plane, cells, *fields, encoding, data, tables, geometry, adapting, model, beside))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.grids.bounded.binary import kernel
-from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, OFFSETS, SIDES, TAPS
+from tokenshard.grids.bounded.scan import CAUSAL, CENTRES, GUIDED, OFFSETS, SIDES, TAPS
 from tokenshard.grids.bounded.values import Plane
 
 SAMPLE = 8_000
@@ -26,7 +26,12 @@ WRONG = 0.3
 
 
 def neighbourhoods(
-    plane: Plane, valid: NDArray[np.bool_], kind: int, slack: int, limit: int = SAMPLE
+    plane: Plane,
+    valid: NDArray[np.bool_],
+    kind: int,
+    slack: int,
+    limit: int = SAMPLE,
+    guide: Plane | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Taps ``[n, TAPS]`` of cells that have them all, and the cells' values ``[n]``, relative to the nearest four.
 
@@ -49,6 +54,12 @@ def neighbourhoods(
     taps = plane[v[whole], u[whole]].astype(np.float64)
     taps += np.random.default_rng(0).uniform(-slack, slack, taps.shape) * WRONG
     reference = taps[:, :4].mean(1)
+    if guide is not None:
+        moved = reference - guide[v[whole, :4], u[whole, :4]].mean(1)
+        y, x = y[whole], x[whole]
+        taps[:, -2] = (guide[y, x + 1] + guide[y + 1, x]) / 2 + moved
+        taps[:, -1] = guide[y, x] + moved
+        return taps - reference[:, None], plane[y, x] - reference
     return taps - reference[:, None], plane[y[whole], x[whole]] - reference
 
 
@@ -109,15 +120,21 @@ def bits_lost(taps: Any, values: Any, weights: Any, noise: Any) -> Any:
 
 
 def choose(
-    plane: Plane, valid: NDArray[np.bool_], levels: int, slack: int, sets: NDArray[np.int64]
+    plane: Plane,
+    valid: NDArray[np.bool_],
+    levels: int,
+    slack: int,
+    sets: NDArray[np.int64],
+    guide: Plane | None = None,
 ) -> tuple[int, NDArray[np.int64] | None]:
     """(number of the best set, the plane's own weights int64 ``[kinds of the finest pass, TAPS]`` where they pay)."""
     noise = slack + 0.5
     kinds = (CENTRES, SIDES) if levels else (CAUSAL,)
+    sets = sets if guide is None else unguided(sets)
     shared, own_cost, own = np.zeros(len(sets)), 0.0, []
     share_of_cells = {CAUSAL: 1.0, CENTRES: 0.25, SIDES: 0.5}
     for kind in kinds:
-        taps, values = neighbourhoods(plane, valid, kind, slack)
+        taps, values = neighbourhoods(plane, valid, kind, slack, guide=guide)
         if values.size < 4 * TAPS:
             return 0, None
         part = share_of_cells[kind]
@@ -129,3 +146,10 @@ def choose(
     pays = (shared[best] - own_cost) * valid.sum() > COST * TAPS * len(kinds)
     fits = all(np.abs(weights).max() <= LARGEST for weights in own)
     return best, np.stack(own) if pays and fits else None
+
+
+def unguided(weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Weights ``[..., TAPS]`` that were fitted without a guide, for taps where it has taken the last places."""
+    found = weights.copy()
+    found[..., -GUIDED:] = 0
+    return found

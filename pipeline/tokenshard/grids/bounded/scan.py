@@ -30,6 +30,8 @@ from tokenshard.grids.bounded.cells import (
 CAUSAL, CENTRES, SIDES = range(3)
 KINDS = 3
 TAPS = 20
+GUIDED = 2
+"""Taps, the last ones, whose place a guide takes: another guess of the plane that the decoder has too."""
 NEAR = 8
 """Neighbours whose errors tell the scale of the next."""
 RATIOS = CLASSES * 12
@@ -107,12 +109,28 @@ def _gap_class(gap: Any, scale: Any, most: Any) -> Any:
 
 
 @inline
+def _follow(
+    kind: Any, step: Any, y: Any, x: Any, reference: Any, count: Any, guide: Any, offsets: Any, values: Any, there: Any
+) -> None:  # fmt: skip
+    """Set the guided taps: how the guide goes on from the nearest cells to this one, and to those behind it."""
+    total = 0
+    for i in range(4):
+        if there[i]:
+            total += guide[y + offsets[kind, i, 0] * step, x + offsets[kind, i, 1] * step]
+    moved = reference - total // count
+    right, below = min(x + step, guide.shape[1] - 1), min(y + step, guide.shape[0] - 1)
+    values[TAPS - 2] = ((guide[y, right] + guide[below, x]) >> 1) + moved
+    values[TAPS - 1] = guide[y, x] + moved
+    there[TAPS - 2], there[TAPS - 1] = 1, 1
+
+
+@inline
 def code_pass(
     kind: Any, step: Any, first_row: Any, row_step: Any, starts: Any, column_step: Any, top: Any, encoding: Any,
     cells: Any, geometry: Any, predictors: Any, coder: Any, data: Any, tables: Any, model: Any, work: Any,
 ) -> None:  # fmt: skip
     """Code the cells of one lattice. ``starts``: first columns of even and odd rows of the lattice."""
-    plane, valid, known, errors = cells
+    plane, valid, known, errors, guide = cells
     height, width = plane.shape
     offsets, near_offsets, near_weights = geometry
     fixed, adaptive, ratios = predictors
@@ -122,6 +140,7 @@ def code_pass(
     width_of_step = 2 * slack + 1
     copying = work[8]
     repeats = kind == CAUSAL and copying.shape[0] > 0
+    guided = guide.shape[0] > 0
     trail = 0
     shift = last[1]
     reach = 4 * step
@@ -143,8 +162,14 @@ def code_pass(
                         count += 1
                 else:
                     there[i] = 0
+            if guided:
+                there[TAPS - 2], there[TAPS - 1] = 0, 0
             if count > 0:
                 reference = total // count
+                if guided:
+                    _follow(kind, step, y, x, reference, count, guide, offsets, values, there)
+            elif guided:
+                reference = guide[y, x]
             else:
                 reference = last[0]
                 for i in range(TAPS - 1, 3, -1):
@@ -288,18 +313,19 @@ def code_pass(
 @kernel
 def code_plane(
     plane: Any, valid: Any, levels: Any, top: Any, slack: Any, repeats: Any, encoding: Any, data: Any, tables: Any,
-    geometry: Any, predictors: Any, model: Any,
+    geometry: Any, predictors: Any, model: Any, guide: Any,
 ) -> Any:  # fmt: skip
     """Code all valid cells of ``plane`` (int64 ``[h, w]``, values in ``[0, top]``); returns the bytes of the stream.
 
-    ``repeats``: the causal scan first asks whether a cell is a copy (``slack`` 0 only). ``levels``: 0 for the causal
-    scan, else halvings of the coarse lattice's spacing. The result exceeds the size of ``data`` when that was too
-    small; then nothing was written beyond it.
+    ``guide``: int64 ``[h, w]``, what the plane may be about, or ``[0, 0]``. ``repeats``: the causal scan first asks
+    whether a cell is a copy (``slack`` 0 only). ``levels``: 0 for the causal scan, else
+    halvings of the coarse lattice's spacing. The result exceeds the size of ``data`` when that was too small; then
+    nothing was written beyond it.
     """
     height, width = plane.shape
     known = np.zeros((height, width), np.uint8)
     errors = np.zeros((height, width, EXPERTS), np.int32)
-    cells = (plane, valid, known, errors)
+    cells = (plane, valid, known, errors, guide)
     coder = np.zeros(5, np.int64)
     shares, inputs = np.zeros((6, EXPERTS), np.int64), np.zeros(INPUTS, np.int64)
     last = np.zeros(3 + EXPERTS, np.int64)

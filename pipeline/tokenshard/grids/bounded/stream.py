@@ -23,7 +23,8 @@ from tokenshard.grids.bounded.prior import Prior, trained
 from tokenshard.grids.bounded.quantise import Numbered, numberings
 from tokenshard.grids.bounded.values import HIGHEST, TABLE, Bits, Lattice, Plane, Rungs, Steps, Table
 
-VERSION = 1
+VERSION, GUIDED = 1, 2
+"""Versions of a stream: of its own, and one that was coded with a guide."""
 DTYPES = tuple(np.dtype(name) for name in ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"))
 MAX_CELLS = 1 << 27
 _ALL, _NONE, _SOME, _MIXED = range(4)
@@ -57,6 +58,7 @@ def encode_tile(
     nodata: float | None = None,
     valid: NDArray[np.bool_] | None = None,
     prior: Prior | None = None,
+    guide: NDArray[np.float64] | None = None,
 ) -> EncodedTile:
     """Encode ``z`` ``[h, w]`` (an integer of at most 32 bits, float32 or float64) so that every valid cell keeps
     ``bound``.
@@ -65,6 +67,9 @@ def encode_tile(
     ``nodata`` there, NaN for floats without one, 0 for integers. Infinite values and values whose steps would be too
     many make a tile lossless. ``tvu`` bounds take heights in metres, positive up. InputError where the dtype or shape
     is not one of these.
+
+    ``guide``: float64 ``[h, w]``, another reconstruction of the tile. Where it makes the stream smaller, the stream
+    decodes with this very guide only; it can do so with values on steps or a lattice (``lossless`` and ``abs``).
     """
     bound = Bound.parse(bound) if isinstance(bound, str) else bound
     prior = prior or trained()
@@ -83,7 +88,9 @@ def encode_tile(
         return EncodedTile(_sealed(head), "none", "none", 0.0, 0)
     exact = z[there]
     for ways in numberings(exact, bound):
-        made = [_encode_numbered(way, exact, there, head, bound, prior) for way in ways]
+        made = [_encode_numbered(way, exact, there, head, bound, prior, None) for way in ways]
+        if guide is not None:
+            made += [_encode_numbered(way, exact, there, head, bound, prior, guide) for way in ways if _follows(way)]
         kept = [tile for tile in made if tile is not None]
         if kept:
             return min(kept, key=lambda tile: len(tile.stream))
@@ -91,14 +98,17 @@ def encode_tile(
 
 
 def decode_tile(
-    stream: bytes, shape: tuple[int, int] | None = None, prior: Prior | None = None
+    stream: bytes,
+    shape: tuple[int, int] | None = None,
+    prior: Prior | None = None,
+    guide: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Values ``[h, w]`` in the source's dtype and which of them are valid. FormatError where the stream is damaged, was
-    written by a newer version, or is not of ``shape``."""
-    if len(stream) < 4 or stream[0] > VERSION:
+    written by a newer version, is not of ``shape``, or was coded with another ``guide``."""
+    if len(stream) < 4 or stream[0] > GUIDED:
         newer = len(stream) >= 4
         raise FormatError(
-            f"a tile's bounded stream has version {stream[0]}, this tokenshard reads {VERSION}: update it"
+            f"a tile's bounded stream has version {stream[0]}, this tokenshard reads {GUIDED}: update it"
             if newer
             else wire.DAMAGED.format("it is too short")
         )
@@ -124,7 +134,10 @@ def decode_tile(
         nan = reader.take(dtype.itemsize)
         z[decode_mask(reader.section(), found)] = np.frombuffer(nan, dtype)[0]
     if there.any():
-        z[there] = _decode_values(reader, there, dtype, prior or trained())
+        if stream[0] == GUIDED and (guide is None or guide.shape != found):
+            raise FormatError("a tile's cells were coded together with its tokens, and decode with these alone")
+        beside = guide if stream[0] == GUIDED else None
+        z[there] = _decode_values(reader, there, dtype, prior or trained(), beside)
     if reader.at != len(body):
         raise FormatError(wire.DAMAGED.format("bytes follow its end"))
     return z, there
@@ -175,21 +188,42 @@ def _sealed(body: bytes) -> bytes:
 
 
 def _encode_numbered(
-    numbered: Numbered, exact: NDArray[Any], there: NDArray[np.bool_], head: bytes, bound: Bound, prior: Prior
+    numbered: Numbered,
+    exact: NDArray[Any],
+    there: NDArray[np.bool_],
+    head: bytes,
+    bound: Bound,
+    prior: Prior,
+    guide: NDArray[np.float64] | None,
 ) -> EncodedTile | None:
     """The stream of one numbering, or None where rounding to the dtype of the grid breaks the bound."""
     plane = np.zeros(there.shape, np.int64)
     plane[there] = numbered.plane
-    coded = encode_plane(plane, there, numbered.slack, prior)
+    beside, check = None, b""
+    if guide is not None:
+        assert isinstance(numbered.mapping, Lattice | Steps)
+        beside = numbered.mapping.near(np.nan_to_num(guide))
+        head, check = bytes([GUIDED]) + head[1:], _sum(beside)
+    coded = encode_plane(plane, there, numbered.slack, prior, beside)
     decoded = numbered.mapping.values(coded.decoded[there], exact.dtype)
     with np.errstate(invalid="ignore"):
         error = np.abs(decoded.astype(np.float64) - exact.astype(np.float64))
     error[decoded == exact] = 0  # infinite values are their own
     if not _keeps(error, exact, bound):
         return None
-    body = head + _mapping_header(numbered.mapping, prior) + coded.data
+    body = head + _mapping_header(numbered.mapping, prior) + check + coded.data
     name = type(numbered.mapping).__name__.lower()
     return EncodedTile(_sealed(body), coded.predictor, name, float(error.max()), int(there.sum()))
+
+
+def _follows(numbered: Numbered) -> bool:
+    """Whether a guide can be numbered likewise: by operations that are the same on every machine."""
+    return isinstance(numbered.mapping, Lattice | Steps)
+
+
+def _sum(guide: Plane) -> bytes:
+    """The checksum of a guide in numbers."""
+    return zlib.crc32(guide.astype("<i8").tobytes()).to_bytes(4, "little")
 
 
 def _keeps(error: NDArray[np.float64], exact: NDArray[Any], bound: Bound) -> bool:
@@ -222,9 +256,22 @@ def _read_mapping(reader: wire.Reader, prior: Prior) -> Lattice | Steps | Bits |
     return Table(first + np.cumsum(steps[0]), numbers)
 
 
-def _decode_values(reader: wire.Reader, there: NDArray[np.bool_], dtype: np.dtype[Any], prior: Prior) -> NDArray[Any]:
+def _decode_values(
+    reader: wire.Reader,
+    there: NDArray[np.bool_],
+    dtype: np.dtype[Any],
+    prior: Prior,
+    guide: NDArray[np.float64] | None,
+) -> NDArray[Any]:
     mapping = _read_mapping(reader, prior)
-    plane: Plane = decode_plane(reader, there, prior)[there]
+    beside = None
+    if guide is not None:
+        if not isinstance(mapping, Lattice | Steps):
+            raise FormatError(wire.DAMAGED.format("its numbers follow no guide"))
+        beside = mapping.near(np.nan_to_num(guide))
+        if reader.take(4) != _sum(beside):
+            raise FormatError("a tile's tokens are not those that its cells were coded with: they decode to nothing")
+    plane: Plane = decode_plane(reader, there, prior, beside)[there]
     top = int(plane.max())
     if isinstance(mapping, Table) and top >= mapping.ranked.size:
         raise FormatError(wire.DAMAGED.format("a rank is beyond its table of values"))

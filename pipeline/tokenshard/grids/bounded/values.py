@@ -72,6 +72,10 @@ class Lattice:
             raise FormatError(wire.DAMAGED.format("its lattice is impossible"))
         return cls(first, stride, last >> 1, bool(last & 1))
 
+    def near(self, values: NDArray[np.float64]) -> Plane:
+        """The numbers next to some values, in whatever range they are."""
+        return whole((values * self.denominator - self.first) / self.stride)
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -93,6 +97,10 @@ class Steps:
     def read(cls, reader: wire.Reader) -> Steps:
         """The mapping from a stream."""
         return cls(reader.real(), reader.real())
+
+    def near(self, values: NDArray[np.float64]) -> Plane:
+        """The numbers next to some values, in whatever range they are."""
+        return whole((values - self.offset) / self.unit)
 
 
 @dataclass(frozen=True)
@@ -231,3 +239,8 @@ def _powers(base: float, number: int) -> NDArray[np.float64]:
 def _cast(z: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         return z.astype(dtype)
+
+
+def whole(numbers: NDArray[np.float64]) -> Plane:
+    """Real numbers rounded to those a plane may have."""
+    return np.rint(np.clip(numbers, 0, HIGHEST)).astype(np.int64)

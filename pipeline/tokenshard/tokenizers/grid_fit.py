@@ -1,0 +1,182 @@
+"""Fitting of the `grid` tokenizer: step, maps between patches, axes and codebooks, from fields themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenshard.tokenizers import lapped
+from tokenshard.tokenizers.grid_split import (
+    REACH,
+    SCALE,
+    patch_means,
+    projected,
+    scales,
+    split,
+    whole_cells,
+)
+from tokenshard.tokenizers.kmeans import integer_kmeans
+from tokenshard.tokenizers.nearest import build_tree, leaf_order, nearest
+
+Real = NDArray[np.float64]
+COMPONENTS = 24
+ITERATIONS = 12
+SHAPES_PER_CODE = 128
+
+
+class Fitted(NamedTuple):
+    """The weights of a tokenizer."""
+
+    axes: NDArray[np.float32]
+    codewords: NDArray[np.float32]
+    surface: NDArray[np.int32]
+    window: NDArray[np.int32]
+    widest: float
+    """the largest distance of a patch's mean from that of its field, in steps"""
+
+
+class _Field(NamedTuple):
+    """A field in patches."""
+
+    cells: Real
+    valid: NDArray[np.bool_]
+    there: NDArray[np.bool_]
+    means: Real
+
+
+def fit_grid(
+    images: Sequence[NDArray[Any]], seed: int, patch: tuple[int, int], k: int, codebooks: int, step: float, floor: int
+) -> Fitted:
+    """Weights for fields in the unit of the grid (NaN: no value). ``floor``: the least gain, in units."""
+    images = [np.asarray(image, np.float64) for image in images] or [np.full(patch, np.nan)]
+    fields = [_in_patches(image / step, patch) for image in images]
+    surface = _fitted_surface(fields, floor, seed)
+    parts = [split(image / step, patch, surface, floor) for image in images]
+    gains = np.concatenate([part.gains.reshape(-1) for part in parts])
+    shapes = np.concatenate([part.shapes.reshape(-1, math.prod(patch)) for part in parts])
+    axes, books = _codebooks(shapes[gains > 0], gains[gains > 0], math.prod(patch), k, codebooks, seed)
+    whole_axes = np.rint(axes.astype(np.float64) * SCALE)
+    decoded = []
+    for field, part in zip(fields, parts, strict=True):
+        shape = _nearest_shapes(part.shapes, part.gains, books, whole_axes)
+        cells = lapped.surfaces(field.means, field.there, surface)
+        decoded.append(cells + np.floor(shape * scales(part.gains, floor)[..., None] / SCALE + 0.5))
+    window = _fitted_window(fields, decoded, patch, floor, seed)
+    widest = max((float(np.ptp(field.means[field.there])) for field in fields if field.there.any()), default=0.0)
+    return Fitted(axes, (books / SCALE).astype(np.float32), surface, window, widest)
+
+
+def own_step(images: Sequence[NDArray[Any]], patch: tuple[int, int]) -> float:
+    """The power of two next to an eighth of the root mean square of what the means of patches leave."""
+    total, count = 0.0, 0
+    for image in images:
+        middle = np.nanmean(image) if np.isfinite(image).any() else 0.0
+        padded = np.full(
+            (image.shape[0] + -image.shape[0] % patch[0], image.shape[1] + -image.shape[1] % patch[1]), np.nan
+        )
+        padded[: image.shape[0], : image.shape[1]] = image - middle
+        cut = lapped.patches(padded, patch)
+        whole = np.isfinite(cut).all(axis=2)
+        rest = cut[whole] - cut[whole].mean(axis=1, keepdims=True)
+        total, count = total + float((rest * rest).sum()), count + rest.size
+    size = math.sqrt(total / count) / 8 if count else 0.0
+    return math.ldexp(1.0, round(math.log2(size))) if 1e-30 < size < 1e30 else 1.0
+
+
+def _in_patches(field: NDArray[Any], patch: tuple[int, int]) -> _Field:
+    cells, valid = whole_cells(field, patch)
+    return _Field(cells, valid, *patch_means(cells, valid))
+
+
+def _sample(count: int, seed: int) -> NDArray[np.intp] | slice:
+    if count <= lapped.SAMPLE:
+        return slice(None)
+    return np.sort(np.random.default_rng(seed).choice(count, lapped.SAMPLE, replace=False))
+
+
+def _fitted_surface(fields: Sequence[_Field], floor: int, seed: int) -> NDArray[np.int32]:
+    inputs, outputs = [], []
+    for field in fields:
+        whole = field.valid.all(axis=2)
+        inputs.append(lapped.differences(field.means, field.there)[whole])
+        outputs.append((field.cells - (field.means * lapped.UNIT)[..., None])[whole])
+    return _fitted(inputs, outputs, floor, seed, lapped.SURFACE_BITS)
+
+
+def _fitted_window(
+    fields: Sequence[_Field], decoded: Sequence[Real], patch: tuple[int, int], floor: int, seed: int
+) -> NDArray[np.int32]:
+    inputs, outputs = [], []
+    for field, cells in zip(fields, decoded, strict=True):
+        whole = field.valid.all(axis=2)
+        seen = lapped.windows(cells, field.there, patch) - (field.means * lapped.UNIT)[..., None]
+        inputs.append(seen[whole])
+        outputs.append((field.cells - cells)[whole])
+    return _fitted(inputs, outputs, floor, seed, lapped.WINDOW_BITS)
+
+
+def _fitted(inputs: list[Real], outputs: list[Real], floor: int, seed: int, bits: int) -> NDArray[np.int32]:
+    left, right = np.concatenate(inputs), np.concatenate(outputs)
+    chosen = _sample(len(left), seed)
+    return lapped.fitted(left[chosen], right[chosen], floor / 2, bits)
+
+
+def _codebooks(
+    shapes: Real, gains: NDArray[np.int64], cells: int, k: int, codebooks: int, seed: int
+) -> tuple[NDArray[np.float32], Real]:
+    """PCA axes, and codebooks [codebooks, K, d] in 1 / SCALE: each of those patches that use it."""
+    if not len(shapes):
+        shapes, gains = np.zeros((1, cells)), np.ones(1, np.int64)
+    axes = _principal_axes(shapes, COMPONENTS)
+    whole = np.rint(axes.astype(np.float64) * SCALE)
+    size = min(k, len(shapes))
+    books = np.zeros((codebooks, size, cells))
+    draw = np.random.default_rng(seed)
+    rest = shapes
+    for level in range(codebooks):
+        used = np.flatnonzero(gains > level)
+        if not len(used):
+            break
+        if len(used) > SHAPES_PER_CODE * k:
+            used = np.sort(draw.choice(used, SHAPES_PER_CODE * k, replace=False))
+        points = projected(rest[used], whole)
+        centroids = integer_kmeans(points, min(size, len(points)), seed + level, ITERATIONS)
+        centroids = centroids[np.concatenate(leaf_order(centroids))]
+        ids, _ = nearest(points, build_tree(centroids, float(REACH) * math.sqrt(len(axes))))
+        books[level, : len(centroids)] = np.rint(_mean_shapes(rest[used], ids, len(centroids)))
+        if level + 1 < codebooks:
+            rest = rest - _nearest_shapes(rest, gains - level, books[level : level + 1], whole)
+    return axes, books
+
+
+def _nearest_shapes(shapes: Real, gains: NDArray[np.int64], books: Real, axes: Real) -> Real:
+    """What the codebooks make of shapes [..., d]: each is used where the gain is above its number."""
+    found = np.zeros(shapes.shape)
+    reach = float(REACH) * math.sqrt(len(axes))
+    for level, book in enumerate(books):
+        used = gains > level
+        if used.any():
+            ids = nearest(projected((shapes - found)[used], axes), build_tree(projected(book, axes), reach))[0]
+            found[used] += book[ids]
+    return found
+
+
+def _principal_axes(shapes: Real, rank: int) -> NDArray[np.float32]:
+    """The leading eigenvectors [at most rank, d] of the second moments of shapes, those that have any."""
+    gram = shapes.T @ shapes / len(shapes)
+    powers, vectors = np.linalg.eigh(gram)
+    rank = max(1, min(rank, int((powers > 1e-4 * max(powers[-1], 1)).sum())))
+    axes = vectors[:, ::-1][:, :rank].T
+    signed = axes * np.where(axes.sum(axis=1, keepdims=True) < 0, -1, 1)
+    return np.asarray(signed, np.float32)
+
+
+def _mean_shapes(shapes: Real, ids: NDArray[np.int32], k: int) -> Real:
+    """The mean of the shapes of each id [k, d]; zero where there are none."""
+    counts = np.bincount(ids, minlength=k)
+    sums = np.stack([np.bincount(ids, weights=column, minlength=k) for column in shapes.T], axis=1)
+    return np.asarray(sums / np.maximum(counts, 1)[:, None])
