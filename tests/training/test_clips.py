@@ -63,7 +63,15 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classified(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     out = tmp_path_factory.mktemp("models") / "classifier"
     return out, train(
-        classifier_job(clips, out, **SMALL, source=source(clips, 4, 8, 8), steps=220, augment=PLAIN),
+        classifier_job(
+            clips,
+            out,
+            **SMALL,
+            source=source(clips, 4, 8, 8),
+            steps=200,
+            augment=PLAIN,
+            optimizer={"lr": 1e-3, "ema": 0.9},
+        ),
         quiet,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.model import ContextModel
+from tokenshard.shards.clip_figures import clip_figures
 from tokenshard.shards.dataset import Dataset, read_model
 from tokenshard.shards.schema import KEY, length_name
 from tokenshard.spec.codec import CodecSpec
@@ -23,7 +24,8 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     `levels` has the figures of :func:`stored_levels` and, level by level, `order0_entropy`, `codes_used`,
     `context_bits` (bits an id of the pilot costs by the tables of a `context` model, without the ends of streams; null
     without a model), `framing_bytes` (page headers and lengths around the streams), `length_bytes` (`code_len`), and
-    `bits_per_token_in_all`: streams, framing, lengths and model together.
+    `bits_per_token_in_all`: streams, framing, lengths and model together. Clips with codebooks of their own have those
+    of :func:`~tokenshard.shards.clip_figures.clip_figures` too.
     """
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)
@@ -65,6 +67,7 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
         ),
         "footer_bytes": manifest.totals.token_bytes - columns,
         "decoded_samples": decoded,
+        **clip_figures(dataset),
     }
 
 
