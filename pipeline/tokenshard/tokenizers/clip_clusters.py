@@ -16,6 +16,8 @@ UNIT = 1 << 12
 FEWEST = 12
 """Clusters from which an adaptive number begins (VQToken)."""
 ITERATIONS = 10
+SAMPLE = 4096
+"""Most points that clusters are counted on."""
 CANDIDATES = 4
 """Of which each seed is the best."""
 
@@ -45,14 +47,22 @@ def normalized(features: NDArray[np.float32]) -> Points:
 
 def clustered(points: Points, k: int) -> Clusters:
     """At most ``k`` clusters: k-means from greedy k-means++ seeds (Arthur and Vassilvitskii 2007)."""
-    return _lloyd(points, seeds(points, k))
+    return _lloyd(points, seeds(_sample(points), k))
 
 
 def adaptively_clustered(points: Points, most: int) -> Clusters:
     """As many clusters, from 12 to ``most``, as the points have by the mean silhouette; the fewest of equally good."""
-    drawn = seeds(points, most)
-    tried = [_lloyd(points, drawn[:count]) for count in _numbers(len(drawn))]
-    return max(tried, key=lambda clusters: (clusters.silhouette, -clusters.count))
+    sample = _sample(points)
+    drawn = seeds(sample, most)
+    tried = [(_lloyd(sample, drawn[:count]).silhouette, -count) for count in _numbers(len(drawn))]
+    return _lloyd(points, drawn[: -max(tried)[1]])
+
+
+def _sample(points: Points) -> Points:
+    """Points that tell how many clusters there are and where they begin."""
+    if len(points) <= SAMPLE:
+        return points
+    return points[np.sort(np.random.default_rng(0).choice(len(points), SAMPLE, replace=False))]
 
 
 def _numbers(most: int) -> list[int]:
