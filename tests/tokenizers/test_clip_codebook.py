@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import nn
 
+from sources.video.conftest import write_video
+from tokenshard.cli.main import cli
 from tokenshard.errors import FormatError, InputError, SpecError
 from tokenshard.store import Store
 from tokenshard.tokenizers.clip_clusters import adaptively_clustered, clustered, means, normalized
@@ -166,3 +169,19 @@ def test_an_encoder_is_lent_and_known_by_its_weights(tmp_path: Path) -> None:
     assert np.array_equal(again.encode_clip(scene())[0], ids)
     with pytest.raises(InputError, match="too large"):
         ClipCodebookTokenizer.fit([], 0, encoder=f"{here}:huge").encode_clip(scene())
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["images", "--tokenizer", "clip-codebook"], "clip, not image"),
+        (["video", "--tokenizer", "clip-codebook:k=1"], "from 2 to 4096"),
+        (["video", "--tokenizer", "clip-codebook", "--encoder", "no:module"], "cannot be imported"),
+        (["video", "--tokenizer", "patch", "--encoder", "no:module"], "leave 'no:module' out"),
+    ],
+)
+def test_wrong_words_are_told_in_one_line(words: list[str], wrong: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", list(scene()))
+    done = CliRunner().invoke(cli, ["convert", words[0], str(tmp_path), str(tmp_path / "out"), *words[1:], "--quiet"])
+    assert done.exit_code != 0
+    assert wrong in done.output or wrong in str(done.exception)
