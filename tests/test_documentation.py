@@ -100,6 +100,9 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
     pages = np.random.default_rng(0).standard_normal((8, 30, 32)).astype(np.float16)
     np.save(place / "vectors.npy", pages)
     sources |= {"convert-video": "clips/", "compress-documents": "vectors.npy"}
+    words = ["--size", "96", "--fit", "center-crop", "--labels", "name", "--quiet"]
+    run("convert", "video", "clips/", "video-tokens/", *words)
+    sources |= {"train-clips": "video-tokens/"}
     sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/", "train-adapt": "labelled/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)
@@ -114,5 +117,6 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
                 fields["model"] |= {"size": "micro"}
             spec = place / spec.name
             spec.write_text(yaml.safe_dump(fields), encoding="utf-8")
-        words = ["run", str(spec), "--source", sources[job.kind], "--output", str(place / "out" / spec.stem), "--quiet"]
+        source = sources.get(spec.stem, sources[job.kind])
+        words = ["run", str(spec), "--source", source, "--output", str(place / "out" / spec.stem), "--quiet"]
         assert "fingerprint" in run(*words)

@@ -73,7 +73,7 @@ def test_boxes_keep_within_the_grid_and_the_asked_share_of_it() -> None:
 def test_a_sample_of_1024_codes_moves_2048_bytes_to_the_device() -> None:
     batch = {"codes": torch.zeros(3, 32, 32, dtype=torch.uint16)}
     assert batch["codes"].nbytes / 3 == 2048
-    ids = ids_of(batch, torch.device("meta"))
+    ids = ids_of(batch, torch.device("meta"), 1)
     assert (ids.device.type, ids.dtype, ids.shape) == ("meta", torch.int64, (3, 1, 32, 32))
 
 

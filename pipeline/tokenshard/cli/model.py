@@ -108,15 +108,16 @@ def probe(model: str, data: str, val: str, as_json: bool, **values: Any) -> None
 
 @click.command()
 @click.argument("model")
-@click.argument("images")
-@click.option("--most", type=click.IntRange(1), default=1, show_default=True, help="Classes an image.")
+@click.argument("src")
+@click.option("--most", type=click.IntRange(1), default=1, show_default=True, help="Classes an image, or a clip.")
 @_device
 @storage_option
 @json_option
-def predict(model: str, images: str, most: int, device: str, storage: dict[str, Any], as_json: bool) -> None:
-    """Tokenize and classify raw images, with the tokenizer and the preprocessing the model learned with.
+def predict(model: str, src: str, most: int, device: str, storage: dict[str, Any], as_json: bool) -> None:
+    """Tokenize and classify raw images or videos, with the tokenizer and the preprocessing the model learned with.
 
-    IMAGES is whatever `convert images` takes. One line an image.
+    SRC is whatever `convert images` takes, or `convert video` where the model learned from clips. One line an image, or
+    a clip.
 
     \b
     Example:
@@ -124,18 +125,22 @@ def predict(model: str, images: str, most: int, device: str, storage: dict[str, 
     """
     import json
 
+    from tokenshard.errors import InputError
     from tokenshard.sources.base import Sample
-    from tokenshard.sources.images.decoded import decoded_images
     from tokenshard.training.evaluate import predict as said
-    from tokenshard.training.pairs import treated_like
+    from tokenshard.training.evaluate import raw_samples
 
     found = _opened(model, device, storage, "classifier")
     tokenizer = found.tokenizer()
-    for item in decoded_images(treated_like(found.document.preprocess, images), storage):
+    for item in raw_samples(found, src, storage):
         if not isinstance(item, Sample):
             click.echo(f"{item.key}: left out: {item.message}", err=True)
             continue
-        best = said(found, tokenizer, item.data, most)
+        try:
+            best = said(found, tokenizer, item.data, most)
+        except InputError as error:
+            click.echo(f"{item.key}: left out: {error}", err=True)
+            continue
         if as_json:
             click.echo(json.dumps({"key": item.key, "classes": best}, ensure_ascii=False))
         else:

@@ -50,13 +50,15 @@ PLACES = {
 """Option -> field of the job spec."""
 
 
-def _grid(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+def _grid(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    rows, _, columns = text.lower().partition("x")
-    if not (rows.isdecimal() and (columns or rows).isdecimal()):
-        raise click.BadParameter(f"{text!r}: expected ROWSxCOLUMNS in codes, e.g. 28x28")
-    return int(rows), int(columns or rows)
+    sides = text.lower().split("x")
+    most = 3 if parameter.name == "crop" else 2
+    if len(sides) > most or not all(side.isdecimal() for side in sides):
+        frames = ", of clips FRAMESxROWSxCOLUMNS" if most == 3 else ""
+        raise click.BadParameter(f"{text!r}: expected ROWSxCOLUMNS in codes, e.g. 28x28{frames}")
+    return tuple(map(int, sides if len(sides) > 1 else 2 * sides))
 
 
 def model_options(command: F) -> F:
@@ -65,7 +67,9 @@ def model_options(command: F) -> F:
         click.option("--val", help="Token dataset to validate on, made with the same tokenizer."),
         click.option("--where", help="Learn only from samples for which this holds, e.g. \"split == 'train'\"."),
         click.option("--val-where", help="Validate on such samples (of --val, or else of --data)."),
-        click.option("--crop", callback=_grid, help="ROWSxCOLUMNS cut out of every token grid; where grids differ."),
+        click.option(
+            "--crop", callback=_grid, help="[FRAMESx]ROWSxCOLUMNS cut out of every token grid; where grids differ."
+        ),
         click.option("--size", help="micro, nano, tiny, small, base. [default: tiny]"),
         click.option("--embedding", help="frozen (codebook of the tokenizer) or learned. [default: frozen]"),
         click.option("--stride", type=int, help="Codes a position covers along an axis: 1, 2, 4. [default: 2]"),

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from tokenshard.engine.encoding import Encoded, Encoding, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
-from tokenshard.sources.base import CodeLayout, Sample
+from tokenshard.sources.base import CodeLayout, MadeColumn, Sample
 from tokenshard.spec.job import TokenizeJob
 from tokenshard.spec.manifest import TokenizerEntry
+from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store
-from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.base import ClipTokenizer, Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer, read_tables, read_tokenizer_spec, save_tokenizer
 from tokenshard.tokenizers.frames import encode_frames
 from tokenshard.tokenizers.packaged import saved_tokenizer
-from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, trainable_class
+from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, tokenizer_class, trainable_class
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Axes:
 
 AXES: Mapping[str, Axes] = {
     "image": Axes(("height", "width"), (256, 256), frozenset({"image"})),
-    "video": Axes(("frames", "height", "width"), (8, 256, 256), frozenset({"image", "video"})),
+    "video": Axes(("frames", "height", "width"), (8, 256, 256), frozenset({"image", "video", "clip"})),
     "grid": Axes(("height", "width"), (256, 256), frozenset({"grid"})),
 }
 """By what a job encodes; a new modality is a line here."""
@@ -58,6 +59,8 @@ class Tokenizing(Encoding):
         tables: Sequence[bytes] = ()
         if _is_kind(self._spec):
             kind, options = parse_tokenizer(self._spec.tokenizer)
+            if self._spec.encoder is not None:
+                options["encoder"] = self._spec.encoder
             data = [window.sample.data for window in windows]
             images = [image for sample in data for image in sample] if len(self._axes.extents) > 2 else data
             tokenizer = trainable_class(kind).fit(images, self._spec.seed, **options)
@@ -73,6 +76,7 @@ class Tokenizing(Encoding):
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         described = read_tokenizer_spec(output, _folder(tokenizer.fingerprint))
         extents = self._axes.extents if described.downsample else ()
+        made = _made(described)
         return CodeLayout(
             alphabets=described.levels,
             grid=(None,) * max(1, len(extents)),
@@ -80,6 +84,8 @@ class Tokenizing(Encoding):
             downsample=(*(1 for _ in extents[len(described.downsample) :]), *described.downsample),
             kind=self._spec.dataset_kind,
             preprocess=self._spec.source.output_fields(),
+            made=tuple(MadeColumn(name, arrow_type) for name, arrow_type in made[0].items()),
+            streams=made[1],
         )
 
     def load(self, pilot: PilotResult, output: Store) -> TokenizerEncoder:
@@ -97,6 +103,8 @@ class TokenizerEncoder:
     tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
+        if isinstance(self.tokenizer, ClipTokenizer):
+            return [Encoded(*self.tokenizer.encode_clip(sample.data)) for sample in samples]
         if self._is_sequence:
             return [Encoded(self.tokenizer.encode(sample.data[None])[0]) for sample in samples]
         if self.rank > len(self.tokenizer.spec.downsample):
@@ -133,6 +141,8 @@ def check_tokenizer(spec: TokenizeJob) -> None:
         check_trainable(kind)
         if KINDS[kind].modality not in AXES[spec.dataset_kind].tokenizers:
             raise SpecError(f"{spec.tokenizer}: a tokenizer of kind {KINDS[kind].modality}, not {spec.dataset_kind}")
+        if spec.encoder is not None and not KINDS[kind].lent:
+            raise SpecError(f"{spec.tokenizer}: has an encoder of its own; leave {spec.encoder!r} out")
         if spec.numerics is not None or spec.device != "cpu" or spec.compiled:
             raise SpecError(
                 f"{spec.tokenizer}: numerics, device and compile are for conv tokenizers, e.g. --tokenizer default"
@@ -143,11 +153,17 @@ def check_tokenizer(spec: TokenizeJob) -> None:
 
 def _with_encoder(tokenizer: Tokenizer, spec: TokenizeJob) -> Tokenizer:
     """The tokenizer with the encoder of the spec, where it needs one that is not part of it."""
-    if spec.encoder is None and tokenizer.spec.kind != "conv":
+    if spec.encoder is None and tokenizer.spec.kind not in {"conv", "clip-codebook"}:
         return tokenizer  # without an import of torch
     from tokenshard.tokenizers.encoders import with_encoder
 
     return with_encoder(tokenizer, spec.encoder)
+
+
+def _made(described: TokenizerSpec) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """The columns that a tokenizer makes (name -> Arrow type), and those of them that are streams."""
+    found = tokenizer_class(described.kind)
+    return getattr(found, "made", {}), getattr(found, "streams", ())
 
 
 def _is_kind(spec: TokenizeJob) -> bool:

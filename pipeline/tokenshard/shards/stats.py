@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.model import ContextModel
+from tokenshard.shards.clip_figures import clip_figures
 from tokenshard.shards.dataset import Dataset, read_model
 from tokenshard.shards.drift import ALARM, shard_drift
 from tokenshard.shards.schema import KEY, length_name
@@ -28,7 +29,8 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     for other codecs, whose models say nothing of it), `framing_bytes` (page headers and lengths around the streams),
     `length_bytes` (`code_len`), and `bits_per_token_in_all`: streams, framing, lengths and model together. `packed`:
     bytes of the columns of packed bytes beside the ids, such as a residual, by name. Page vectors of a variable rate
-    have `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`.
+    have `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`. Clips with codebooks of their own have
+    those of :func:`~tokenshard.shards.clip_figures.clip_figures`.
     """
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)
@@ -74,6 +76,7 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
         "footer_bytes": manifest.totals.token_bytes - columns,
         "decoded_samples": decoded,
         **_drift(dataset),
+        **clip_figures(dataset),
     }
 
 

@@ -22,8 +22,9 @@ class TokensSpec(SourceSpec):
     val: str | None = Field(default=None, description="dataset to validate on; default: that of path, with val_where")
     where: str | None = Field(default=None, description="train only on samples for which this holds: `label < 10`")
     val_where: str | None = Field(default=None, description="the same for validation: `split == 'val'`")
-    crop: tuple[Side, Side] | None = Field(
-        default=None, description="rows, columns cut out of every token grid; needed where grids differ"
+    crop: tuple[Side, Side] | tuple[Side, Side, Side] | None = Field(
+        default=None,
+        description="rows, columns (of clips: frames, rows, columns) cut out of every grid; needed where they differ",
     )
 
     def output_fields(self) -> dict[str, JsonValue]:
@@ -43,8 +44,12 @@ class ModelSpec(Document):
         description="overlap: SeiT's stem adaptor, kernel 2 x stride; patch: kernel = stride",
     )
     stride: Literal[1, 2, 4] = Field(default=2, description="codes a position covers along an axis")
+    tubelet: Literal[1, 2, 4] | None = Field(
+        default=None, description="frames of a clip that a position covers; default: 2, of an odd number of frames 1"
+    )
     grid: tuple[Side, Side] | None = Field(
-        default=None, description="rows, columns of code vectors the model sees; others are resized. Default: as stored"
+        default=None,
+        description="rows, columns of code vectors (of a frame) the model sees; others are resized. Default: as stored",
     )
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="rate of the last block; earlier ones have less")
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -98,6 +103,7 @@ class MaskSpec(Document):
     low: Share = Field(default=0.5, description="smallest ratio")
     high: Share = Field(default=1.0, description="largest ratio of the truncated normal")
     drop: Share = Field(default=0.5, description="share of the positions, all hidden, that the encoder never sees")
+    tube: bool = Field(default=False, description="of clips: hide the same places in all frames")
 
     @model_validator(mode="after")
     def _dropped_are_masked(self) -> Self:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,20 @@ class FileTokenizer(Tokenizer, Protocol):
 
     def file(self, codes: NDArray[Any]) -> bytes:
         """The file that the ids of one sample are."""
+        ...
+
+
+@runtime_checkable
+class ClipTokenizer(Tokenizer, Protocol):
+    """A tokenizer of whole clips that makes columns beside their ids."""
+
+    made: ClassVar[Mapping[str, str]]
+    """name of each column -> its Arrow type"""
+    streams: ClassVar[tuple[str, ...]]
+    """those of them whose bytes are stored as they are"""
+
+    def encode_clip(self, clip: NDArray[np.uint8]) -> tuple[NDArray[Any], dict[str, Any]]:
+        """uint8 [frames, height, width, 3] -> ids [levels, frames, rows, columns], and the values of the columns."""
         ...
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tokenshard.errors import SpecError
 from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.clip_codebook import ClipCodebookTokenizer
 from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.frozen import FrozenEncoder, lend_encoder
 
@@ -58,6 +59,8 @@ def with_encoder(tokenizer: Tokenizer, name: str | None) -> Tokenizer:
     Raises :class:`SpecError` when it needs one and none is named, or the other way round, and
     :class:`~tokenshard.errors.FormatError` when the encoder has other weights than the one it was trained with.
     """
+    if isinstance(tokenizer, ClipCodebookTokenizer):
+        return tokenizer.with_encoder(name)
     encoder = tokenizer.network.encoder if isinstance(tokenizer, ConvVQ) else None
     if not isinstance(encoder, FrozenEncoder):
         if name is not None:

@@ -29,6 +29,8 @@ class Kind:
     example: str
     trainable: bool = True
     modality: str = "image"
+    lent: bool = False
+    """whether ``fit`` takes an encoder that the user names"""
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -86,6 +88,13 @@ KINDS: Mapping[str, Kind] = {
         path="tokenshard.tokenizers.canonical:CanonicalTokenizer",
         options={"q": _integer(1, 100), "vocabulary": _integer(256, 4096)},
         example="canonical:q=25",
+    ),
+    "clip-codebook": Kind(
+        path="tokenshard.tokenizers.clip_codebook:ClipCodebookTokenizer",
+        options={"features": str, "k": _integer(2, 4096), "most": _integer(12, 4096)},
+        example="clip-codebook:default,most=64",
+        modality="clip",
+        lent=True,
     ),
     "reduced": Kind(
         path="tokenshard.tokenizers.reduced:ReducedTokenizer", options={}, example="reduced", trainable=False

@@ -81,13 +81,15 @@ def train_adapt(job: TrainAdapt, device: torch.device, say: Callable[[str], None
     if setting.train.fixed_grid is None:
         raise SpecError(f"{job.source.path}: samples have token grids of their own; convert --size, and adapt that")
     codes = code_space(setting.train)
+    if len(codes.grid) != 2:
+        raise SpecError(f"{job.source.path}: holds clips; an adapter learns from images")
     learn, val = _pairs(job, setting).held_out()
     books = codes.codebooks
     config = AdapterConfig(
         alphabets=codes.alphabets,
         dim=LEARNED_DIM if books is None else books[0].shape[1],
         embedding="learned" if books is None else "frozen",
-        grid=codes.grid,
+        grid=(codes.grid[0], codes.grid[1]),
         width=job.adapter.width,
         depth=job.adapter.depth,
         channels=job.adapter.channels,

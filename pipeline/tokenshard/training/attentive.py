@@ -55,7 +55,7 @@ def attentive_accuracy(
     seed: int = 0,
 ) -> float:
     """Accuracy on ``test`` of a probe trained on ``train``, a shuffling loader, behind a block."""
-    device = encoder.positions.device
+    device, levels = encoder.positions.device, len(encoder.config.alphabets)
     torch.manual_seed(seed)
     probe = AttentiveProbe(encoder.config.width, encoder.config.heads, classes).to(device)
     spec = OptimizerSpec(lr=1e-3)
@@ -66,7 +66,7 @@ def attentive_accuracy(
         for batch in train:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(spec, step, steps)
-            logits = probe(positions(encoder, ids_of(batch, device), layer))
+            logits = probe(positions(encoder, ids_of(batch, device, levels), layer))
             loss = functional.cross_entropy(logits, batch[label].to(device).long())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -77,6 +77,7 @@ def attentive_accuracy(
     with torch.inference_mode():
         for batch in test:
             labels = batch[label].to(device)
-            right += int((probe(positions(encoder, ids_of(batch, device), layer)).argmax(1) == labels).sum())
+            logits = probe(positions(encoder, ids_of(batch, device, levels), layer))
+            right += int((logits.argmax(1) == labels).sum())
             count += len(labels)
     return right / max(1, count)

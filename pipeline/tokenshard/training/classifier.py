@@ -22,8 +22,8 @@ from tokenshard.training.codes import check_same_classes, ids_of, read_labels
 from tokenshard.training.folder import load_model
 from tokenshard.training.models.adapter import TokenAdapter
 from tokenshard.training.models.classifier import ClassifierConfig, TokenClassifier
-from tokenshard.training.models.vit import SIZES, EncoderConfig, TokenEncoder
-from tokenshard.training.setting import ModelSetting, Outcome
+from tokenshard.training.models.vit import SIZES, EncoderConfig, TokenEncoder, inflated
+from tokenshard.training.setting import ModelSetting, Outcome, tubelet_of
 
 
 class ClassifierTask:
@@ -45,7 +45,7 @@ class ClassifierTask:
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         labels = batch[self._job.label].to(self._device, non_blocking=True).long()
         targets = smoothed_targets(labels, self.module.config.classes, self._job.smoothing)
-        ids = ids_of(batch, self._device)
+        ids = ids_of(batch, self._device, len(self.module.encoder.embedding.alphabets))
         vectors, targets = self._augmentation.mixtures(ids, targets, self.module.encoder.embed, draws)
         logits = self.module(vectors)
         return functional.cross_entropy(logits.float(), targets), {}
@@ -58,7 +58,7 @@ class ClassifierTask:
 
 
 def logits_of(module: TokenClassifier, ids: Tensor) -> Tensor:
-    """Float32 logits [B, classes] of ids [B, L, H, W], without augmentation; grids are resized to the model's."""
+    """Float32 logits [B, classes] of ids [B, L, *grid], without augmentation; grids are resized to the model's."""
     vectors = resize(module.encoder.embed(ids), module.config.encoder.grid)
     logits: Tensor = module(vectors)
     return logits.float()
@@ -67,13 +67,13 @@ def logits_of(module: TokenClassifier, ids: Tensor) -> Tensor:
 @torch.inference_mode()
 def accuracy(module: TokenClassifier, loader: TokenLoader, label: str) -> dict[str, float]:
     """`loss` (nats), `top1` and `top5` of all samples of a loader, in all processes that share it."""
-    device = module.head.weight.device
+    device, levels = module.head.weight.device, len(module.encoder.embedding.alphabets)
     module.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     loader.set_epoch(0)
     for batch in loader:
         labels = batch[label].to(device).long()
-        logits = logits_of(module, ids_of(batch, device))
+        logits = logits_of(module, ids_of(batch, device, levels))
         best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         count = torch.tensor(len(labels), dtype=torch.float64, device=device)
@@ -92,11 +92,12 @@ def train_classifier(job: TrainClassifier, device: torch.device, say: Callable[[
     torch.manual_seed(job.seed)
     start = None if job.start is None else _started_from(job, setting)
     config = ClassifierConfig(
-        encoder=setting.encoder(job.model) if start is None else _adopted(job, start.config), classes=labels.classes
+        encoder=setting.encoder(job.model) if start is None else _adopted(job, start.config, setting.codes.grid),
+        classes=labels.classes,
     )
     module = TokenClassifier(config)
     if start is not None:
-        module.encoder.load_state_dict(start.state_dict())
+        module.encoder.load_state_dict(inflated(start.state_dict(), config.encoder.tubelet // start.config.tubelet))
     elif config.encoder.embedding == "frozen":
         assert setting.codes.codebooks is not None
         module.encoder.embedding.fill(setting.codes.codebooks)
@@ -126,7 +127,23 @@ def _started_from(job: TrainClassifier, setting: ModelSetting) -> TokenEncoder:
     return found.encoder
 
 
-def _adopted(job: TrainClassifier, config: EncoderConfig) -> EncoderConfig:
-    """The configuration of a trained encoder with what may differ in another run."""
-    changed = {"grid": job.model.grid or config.grid, "drop_path": job.model.drop_path, "dropout": job.model.dropout}
+def _adopted(job: TrainClassifier, config: EncoderConfig, grid: tuple[int, ...]) -> EncoderConfig:
+    """The configuration of a trained encoder with what may differ in another run, for samples with a ``grid``: one of
+    images may go on with clips, one of clips with longer ones.
+
+    Raises SpecError for an encoder of clips where samples are images, or have frames that its tubelets do not fill.
+    """
+    frames, tubelet = grid[:-2], config.tubelet if config.frames else tubelet_of(job.model, grid)
+    if config.frames is not None and (not frames or frames[0] % tubelet or job.model.tubelet not in (None, tubelet)):
+        found = f"clips of {frames[0]} frames" if frames else "images"
+        raise SpecError(
+            f"{job.start}: sees clips in tubelets of {tubelet} frames, {job.source.path} gives {found}; give clips, a "
+            f"--crop with a multiple of {tubelet} frames, and leave model.tubelet out"
+        )
+    changed = {
+        "tubelet": tubelet,
+        "grid": (*frames, *(job.model.grid or config.grid[-2:])),
+        "drop_path": job.model.drop_path,
+        "dropout": job.model.dropout,
+    }
     return EncoderConfig.model_validate({**config.model_dump(), **changed})

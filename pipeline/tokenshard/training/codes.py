@@ -29,40 +29,47 @@ class CodeSpace:
 
     alphabets: tuple[int, ...]
     """codes of each level"""
-    grid: tuple[int, int]
-    """rows and columns of codes of a sample, or of the crop that is taken of it"""
+    grid: tuple[int, ...]
+    """rows and columns of codes of an image, frames, rows and columns of a clip; or of the crop that is taken of it"""
     codebooks: tuple[Tensor, ...] | None
     """float32 [alphabet, d] by level, centred, of unit variance in the first level; None where they are not known"""
     tokenizer: str
     """fingerprint"""
 
 
-def code_space(dataset: Dataset, crop: tuple[int, int] | None = None) -> CodeSpace:
-    """The codes of a dataset. Raises SpecError where samples have no common 2-D token grid and no crop is given."""
+def code_space(dataset: Dataset, crop: tuple[int, ...] | None = None) -> CodeSpace:
+    """The codes of a dataset of images or clips. Raises SpecError where samples have no common token grid and no crop
+    is given, or one that does not fit."""
     where, code = dataset.store.root, dataset.manifest.code
-    if len(code.grid) != 2:
-        raise SpecError(f"{where}: token grids have {len(code.grid)} axes; models of tokens need rows and columns")
+    if len(code.grid) not in (2, 3):
+        raise SpecError(
+            f"{where}: token grids have {len(code.grid)} axes; models of tokens need rows and columns, or frames, rows "
+            "and columns"
+        )
+    shape = "ROWSxCOLUMNS" if len(code.grid) == 2 else "FRAMESxROWSxCOLUMNS"
     grid = crop or dataset.fixed_grid
     if grid is None:
-        raise SpecError(f"{where}: samples have token grids of their own; give --crop ROWSxCOLUMNS, or convert --size")
+        raise SpecError(f"{where}: samples have token grids of their own; give --crop {shape}, or convert --size")
+    if len(grid) != len(code.grid):
+        raise SpecError(
+            f"{where}: a crop of {'x'.join(map(str, grid))} does not fit its token grids; give --crop {shape}"
+        )
     alphabets = tuple(level.alphabet for level in code.levels)
-    return CodeSpace(
-        alphabets, (grid[0], grid[1]), _codebooks(dataset, alphabets), dataset.manifest.tokenizer.fingerprint
-    )
+    return CodeSpace(alphabets, tuple(grid), _codebooks(dataset, alphabets), dataset.manifest.tokenizer.fingerprint)
 
 
-def check_same_tokenizer(train: Dataset, val: Dataset) -> None:
-    """Raises SpecError where the ids of two datasets do not mean the same."""
+def check_same_tokenizer(train: Dataset, val: Dataset, cropped: bool = False) -> None:
+    """Raises SpecError where ids of two datasets do not mean the same, or their grids differ (unless ``cropped``)."""
     first, second = train.manifest.tokenizer.fingerprint, val.manifest.tokenizer.fingerprint
     if first != second:
         raise SpecError(
             f"{val.store.root}: its tokenizer is {second}, that of {train.store.root} is {first}; convert it with "
             f"--tokenizer {train.store.url(f'tokenizer/{first}')}"
         )
-    if train.fixed_grid != val.fixed_grid:
+    if train.fixed_grid != val.fixed_grid and not cropped:
         raise SpecError(
             f"{val.store.root}: its token grid is {_shape(val)}, that of {train.store.root} is {_shape(train)}; "
-            "convert both with the same --size, or give --crop ROWSxCOLUMNS"
+            "convert both with the same --size, or give --crop"
         )
 
 
@@ -174,10 +181,10 @@ def check_same_classes(mine: Labels, where: str, val: Dataset) -> None:
         )
 
 
-def ids_of(batch: dict[str, Any], device: torch.device) -> Tensor:
-    """int64 [B, levels, rows, columns] on the device, of the codes of a loader's batch, which are what is moved."""
+def ids_of(batch: dict[str, Any], device: torch.device, levels: int) -> Tensor:
+    """int64 [B, levels, *grid] on the device, of the codes of a loader's batch, which are what is moved."""
     codes: Tensor = batch["codes"].to(device, non_blocking=True).long()
-    return codes if codes.ndim == 4 else codes[:, None]
+    return codes if levels > 1 else codes[:, None]
 
 
 def missing_codebooks(dataset: Dataset, what: str) -> SpecError:

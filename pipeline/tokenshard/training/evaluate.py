@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenshard.errors import FormatError, SpecError
+from tokenshard.errors import FormatError, InputError, SpecError
 from tokenshard.loading.crop import Crop
 from tokenshard.loading.decoding import CODES
 from tokenshard.loading.loader import TokenLoader
 from tokenshard.shards.dataset import Dataset
+from tokenshard.sources.base import Reject, Sample
+from tokenshard.sources.decoded import decoded_samples
+from tokenshard.sources.images.decoded import decoded_images
 from tokenshard.spec.training import MaskSpec
 from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.frames import encode_frames
 from tokenshard.training.attentive import attentive_accuracy
 from tokenshard.training.classifier import accuracy, logits_of
 from tokenshard.training.codes import Labels, check_same_classes, check_same_tokenizer, code_space, read_labels
@@ -22,16 +27,28 @@ from tokenshard.training.folder import TrainedModel
 from tokenshard.training.models.classifier import TokenClassifier
 from tokenshard.training.models.masked import MaskedModel
 from tokenshard.training.mtm import masked_figures
+from tokenshard.training.pairs import clips_like, treated_like
 from tokenshard.training.probe import best_layer, knn_accuracy, linear_accuracy, read_features
 from tokenshard.training.setting import held_out_loader
 
 ProbeKind = Literal["knn", "linear", "attentive"]
 
 
-def _crop_of(model: TrainedModel, dataset: Dataset) -> tuple[int, int] | None:
-    """Where samples have grids of their own, the middle that the model can take."""
-    grid = model.encoder.config.grid
-    return None if dataset.fixed_grid is not None else grid
+def _crop_of(model: TrainedModel, dataset: Dataset) -> tuple[int, ...] | None:
+    """Where samples have grids of their own, or clips more frames than the model sees, the middle that it can take.
+
+    Raises SpecError for clips where the model sees images, and the reverse.
+    """
+    grid, fixed = model.encoder.config.grid, dataset.fixed_grid
+    if len(grid) != len(dataset.manifest.code.grid):
+        wanted = "images" if len(grid) == 2 else f"clips of {grid[0]} frames"
+        raise SpecError(
+            f"{dataset.store.root}: token grids have {len(dataset.manifest.code.grid)} axes; the model of "
+            f"{model.store.root} sees {wanted}"
+        )
+    if fixed is None:
+        return grid
+    return None if fixed[:-2] == grid[:-2] else (*grid[:-2], *fixed[-2:])
 
 
 @torch.inference_mode()
@@ -74,10 +91,10 @@ def probe(
     Raises SpecError where ids, labels or classes of the datasets do not fit each other or the model.
     """
     model.check_reads(train)
-    check_same_tokenizer(train, test)
     labels = read_labels(train, label)
     check_same_classes(labels, train.store.root, test)
     encoder, crop = model.encoder, _crop_of(model, train)
+    check_same_tokenizer(train, test, crop is not None)
     depth = encoder.config.depth
     if layer is not None and not 0 <= layer <= depth:
         raise SpecError(f"{model.store.root}: has {depth} blocks; --layer must be from 0 to {depth}, or all")
@@ -99,18 +116,37 @@ def probe(
     return {**result, "top1": linear_accuracy(mine, other, labels.classes)}
 
 
+def raw_samples(model: TrainedModel, path: str, storage: dict[str, Any]) -> Iterator[Sample | Reject]:
+    """Raw images or, where the model sees clips, those of raw videos, as the model learned them."""
+    preprocess = model.document.preprocess
+    if model.encoder.config.frames is None:
+        return decoded_images(treated_like(preprocess, path), storage)
+    from tokenshard.sources.video.source import open_video_source
+
+    return decoded_samples(open_video_source(clips_like(preprocess, path), storage))
+
+
 @torch.inference_mode()
 def predict(model: TrainedModel, tokenizer: Tokenizer, image: NDArray[np.uint8], most: int = 5) -> list[dict[str, Any]]:
-    """The likeliest classes of an image uint8 [height, width, 3]: `class`, `name` and `probability`.
+    """The likeliest classes of an image uint8 [height, width, 3] or of a clip [frames, height, width, 3]: `class`,
+    `name` and `probability`. A model of clips sees the frames in the middle.
 
-    Raises SpecError where the image has fewer codes than the model takes along an axis and was not resized.
+    Raises InputError where a clip has fewer frames than the model sees.
     """
     module = model.module
     if not isinstance(module, TokenClassifier):
         raise SpecError(f"{model.store.root}: is a masked model; predict needs one of `tokenshard train classifier`")
     if tokenizer.spec.fingerprint != model.document.tokenizer:
         raise FormatError(f"{model.store.url('tokenizer')}: another tokenizer than config.json names; copy it again")
-    ids = torch.from_numpy(tokenizer.encode(image[None]).astype(np.int64)).to(module.head.weight.device)
+    frames = module.config.encoder.frames
+    if frames is None:
+        codes = tokenizer.encode(image[None])
+    else:
+        if len(image) < frames:
+            raise InputError(f"a clip of {len(image)} frames; the model sees {frames}")
+        first = (len(image) - frames) // 2
+        codes = encode_frames(tokenizer, image[first : first + frames])[None]
+    ids = torch.from_numpy(codes.astype(np.int64)).to(module.head.weight.device)
     best = logits_of(module, ids).softmax(1)[0].topk(min(most, module.config.classes))
     names = model.document.names
     return [

@@ -26,6 +26,12 @@ class Masks(NamedTuple):
     visible: Tensor
     """int64 [B, n]: the positions the encoder sees, in order; all others have 0 visible levels"""
 
+    def at_times(self, times: int) -> Masks:
+        """Masks of the places of a frame -> those of clips [B, times * N]: tubes, the same at all times (VideoMAE,
+        arXiv:2203.12602). What does not move cannot be copied from the frame before."""
+        first = self.kept.shape[1] * torch.arange(times, device=self.kept.device)
+        return Masks(self.kept.repeat(1, times), (first[:, None] + self.visible[:, None]).flatten(1))
+
 
 def mask_ratios(spec: MaskSpec, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ratios of the schedule at quantiles drawn from [0, 1), never below ``spec.low``.

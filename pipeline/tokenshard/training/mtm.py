@@ -62,7 +62,7 @@ class MtmTask:
 
     def loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Augmented vectors become ids again, those of the nearest codes."""
-        ids = ids_of(batch, self._device)
+        ids = ids_of(batch, self._device, len(self.module.config.encoder.alphabets))
         if self._augmentation is not None:
             ids, boxes = self._augmentation.ids(ids, draws)
             if self._quantizer is not None:
@@ -85,9 +85,11 @@ class MtmTask:
 
 
 def hidden_nll(module: MaskedModel, ids: Tensor, mask: MaskSpec, draws: Draws) -> Tensor:
-    """Nats of the hidden codes of ids [B, L, H, W], float32 [hidden positions, stride²]."""
-    levels, (rows, columns) = ids.shape[1], module.config.encoder.positions
-    masks = draw_masks(mask, len(ids), rows * columns, levels, module.head.by_level, draws)
+    """Nats of the hidden codes of ids [B, L, *grid], float32 [hidden positions, covered]."""
+    levels, config = ids.shape[1], module.config.encoder
+    times = config.positions[0] if mask.tube else 1
+    positions = math.prod(config.positions) // times
+    masks = draw_masks(mask, len(ids), positions, levels, module.head.by_level, draws).at_times(times)
     return module.nll(module(ids, masks.kept, masks.visible), ids, masks.kept)
 
 
@@ -106,7 +108,7 @@ def masked_figures(module: MaskedModel, loader: TokenLoader, mask: MaskSpec) -> 
     loader.set_epoch(0)
     device, grid = module.shown.device, module.config.encoder.grid
     for number, batch in enumerate(loader):
-        ids = ids_of(batch, device)
+        ids = ids_of(batch, device, len(module.config.encoder.alphabets))
         if tuple(ids.shape[2:]) != grid:
             ids = _middle(ids, grid)
         first, _ = share(min(size, samples - number * size), loader.rank, loader.world)
@@ -117,14 +119,14 @@ def masked_figures(module: MaskedModel, loader: TokenLoader, mask: MaskSpec) -> 
     return {"loss": float(mean), **{name: float(value) for name, value in bits_per_token(mean, module).items()}}
 
 
-def _middle(ids: Tensor, grid: tuple[int, int]) -> Tensor:
+def _middle(ids: Tensor, grid: tuple[int, ...]) -> Tensor:
     """The middle of token grids; SpecError where they are smaller."""
-    top, left = ids.shape[2] - grid[0], ids.shape[3] - grid[1]
-    if top < 0 or left < 0:
-        raise SpecError(
-            f"token grids of {ids.shape[2]}x{ids.shape[3]} are smaller than the {grid[0]}x{grid[1]} of the model"
-        )
-    return ids[:, :, top // 2 : top // 2 + grid[0], left // 2 : left // 2 + grid[1]]
+    if any(own < side for own, side in zip(ids.shape[2:], grid, strict=True)):
+        own, wanted = ("x".join(map(str, shape)) for shape in (ids.shape[2:], grid))
+        raise SpecError(f"token grids of {own} are smaller than the {wanted} of the model")
+    for axis, side in enumerate(grid, 2):
+        ids = ids.narrow(axis, (ids.shape[axis] - side) // 2, side)
+    return ids
 
 
 def train_mtm(job: TrainMtm, device: torch.device, say: Callable[[str], None]) -> Outcome:
@@ -132,6 +134,8 @@ def train_mtm(job: TrainMtm, device: torch.device, say: Callable[[str], None]) -
     setting = ModelSetting(job, device, say)
     encoder = setting.encoder(job.model)
     check_whole_positions(encoder)
+    if job.mask.tube and encoder.frames is None:
+        raise SpecError(f"{job.source.path}: holds images; mask.tube hides codes of clips")
     config, clusters = masked_config(job, setting, encoder)
     torch.manual_seed(job.seed)
     module = MaskedModel(config, clusters)
@@ -196,11 +200,13 @@ def _say_references(setting: ModelSetting) -> None:
 
 
 def _shower(tokenizer: Tokenizer, setting: ModelSetting) -> Callable[[Tensor, int], None]:
-    """Writes drawn samples as one picture."""
+    """Writes drawn samples as one picture; of clips each is a row."""
 
     def show(ids: Tensor, step: int) -> None:
+        columns = ids.shape[2] if ids.ndim == 5 else math.ceil(len(ids) ** 0.5)
+        if ids.ndim == 5:
+            ids = ids.transpose(1, 2).flatten(0, 1)
         images = tokenizer.decode(ids.cpu().numpy().astype(np.int32))
-        columns = math.ceil(len(images) ** 0.5)
         blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
         rows = np.split(np.concatenate([images, blank]), (len(images) + len(blank)) // columns)
         picture = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)

@@ -24,6 +24,7 @@ from tokenshard.sources.base import Sample
 from tokenshard.sources.images.decoded import decoded_images
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.training import PairsSpec
+from tokenshard.spec.videos import VideoSourceSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.training.augment.draws import Draws
@@ -191,8 +192,17 @@ def moved_images(
     return views
 
 
+PICTURES = ("size", "fit", "interpolation", "background", "max_pixels", "max_bytes")
+CLIPS = ("fps", "every_n", "keyframes", "scenes", "clip_seconds", "stride_seconds", "stream", "max_frames")
+
+
 def treated_like(preprocess: Mapping[str, Any], path: str) -> ImageSourceSpec:
     """Raw images, treated as those of a dataset were before they were encoded."""
-    names = ("size", "fit", "interpolation", "background", "max_pixels", "max_bytes")
-    kept = {name: preprocess[name] for name in names if name in preprocess}
+    kept = {name: preprocess[name] for name in PICTURES if name in preprocess}
     return ImageSourceSpec.model_validate({**kept, "path": path, "labels": "none"})
+
+
+def clips_like(preprocess: Mapping[str, Any], path: str) -> VideoSourceSpec:
+    """Raw videos, cut into clips and treated as those of a dataset were before they were encoded."""
+    kept = {name: preprocess[name] for name in (*PICTURES, *CLIPS) if name in preprocess}
+    return VideoSourceSpec.model_validate({**kept, "path": path, "labels": "none"})

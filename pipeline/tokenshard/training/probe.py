@@ -40,11 +40,11 @@ class Features(NamedTuple):
 def read_features(encoder: TokenEncoder, loader: TokenLoader, label: str, layers: list[int]) -> Features:
     """Means over positions behind blocks ``layers`` (0: before the first) of all samples of a loader."""
     encoder.eval()
-    device = encoder.positions.device
+    device, levels = encoder.positions.device, len(encoder.config.alphabets)
     found, labels = [], []
     loader.set_epoch(0)
     for batch in loader:
-        vectors = resize(encoder.embed(ids_of(batch, device)), encoder.config.grid)
+        vectors = resize(encoder.embed(ids_of(batch, device, levels)), encoder.config.grid)
         found.append(torch.stack(_means(encoder, vectors, layers), 1).float().cpu())
         labels.append(batch[label].long())
     return Features(torch.cat(found), torch.cat(labels))

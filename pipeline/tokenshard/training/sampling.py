@@ -18,15 +18,15 @@ STEPS = 12
 def draw_codes(
     model: MaskedModel, count: int, draws: Draws, steps: int = STEPS, choice: float = 4.5, temperature: float = 1.0
 ) -> Tensor:
-    """``count`` samples, ids int64 [count, L, H, W], in so many steps (MaskGIT, arXiv:2202.04200).
+    """``count`` samples, ids int64 [count, L, *grid], in so many steps (MaskGIT, arXiv:2202.04200).
 
     Each step draws everything hidden and keeps the drawings of the highest likelihood, to which noise is added that
     fades from ``choice`` to 0; how much stays hidden follows a cosine. Heads that predict residual levels one by one
     keep the first levels of a position before those behind them (ResGen).
     """
     config = model.config.encoder
-    levels, (rows, columns) = len(config.alphabets), config.positions
-    positions, grid = rows * columns, (rows * config.stride, columns * config.stride)
+    levels, positions, (rows, columns) = len(config.alphabets), math.prod(config.positions), config.positions[-2:]
+    grid = (*config.grid[:-2], rows * config.stride, columns * config.stride)
     depths = levels if model.head.by_level else 1
     ids = torch.zeros(count, levels, *grid, dtype=torch.int64, device=draws.device)
     kept = torch.zeros(count, positions, dtype=torch.int64, device=draws.device)
@@ -43,13 +43,13 @@ def draw_codes(
 
 
 def _level_of(ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[1], device=ids.device)[:, None, None]
+    return torch.arange(ids.shape[1], device=ids.device).view(-1, *(1,) * (ids.ndim - 2))
 
 
 def _drawn(model: MaskedModel, ids: Tensor, kept: Tensor, temperature: float, draws: Draws) -> tuple[Tensor, Tensor]:
     """Ids whose hidden levels are drawn, and the mean log-likelihood [B, N] of the codes of each position."""
     everywhere = torch.arange(kept.shape[1], device=ids.device).expand(len(ids), -1)
-    features = model.leave(model(ids, kept, everywhere))  # [B, N, stride², features]
+    features = model.leave(model(ids, kept, everywhere))  # [B, N, covered, features]
     codes = model.codes_of(ids)
     known = kept[..., None].expand(codes.shape[:3])
     made, score = model.head.sample(

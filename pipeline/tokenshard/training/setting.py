@@ -158,7 +158,7 @@ class ModelSetting(Setting):
         self.val: Dataset | None = None
         if source.val is not None:
             self.val = open_tokens(source.val, job.storage)
-            check_same_tokenizer(self.train, self.val)
+            check_same_tokenizer(self.train, self.val, source.crop is not None)
             self.datasets["val"] = self.val
         elif source.val_where is not None:
             self.val = self.train
@@ -203,9 +203,10 @@ class ModelSetting(Setting):
             alphabets=self.codes.alphabets,
             dim=books[0].shape[1] if books is not None and spec.embedding == "frozen" else LEARNED_DIM,
             embedding=spec.embedding,
-            grid=spec.grid or self.codes.grid,
+            grid=(*self.codes.grid[:-2], *(spec.grid or self.codes.grid[-2:])),
             stem=spec.stem,
             stride=spec.stride,
+            tubelet=tubelet_of(spec, self.codes.grid),
             width=width,
             depth=depth,
             heads=heads,
@@ -222,6 +223,8 @@ class ModelSetting(Setting):
         module = found.module
         assert isinstance(module, TokenAdapter)
         found.check_reads(self.train)
+        if len(self.codes.grid) != 2:
+            raise SpecError(f"{url}: adapts images; leave it out for the clips of {self.train.store.root}")
         if module.config.grid != self.codes.grid:
             mine, other = ("x".join(map(str, grid)) for grid in (module.config.grid, self.codes.grid))
             raise SpecError(
@@ -232,8 +235,20 @@ class ModelSetting(Setting):
         return module
 
 
+def tubelet_of(spec: ModelSpec, grid: tuple[int, ...]) -> int:
+    """Frames that a position covers, of samples with such a grid. Raises SpecError where they do not divide it."""
+    frames = grid[0] if len(grid) == 3 else 1
+    tubelet = spec.tubelet or (2 if frames % 2 == 0 else 1)
+    if frames % tubelet:
+        found = f"clips of {frames} frames" if len(grid) == 3 else "images"
+        raise SpecError(
+            f"model.tubelet of {tubelet} frames does not divide {found}; leave it out, or give another --crop"
+        )
+    return tubelet
+
+
 def held_out_loader(
-    dataset: Dataset, batch: int, columns: tuple[str, ...], where: str | None, crop: tuple[int, int] | None
+    dataset: Dataset, batch: int, columns: tuple[str, ...], where: str | None, crop: tuple[int, ...] | None
 ) -> TokenLoader:
     """All samples of a dataset as stored, from the middle of their grids where a crop is given. Each process gets its
     part of every batch."""

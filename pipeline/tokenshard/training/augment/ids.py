@@ -1,4 +1,7 @@
-"""Augmentation of ids, before they become vectors: Token-EDA of SeiT (Park et al. 2023, arXiv:2303.11114)."""
+"""Augmentation of ids, before they become vectors: Token-EDA of SeiT (Park et al. 2023, arXiv:2303.11114).
+
+Of clips, ids [B, L, T, H, W], all frames get the same squares.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenshard.training.augment.draws import Draws
+from tokenshard.training.augment.vectors import by_sample
 
 TRIES = 8
 """Pairs of squares drawn until one does not overlap."""
@@ -31,26 +35,26 @@ def synonym_table(codebook: Tensor, neighbours: int) -> Tensor:
 
 
 def replace_by_synonyms(ids: Tensor, tables: Sequence[Tensor], share: float, chosen: Tensor, draws: Draws) -> Tensor:
-    """Ids [B, L, H, W] where a ``share`` of those of the ``chosen`` [B] samples is another code of their table."""
+    """Ids [B, L, *grid] where a ``share`` of those of the ``chosen`` [B] samples is another code of their table."""
     planes = []
     for level, table in enumerate(tables):
         plane = ids[:, level]
         if not table.shape[1]:
             planes.append(plane)
             continue
-        hit = (draws.uniform(*plane.shape) < share) & chosen[:, None, None]
+        hit = (draws.uniform(*plane.shape) < share) & by_sample(chosen, plane)
         pick = (draws.uniform(*plane.shape) * table.shape[1]).long().clamp_max(table.shape[1] - 1)
         planes.append(torch.where(hit, table[plane, pick], plane))
     return torch.stack(planes, 1)
 
 
 def swap_squares(ids: Tensor, most: float, chosen: Tensor, draws: Draws) -> Tensor:
-    """Ids [B, L, H, W] where two squares of the grid of ``chosen`` [B] samples change places.
+    """Ids [B, L, (T,) H, W] where two squares of the grid of ``chosen`` [B] samples change places.
 
     Their side is up to ``most`` of the shorter side of the grid; they do not overlap. A sample whose drawn squares
     overlap each time stays as it is.
     """
-    batch, _, rows, columns = ids.shape
+    batch, *_, rows, columns = ids.shape
     side = (min(rows, columns) * most * draws.random(batch)).astype(int)
     top = (draws.random(2, TRIES, batch) * (rows - side + 1)).astype(int)
     left = (draws.random(2, TRIES, batch) * (columns - side + 1)).astype(int)
@@ -70,5 +74,5 @@ def swap_squares(ids: Tensor, most: float, chosen: Tensor, draws: Draws) -> Tens
     move = ((y2 - y1) * columns + (x2 - x1))[:, None, None]
     place = (y * columns + x).expand(batch, -1, -1)
     place = place + move * inside(y1, x1).long() - move * inside(y2, x2).long()
-    flat = place.flatten(1)[:, None].expand(-1, ids.shape[1], -1)
-    return ids.flatten(2).gather(2, flat).view_as(ids)
+    planes = ids.reshape(batch, -1, rows * columns)
+    return planes.gather(2, place.flatten(1)[:, None].expand_as(planes)).view_as(ids)

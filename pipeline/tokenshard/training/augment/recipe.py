@@ -1,4 +1,4 @@
-"""The augmentations of a job, put together: ids [B, L, H, W] -> ids, vectors -> vectors, and mixtures with targets.
+"""The augmentations of a job, put together: ids [B, L, (T,) H, W] -> ids, vectors -> vectors, mixtures with targets.
 
 What several samples of a batch have to do with each other is the same however many processes share the batch: these
 exchange ids (2 bytes a code would do) and means, never vectors.
@@ -21,6 +21,7 @@ from tokenshard.training.augment.ids import replace_by_synonyms, swap_squares, s
 from tokenshard.training.augment.vectors import (
     adapt_color,
     add_noise,
+    by_sample,
     colors,
     crop_and_resize,
     cutmix_boxes,
@@ -42,7 +43,7 @@ class Augmentation(nn.Module):
     def __init__(
         self,
         spec: AugmentSpec,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         codebooks: Sequence[Tensor],
         adapter: TokenAdapter | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class Augmentation(nn.Module):
             ids = self._edited(ids, draws)
         boxes = None
         if spec.crop_scale != (1.0, 1.0):
-            size = (ids.shape[2], ids.shape[3])
+            size = (ids.shape[-2], ids.shape[-1])
             boxes = random_boxes(len(ids), size, spec.crop_scale, spec.crop_ratio, draws)
         return (ids, boxes) if self.adapter is None else self._adapted(self.adapter, ids, boxes, draws)
 
@@ -129,16 +130,16 @@ class Augmentation(nn.Module):
     def mixed(
         self, vectors: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, draws: Draws
     ) -> tuple[Tensor, Tensor]:
-        """CutMix or Mixup of vectors [B, d, H, W] and target probabilities [B, classes] with those of others."""
+        """CutMix or Mixup of vectors [B, d, *grid] and target probabilities [B, classes] with those of others."""
         spec, batch = self.spec, len(vectors)
         use_cutmix = bool(spec.cutmix) and (not spec.mixup or draws.rng.random() < 0.5)
         share = draws.beta(spec.cutmix if use_cutmix else spec.mixup, batch)
         if use_cutmix:
-            boxes = cutmix_boxes(share, self.grid, draws)
+            boxes = cutmix_boxes(share, (self.grid[-2], self.grid[-1]), draws)
             vectors, own = mix_boxes(vectors, others, draws.tensor(boxes))
         else:
             own = draws.tensor(share)
-            vectors = torch.lerp(others, vectors, own[:, None, None, None])
+            vectors = torch.lerp(others, vectors, by_sample(own, vectors))
         return vectors, torch.lerp(other_targets, targets, own[:, None])
 
 

@@ -1,4 +1,6 @@
-"""Augmentation of code vectors [B, d, H, W]: crops, noise, colours and mixtures, on the device.
+"""Augmentation of code vectors [B, d, (T,) H, W]: crops, noise, colours and mixtures, on the device.
+
+What is done to a frame of a clip is done to all of them: one box, one colour. Time is neither cropped nor resized here.
 
 Resizing is linear in the vectors, so cropping codes as one-hot maps, as SeiT does on CPUs, and cropping what they
 stand for give the same: only ids have to reach the device.
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenshard.errors import SpecError
 from tokenshard.training.augment.draws import Draws
 
 SHARPNESS = -0.5
@@ -40,19 +43,28 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-def crop_and_resize(vectors: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+def by_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers [B] of samples [B, 1, 1, …], to be broadcast with ``like``."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def crop_and_resize(vectors: Tensor, boxes: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Of each sample the box [top, left, rows, columns] (boxes [B, 4], whole numbers), resized: [B, d, *grid]."""
     top, left, rows, columns = boxes.unbind(1)
-    down = resample(top, rows, vectors.shape[2], grid[0]).to(vectors.dtype)
-    across = resample(left, columns, vectors.shape[3], grid[1]).to(vectors.dtype)
-    return torch.einsum("byh,bdhw,bxw->bdyx", down, vectors, across)
+    down = resample(top, rows, vectors.shape[-2], grid[-2]).to(vectors.dtype)
+    across = resample(left, columns, vectors.shape[-1], grid[-1]).to(vectors.dtype)
+    planes = vectors.flatten(1, -3)
+    return torch.einsum("byh,bdhw,bxw->bdyx", down, planes, across).view(*vectors.shape[:-2], *grid[-2:])
 
 
-def resize(vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, d, H, W] -> [B, d, *grid]."""
+def resize(vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """[B, d, *any] -> [B, d, *grid]. Raises SpecError for clips with another number of frames."""
     if tuple(vectors.shape[2:]) == tuple(grid):
         return vectors
-    whole = torch.tensor([[0, 0, *vectors.shape[2:]]], device=vectors.device)
+    if tuple(vectors.shape[2:-2]) != tuple(grid[:-2]):
+        found, wanted = ("x".join(map(str, shape)) for shape in (vectors.shape[2:], grid))
+        raise SpecError(f"grids of {found} codes cannot become {wanted}: only rows and columns are resized")
+    whole = torch.tensor([[0, 0, *vectors.shape[-2:]]], device=vectors.device)
     return crop_and_resize(vectors, whole.expand(len(vectors), -1), grid)
 
 
@@ -84,14 +96,15 @@ def _between(low: float, high: float, uniform: NDArray[np.float64]) -> NDArray[n
 def add_noise(vectors: Tensor, chosen: Tensor, scale: float, draws: Draws) -> Tensor:
     """Emb-Noise: normal noise that a channel shares, and normal noise by element, both with deviation ``scale``."""
     batch, dim = vectors.shape[:2]
-    noise = draws.normal(batch, dim, 1, 1) + draws.normal(*vectors.shape)
-    return vectors + noise * (scale * chosen[:, None, None, None])
+    noise = draws.normal(batch, dim, *(1,) * (vectors.ndim - 2)) + draws.normal(*vectors.shape)
+    return vectors + noise * (scale * by_sample(chosen, vectors))
 
 
 def colors(vectors: Tensor) -> Tensor:
-    """Mean and deviation over the grid of each channel of vectors [B, d, H, W]: [B, 2, d, 1, 1]."""
-    mean = vectors.mean((2, 3), keepdim=True)
-    deviation = vectors.var((2, 3), keepdim=True, unbiased=False).add(EPS**2).sqrt()
+    """Mean and deviation over the grid of each channel of vectors [B, d, *grid]: [B, 2, d, 1, 1, …]."""
+    axes = tuple(range(2, vectors.ndim))
+    mean = vectors.mean(axes, keepdim=True)
+    deviation = vectors.var(axes, keepdim=True, unbiased=False).add(EPS**2).sqrt()
     return torch.stack([mean, deviation], 1)
 
 
@@ -100,7 +113,7 @@ def adapt_color(vectors: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
     grid that are ``wanted``, the :func:`colors` of other samples."""
     (mean, deviation), (new_mean, new_deviation) = colors(vectors).unbind(1), wanted.unbind(1)
     adapted = (vectors - mean) / deviation * new_deviation + new_mean
-    return torch.where(chosen[:, None, None, None], adapted, vectors)
+    return torch.where(by_sample(chosen, vectors), adapted, vectors)
 
 
 def mix_boxes(vectors: Tensor, others: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,11 +122,12 @@ def mix_boxes(vectors: Tensor, others: Tensor, boxes: Tensor) -> tuple[Tensor, T
 
     The mixed vectors, and the share [B] that is a sample's own.
     """
-    y = torch.arange(vectors.shape[2], device=vectors.device)[None, :, None]
-    x = torch.arange(vectors.shape[3], device=vectors.device)[None, None, :]
+    y = torch.arange(vectors.shape[-2], device=vectors.device)[None, :, None]
+    x = torch.arange(vectors.shape[-1], device=vectors.device)[None, None, :]
     top, left, rows, columns = boxes[:, :, None, None].unbind(1)
     inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
-    mixed = torch.where(inside[:, None], others, vectors)
+    planes = inside.view(len(inside), *(1,) * (vectors.ndim - 3), *inside.shape[1:])
+    mixed = torch.where(planes, others, vectors)
     return mixed, 1 - inside.float().mean((1, 2))
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class CodeEmbedding(nn.Module):
-    """ids [B, L, H, W] -> vectors [B, d, H, W]. The vectors of the L levels of a place are added up (RVQ, PQ).
+    """ids [B, L, *grid] -> vectors [B, d, *grid]. The vectors of the L levels of a place are added up (RVQ, PQ).
 
     frozen: the table is a buffer, to be filled with the tokenizer's codebooks; else it is learned.
     """
@@ -27,7 +27,7 @@ class CodeEmbedding(nn.Module):
         else:
             self.table = nn.Parameter(table)
         first = torch.tensor([sum(alphabets[:level]) for level in range(len(alphabets))])
-        self.register_buffer("first", first[:, None, None], persistent=False)
+        self.register_buffer("first", first, persistent=False)
 
     def codebook(self, level: int) -> Tensor:
         """[alphabet, d] of a level."""
@@ -40,9 +40,10 @@ class CodeEmbedding(nn.Module):
             self.table.copy_(torch.cat(list(codebooks)))
 
     def forward(self, ids: Tensor, kept: Tensor | None = None) -> Tensor:
-        """``kept`` [B, H, W]: of each place only the first so many levels count; where it is 0 the vector is 0."""
-        vectors = functional.embedding(ids + self.first, self.table)  # [B, L, H, W, d]
+        """``kept`` [B, *grid]: of each place only the first so many levels count; where it is 0 the vector is 0."""
+        axes = (1,) * (ids.ndim - 2)
+        vectors = functional.embedding(ids + self.first.view(-1, *axes), self.table)  # [B, L, *grid, d]
         if kept is not None:
-            levels = torch.arange(len(self.alphabets), device=ids.device)[:, None, None]
+            levels = torch.arange(len(self.alphabets), device=ids.device).view(-1, *axes)
             vectors = torch.where((levels < kept[:, None])[..., None], vectors, 0.0)
         return vectors.sum(1).movedim(-1, 1)

@@ -22,7 +22,7 @@ from tokenshard.training.heads.flat import TiedHead, VQLogitsHead
 from tokenshard.training.heads.parallel import ParallelHead
 from tokenshard.training.heads.summed import SummedHead
 from tokenshard.training.heads.two_level import TwoLevelHead
-from tokenshard.training.models.vit import EPS, Block, EncoderConfig, TokenEncoder, initialise, positions_2d
+from tokenshard.training.models.vit import EPS, Block, EncoderConfig, TokenEncoder, initialise, positions_of
 
 FEATURES = 128
 """Features of a code that the head gets."""
@@ -42,7 +42,7 @@ class MaskedConfig(StoredDocument):
 
 
 class MaskedModel(nn.Module):
-    """Ids [B, L, H, W] with masks [B, N] -> features of every code, for :attr:`head`.
+    """Ids [B, L, (T,) H, W] with masks [B, N] -> features of every code, for :attr:`head`.
 
     clusters: int64 [V] of each level, for heads that need them (see :func:`cluster_codes`); while a model is loaded,
     any numbers of the right shape and range will do.
@@ -57,10 +57,10 @@ class MaskedModel(nn.Module):
         levels, width = len(config.encoder.alphabets), config.width
         self.shown = nn.Parameter(torch.zeros(levels, config.encoder.width))
         self.enter = nn.Sequential(nn.LayerNorm(config.encoder.width, EPS), nn.Linear(config.encoder.width, width))
-        self.register_buffer("positions", positions_2d(*config.encoder.positions, width), persistent=False)
+        self.register_buffer("positions", positions_of(config.encoder.positions, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, width // 32, config.encoder.dropout, 0.0) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, EPS)
-        codes = config.encoder.stride**2
+        codes = config.encoder.covered
         self.leave = nn.Sequential(
             nn.Linear(width, codes * FEATURES),
             nn.Unflatten(-1, (codes, FEATURES)),
@@ -89,7 +89,7 @@ class MaskedModel(nn.Module):
     def forward(self, ids: Tensor, kept: Tensor, visible: Tensor) -> Tensor:
         """Hidden states [B, N, decoder width] of all positions.
 
-        ids [B, L, H, W]; kept [B, N]: visible levels of a position; visible [B, n]: positions the encoder gets.
+        ids [B, L, (T,) H, W]; kept [B, N]: visible levels of a position; visible [B, n]: positions the encoder gets.
         """
         x = self.encoder.patches(self.encoder.embed(ids, self.by_code(kept)))
         x = x + functional.pad(self.shown, (0, 0, 0, 1))[kept].to(x.dtype)
@@ -105,28 +105,31 @@ class MaskedModel(nn.Module):
         return hidden
 
     def by_code(self, per_position: Tensor) -> Tensor:
-        """Numbers [B, N] of positions -> [B, H, W] of codes."""
-        rows, columns = self.config.encoder.positions
-        stride = self.config.encoder.stride
-        grid = per_position.view(-1, rows, columns)
-        return grid.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+        """Numbers [B, N] of positions -> [B, *grid] of codes."""
+        config = self.config.encoder
+        grid = per_position.view(-1, *config.positions)
+        if config.frames is not None:
+            grid = grid.repeat_interleave(config.tubelet, 1)
+        return grid.repeat_interleave(config.stride, -2).repeat_interleave(config.stride, -1)
 
     def codes_of(self, ids: Tensor) -> Tensor:
-        """Ids [B, L, H, W] -> [B, N, stride², L]: the codes of each position."""
-        stride = self.config.encoder.stride
-        batch, levels, height, width = ids.shape
-        parts = ids.view(batch, levels, height // stride, stride, width // stride, stride)
-        return parts.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, stride * stride, levels)
+        """Ids [B, L, *grid] -> [B, N, covered, L]: the codes of each position."""
+        config = self.config.encoder
+        stride, tubelet = config.stride, config.tubelet
+        batch, levels, *_, height, width = ids.shape
+        parts = ids.view(batch, levels, -1, tubelet, height // stride, stride, width // stride, stride)
+        return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, -1, config.covered, levels)
 
     def grid_of(self, codes: Tensor) -> Tensor:
         """The reverse of :meth:`codes_of`."""
-        rows, columns = self.config.encoder.positions
-        stride = self.config.encoder.stride
-        parts = codes.view(len(codes), rows, columns, stride, stride, codes.shape[3])
-        return parts.permute(0, 5, 1, 3, 2, 4).reshape(len(codes), -1, rows * stride, columns * stride)
+        config = self.config.encoder
+        stride, (*_, rows, columns) = config.stride, config.positions
+        parts = codes.view(len(codes), -1, rows, columns, config.tubelet, stride, stride, codes.shape[3])
+        parts = parts.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return parts.reshape(len(codes), codes.shape[3], *config.grid[:-2], rows * stride, columns * stride)
 
     def nll(self, hidden: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
-        """Nats of the hidden codes of each position that hides any, float32 [positions, stride²].
+        """Nats of the hidden codes of each position that hides any, float32 [positions, covered].
 
         Positions that are visible as a whole take no part: neither loss nor gradient comes from them.
         """
@@ -142,8 +145,8 @@ def check_whole_positions(config: EncoderConfig) -> None:
     """Raises SpecError for an encoder that masks would leak through or leave codes over."""
     if config.stem != "patch":
         raise SpecError("masked token modeling needs stem `patch`: kernels of `overlap` reach into hidden positions")
-    if config.grid[0] % config.stride or config.grid[1] % config.stride:
+    if any(side % config.stride for side in config.grid[-2:]):
         raise SpecError(
-            f"a grid of {config.grid[0]}x{config.grid[1]} codes is no multiple of the stride {config.stride}; "
+            f"a grid of {'x'.join(map(str, config.grid))} codes is no multiple of the stride {config.stride}; "
             "give another --stride, or --grid"
         )

@@ -1,11 +1,15 @@
 """A plain vision transformer on code vectors (Dosovitskiy et al. 2021, arXiv:2010.11929): stem, positions, blocks.
 
-Letters in shapes: B samples, d channels of a code vector, H x W codes, N = (H / stride) x (W / stride) positions,
-D width, h heads.
+A clip has positions for every few of its frames, tubelets (ViViT, Arnab et al. 2021, arXiv:2103.15691), which attend
+to all others; where they are is factorised into the place in the frame and the time.
+
+Letters in shapes: B samples, d channels of a code vector, T frames (of images: no such axis), H x W codes,
+N = (T / tubelet x) (H / stride) x (W / stride) positions, D width, h heads.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 import torch
@@ -35,9 +39,12 @@ class EncoderConfig(StoredDocument):
     alphabets: tuple[int, ...] = Field(min_length=1, max_length=64, description="codes of each level")
     dim: int = Field(ge=1, le=1 << 16, description="channels of a code vector")
     embedding: Literal["frozen", "learned"]
-    grid: tuple[int, int] = Field(description="rows and columns of code vectors it sees")
+    grid: tuple[int, ...] = Field(
+        min_length=2, max_length=3, description="rows and columns of code vectors it sees; of clips frames before them"
+    )
     stem: Literal["overlap", "patch"]
     stride: int = Field(ge=1, le=16)
+    tubelet: int = Field(default=1, ge=1, le=16, description="frames of a clip that a position covers")
     width: int = Field(ge=1, le=1 << 14)
     depth: int = Field(ge=1, le=256)
     heads: int = Field(ge=1, le=256)
@@ -46,17 +53,30 @@ class EncoderConfig(StoredDocument):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        rows, columns = self.positions
+        count, shape = math.prod(map(abs, self.positions)), "x".join(map(str, self.positions))
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} is no multiple of 4 and of {self.heads} heads")
-        if rows * columns > MOST_POSITIONS or rows * columns * self.width > 1 << 28:
-            raise ValueError(f"{rows}x{columns} positions of width {self.width} are more than a model may have")
+        if self.grid[0] % self.tubelet if len(self.grid) == 3 else self.tubelet > 1:
+            raise ValueError(f"a tubelet of {self.tubelet} frames does not divide {self.frames or 'images'}")
+        if count > MOST_POSITIONS or count * self.width > 1 << 28:
+            raise ValueError(f"{shape} positions of width {self.width} are more than a model may have")
         return self
 
     @property
-    def positions(self) -> tuple[int, int]:
-        """Rows and columns of positions."""
-        return self.grid[0] // self.stride, self.grid[1] // self.stride
+    def positions(self) -> tuple[int, ...]:
+        """Rows and columns of positions; of clips times, rows and columns."""
+        times = tuple(frames // self.tubelet for frames in self.grid[:-2])
+        return *times, self.grid[-2] // self.stride, self.grid[-1] // self.stride
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of a clip; None where it sees images."""
+        return self.grid[0] if len(self.grid) == 3 else None
+
+    @property
+    def covered(self) -> int:
+        """Codes of a level that a position covers."""
+        return self.tubelet * self.stride**2
 
 
 class Attention(nn.Module):
@@ -108,23 +128,33 @@ def positions_2d(rows: int, columns: int, width: int) -> Tensor:
     """Fixed sine-cosine positions float32 [rows * columns, width]: a half of the channels for each axis."""
     if width % 4:
         raise SpecError(f"width {width} is not a multiple of 4, as positions along two axes need")
-    rates = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-
-    def axis(length: int) -> Tensor:
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
-        return torch.cat([angles.sin(), angles.cos()], 1)
-
-    y, x = axis(rows), axis(columns)
+    y, x = _along(rows, width // 2), _along(columns, width // 2)
     both = torch.cat([y[:, None].expand(-1, columns, -1), x[None].expand(rows, -1, -1)], 2)
     return both.reshape(rows * columns, width).float()
 
 
+def positions_of(shape: tuple[int, ...], width: int) -> Tensor:
+    """Fixed positions float32 [N, width] of rows and columns; of times, rows and columns those of time are added."""
+    spatial = positions_2d(shape[-2], shape[-1], width)
+    if len(shape) == 2:
+        return spatial
+    return (_along(shape[0], width)[:, None] + spatial).float().flatten(0, 1)
+
+
+def _along(length: int, width: int) -> Tensor:
+    """Sines and cosines of places 0, 1, … along an axis, float64 [length, width]."""
+    rates = 10_000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
 class TokenEncoder(nn.Module):
-    """Ids [B, L, H, W] -> code vectors [B, d, H, W] -> positions [B, N, D] -> transformer [B, 1 + N, D], class token
-    first.
+    """Ids [B, L, (T,) H, W] -> code vectors [B, d, (T,) H, W] -> positions [B, N, D] -> transformer [B, 1 + N, D],
+    class token first.
 
     stem `overlap`: SeiT's stem adaptor (Park et al. 2023, arXiv:2303.11114), a convolution whose kernel is twice its
-    stride; `patch`: kernel = stride, so that a position knows nothing of the codes of another one.
+    stride; `patch`: kernel = stride, so that a position knows nothing of the codes of another one. Of clips it sees a
+    tubelet, some frames that no other position has; their vectors are its channels, frame by frame.
     """
 
     positions: Tensor
@@ -132,31 +162,34 @@ class TokenEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        rows, columns = config.positions
-        if rows < 1 or columns < 1:
+        if min(config.positions) < 1:
             raise SpecError(
-                f"a grid of {config.grid[0]}x{config.grid[1]} codes is too small for a stride of {config.stride}; "
+                f"a grid of {'x'.join(map(str, config.grid))} codes is too small for a stride of {config.stride}; "
                 "give --stride 1, or a larger --grid"
             )
         self.embedding = CodeEmbedding(config.alphabets, config.dim, config.embedding == "frozen")
         kernel, padding = _kernel(config.stem, config.stride)
-        self.stem = nn.Conv2d(config.dim, config.width, kernel, config.stride, padding)
+        self.stem = nn.Conv2d(config.tubelet * config.dim, config.width, kernel, config.stride, padding)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.register_buffer("positions", positions_2d(rows, columns, config.width), persistent=False)
+        self.register_buffer("positions", positions_of(config.positions, config.width), persistent=False)
         rates = torch.linspace(0, config.drop_path, config.depth).tolist()
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout, rate) for rate in rates)
         initialise(self)
 
     def embed(self, ids: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Ids [B, L, H, W] -> vectors [B, d, H, W]; ``kept`` as :class:`CodeEmbedding` has it."""
+        """Ids [B, L, *grid] -> vectors [B, d, *grid]; ``kept`` as :class:`CodeEmbedding` has it."""
         vectors: Tensor = self.embedding(ids, kept)
         return vectors
 
     def patches(self, vectors: Tensor) -> Tensor:
-        """Vectors [B, d, H, W] -> positions [B, N, D], with where they are added."""
-        rows, columns = self.config.positions
+        """Vectors [B, d, (T,) H, W] -> positions [B, N, D], with where they are added."""
+        rows, columns = self.config.positions[-2:]
+        batch = len(vectors)
+        if vectors.ndim == 5:  # the tubelets of all clips, [B x T / tubelet, tubelet x d, H, W]
+            vectors = vectors.transpose(1, 2).reshape(-1, self.stem.in_channels, *vectors.shape[-2:])
         found: Tensor = self.stem(vectors)[:, :, :rows, :columns]
-        return found.flatten(2).transpose(1, 2) + self.positions
+        found = found.flatten(2).transpose(1, 2).reshape(batch, -1, self.config.width)
+        return found + self.positions
 
     def forward(self, x: Tensor) -> Tensor:
         """Positions [B, n, D] (all N, or some of them) -> [B, 1 + n, D]."""
@@ -164,6 +197,12 @@ class TokenEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def inflated(state: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
+    """The state of an encoder with tubelets so many times as long: each frame gets its share of the stem, so that a
+    clip that stands still gives what its frame gave (Carreira and Zisserman 2017, arXiv:1705.07750)."""
+    return {**state, "stem.weight": state["stem.weight"].repeat(1, frames, 1, 1) / frames}
 
 
 def _kernel(stem: str, stride: int) -> tuple[int, int]:
