@@ -104,8 +104,8 @@ class TrainedTokenizer(ABC):
         cells = cls.cells(config.network)
         if not 1 <= len(spec.levels) <= MAX_LEVELS or max(spec.levels) > MAX_CODES or spec.downsample != cells:
             raise FormatError(
-                f"levels {list(spec.levels)} and downsample {list(spec.downsample)} do not fit a {cls.kind} tokenizer "
-                f"of {list(cells)} and at most {MAX_LEVELS} levels of {MAX_CODES} codes"
+                f"levels {list(spec.levels)} and downsample {list(spec.downsample)} do not fit an f{cells[-1]} "
+                f"{cls.kind} tokenizer of at most {MAX_LEVELS} levels of {MAX_CODES} codes"
             )
         with torch.device("meta"):  # shapes only: nothing is allocated before the tensors turn out to fit
             network = AutoEncoder(config.network)

@@ -50,8 +50,8 @@ PRESETS: dict[str, NetworkConfig | PatchLocalConfig | CausalConfig] = {
         decoder=StackConfig(channels=(128, 128, 256, 256, 512), blocks=(3, 3, 3, 3, 3), middle=2, attention=True),
     ),
 }
-"""Networks by name: small ones that a CPU encodes at tens of images a second (`patch-f8` patch by patch; `f4x8x8` clips,
-by groups of four frames), and VQGAN's (72 M weights)."""
+"""Networks by name: small ones that a CPU encodes at tens of images a second (`patch-f8` patch by patch), one of clips
+by groups of four frames, and VQGAN's (72 M weights)."""
 
 
 class TokenizerRecipe(RecipeFields):
