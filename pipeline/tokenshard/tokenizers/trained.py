@@ -116,7 +116,7 @@ class TrainedTokenizer(ABC):
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise FormatError("weights hold values that are not finite")
         network.to_empty(device="cpu")
-        quantizer.to_empty(device="cpu")
+        quantizer = _quantizer(config, spec.levels)  # anew: it may hold tensors that are not stored
         _load(network, quantizer, tensors)
         numerics = next((mode for mode in NUMERICS if mode == spec.numerics), None)
         if numerics is None:
