@@ -1,4 +1,4 @@
-"""A tokenizer of clips from end to end: trained, stored, converted with, read, shown and exported; one dataset always."""
+"""A tokenizer of clips from end to end: trained, stored, converted with, read, shown, exported; always one dataset."""
 
 from __future__ import annotations
 
@@ -138,5 +138,5 @@ def test_recoded_clips_stay_clips(tokens: Path, tmp_path: Path) -> None:
 def test_images_are_not_converted_with_a_tokenizer_of_clips(trained: Path, tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     words = ("convert", "images", str(tmp_path), str(tmp_path / "out"), "--tokenizer", str(trained))
-    assert "a tokenizer of video samples; these are image samples" in refused(*words)
-    assert "is a tokenizer of clips" in refused("tokenizer", "eval", str(trained), str(tmp_path))
+    assert "a tokenizer of video samples; these are image samples" in refused(*words, code=2)
+    assert "is a tokenizer of clips" in refused("tokenizer", "eval", str(trained), str(tmp_path), code=2)
