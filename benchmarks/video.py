@@ -30,7 +30,7 @@ import tokenshard as ts
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.copy import CopyCodec
 from tokenshard.spec.job import ConvertVideo, build_job
-from tokenshard.tokenizers.frames import decode_frames, encode_frames
+from tokenshard.tokenizers.frames import clip_size, decode_frames, encode_frames
 
 FPS = 8
 WINDOW = 64
@@ -219,7 +219,7 @@ def main() -> None:
             key = row["key"]
             if len(row["pts"]) < 8:
                 continue
-            shown = decode_frames(dataset.tokenizer, clips[key][None], (row["height"], row["width"]))
+            shown = decode_frames(dataset.tokenizer, clips[key][None], clip_size(row))
             quality = psnr(originals[key], shown)
             size, reached = h264_at(originals[key], quality)
             lines.append(

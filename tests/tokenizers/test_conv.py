@@ -196,6 +196,21 @@ def test_a_saved_one_comes_back_with_the_same_ids_pixels_and_fingerprint(
     save_tokenizer(loaded, Store(folder), "")
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "options"),
+    [("fsq", {"values": [8, 5, 5, 5]}), ("lfq", {}), ("bsq", {}), ("pq", {"size": 8, "parts": 2})],
+)
+def test_with_any_quantizer_a_saved_one_comes_back_with_the_same_ids_and_pixels(
+    quantizer: str, options: dict[str, Any], crops: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    made = untrained(SMALL, quantizer, **options)
+    save_tokenizer(made, Store(tmp_path), "")
+    loaded, ids = load_tokenizer(Store(tmp_path)), made.encode(crops[:2])
+    assert len(np.unique(ids)) > 4
+    assert (loaded.encode(crops[:2]) == ids).all()
+    assert (loaded.decode(ids) == made.decode(ids)).all()
+
+
 Change = Callable[[dict[str, Any], dict[str, NDArray[Any]]], bytes | None]
 
 

@@ -53,12 +53,15 @@ def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **value
       tokenshard tokenizer eval patch:8x8,k=1024 kodak/ --codes codes.csv
       tokenshard tokenizer eval default imagenet-val/ --size 256 --rfid pt_inception-2015-12-05-6726825d.pth
     """
+    from tokenshard.errors import SpecError
     from tokenshard.report.tokenizer_quality import tokenizer_quality
 
     features = _feature_measures(values)
     samples = _samples((src,), values)
     images = [sample.data for sample in samples]
     found, tables = saved_or_fitted(tokenizer, images, values)
+    if found.spec.modality == "video":
+        raise SpecError(f"{tokenizer}: is a tokenizer of clips, and these are images; `show` tells the PSNR of clips")
     quality = tokenizer_quality(found, images, tables, [sample.key for sample in samples], values["top"], features)
     if codes is not None:
         _write_codes(codes, quality.uses)

@@ -31,7 +31,7 @@ def numerics(tokenizer_: str, src: str, modes: str, as_json: bool, **values: Any
       tokenshard tokenizer numerics default photos/ --modes fp32,bf16 --device cuda
     """
     from tokenshard.report.numerics import compare_modes
-    from tokenshard.tokenizers.conv import NUMERICS
+    from tokenshard.tokenizers.trained import NUMERICS
 
     names = [mode for name in modes.split(",") for mode in NUMERICS if mode == name.strip()]
     if len(names) != len(modes.split(",")):

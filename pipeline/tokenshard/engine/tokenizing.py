@@ -19,7 +19,7 @@ from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import ClipTokenizer, Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer, read_tables, read_tokenizer_spec, save_tokenizer
-from tokenshard.tokenizers.frames import encode_frames
+from tokenshard.tokenizers.frames import NUM_FRAMES, encode_frames
 from tokenshard.tokenizers.packaged import saved_tokenizer
 from tokenshard.tokenizers.registry import KINDS, check_trainable, parse_tokenizer, tokenizer_class, trainable_class
 
@@ -42,6 +42,8 @@ AXES: Mapping[str, Axes] = {
     "grid": Axes(("height", "width"), (256, 256), frozenset({"grid"})),
 }
 """By what a job encodes; a new modality is a line here."""
+GROUPS = "groups"
+"""Column with the groups of frames of a clip, which are the steps of a token grid in time."""
 
 
 class Tokenizing(Encoding):
@@ -76,16 +78,20 @@ class Tokenizing(Encoding):
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         described = read_tokenizer_spec(output, _folder(tokenizer.fingerprint))
         extents = self._axes.extents if described.downsample else ()
-        made = _made(described)
+        missing = len(extents) - len(described.downsample)
+        downsample = (*(1 for _ in extents[:missing]), *described.downsample) if extents else ()
+        columns, streams = _made(described)
+        if described.modality == "video":  # the first group is one frame alone, the last may lack some
+            extents, downsample, columns = (GROUPS, *extents[1:]), (1, *downsample[1:]), {NUM_FRAMES: "int32"}
         return CodeLayout(
             alphabets=described.levels,
             grid=(None,) * max(1, len(extents)),
             extents=extents,
-            downsample=(*(1 for _ in extents[len(described.downsample) :]), *described.downsample),
+            downsample=downsample,
             kind=self._spec.dataset_kind,
             preprocess=self._spec.source.output_fields(),
-            made=tuple(MadeColumn(name, arrow_type) for name, arrow_type in made[0].items()),
-            streams=made[1],
+            made=tuple(MadeColumn(name, arrow_type) for name, arrow_type in columns.items()),
+            streams=streams,
         )
 
     def load(self, pilot: PilotResult, output: Store) -> TokenizerEncoder:
@@ -105,6 +111,10 @@ class TokenizerEncoder:
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
         if isinstance(self.tokenizer, ClipTokenizer):
             return [Encoded(*self.tokenizer.encode_clip(sample.data)) for sample in samples]
+        if self._is_video:
+            clips = self.tokenizer.encode(np.stack([sample.data for sample in samples]))
+            frames = [len(sample.data) for sample in samples]
+            return [Encoded(ids, {NUM_FRAMES: count}) for ids, count in zip(clips, frames, strict=True)]
         if self._is_sequence:
             return [Encoded(self.tokenizer.encode(sample.data[None])[0]) for sample in samples]
         if self.rank > len(self.tokenizer.spec.downsample):
@@ -112,7 +122,13 @@ class TokenizerEncoder:
         return [Encoded(ids) for ids in self.tokenizer.encode(np.stack([sample.data for sample in samples]))]
 
     def size(self, sample: Sample, ids: NDArray[Any]) -> tuple[int, ...]:
+        if self._is_video:
+            return ids.shape[1], *sample.data.shape[1:3]
         return ids.shape[1:] if self._is_sequence else sample.data.shape[: self.rank]
+
+    @property
+    def _is_video(self) -> bool:
+        return self.tokenizer.spec.modality == "video"
 
     @property
     def _is_sequence(self) -> bool:
@@ -123,9 +139,9 @@ def placed(tokenizer: Tokenizer, spec: TokenizeJob) -> Tokenizer:
     """A tokenizer on the device and in the numerics mode of a job. Raises SpecError where it has no such mode."""
     if spec.numerics is None and spec.device == "cpu" and not spec.compiled:
         return tokenizer
-    from tokenshard.tokenizers.conv import ConvVQ
+    from tokenshard.tokenizers.trained import TrainedTokenizer
 
-    if not isinstance(tokenizer, ConvVQ):
+    if not isinstance(tokenizer, TrainedTokenizer):
         raise SpecError(
             f"a {tokenizer.spec.kind} tokenizer computes in {tokenizer.spec.numerics} on CPUs only; numerics, device "
             "and compile are for conv tokenizers, e.g. --tokenizer default"
@@ -139,8 +155,7 @@ def check_tokenizer(spec: TokenizeJob) -> None:
     if _is_kind(spec) or not saved.exists("tokenizer.json"):
         kind, _ = parse_tokenizer(spec.tokenizer)
         check_trainable(kind)
-        if KINDS[kind].modality not in AXES[spec.dataset_kind].tokenizers:
-            raise SpecError(f"{spec.tokenizer}: a tokenizer of kind {KINDS[kind].modality}, not {spec.dataset_kind}")
+        _check_modality(KINDS[kind].modality, spec)
         if spec.encoder is not None and not KINDS[kind].lent:
             raise SpecError(f"{spec.tokenizer}: has an encoder of its own; leave {spec.encoder!r} out")
         if spec.numerics is not None or spec.device != "cpu" or spec.compiled:
@@ -148,7 +163,19 @@ def check_tokenizer(spec: TokenizeJob) -> None:
                 f"{spec.tokenizer}: numerics, device and compile are for conv tokenizers, e.g. --tokenizer default"
             )
     else:
-        read_tables(saved, placed(_with_encoder(load_tokenizer(saved), spec), spec).spec)
+        described = placed(_with_encoder(load_tokenizer(saved), spec), spec).spec
+        _check_modality(described.modality, spec)
+        read_tables(saved, described)
+
+
+def _check_modality(modality: str, spec: TokenizeJob) -> None:
+    """Raises SpecError for a tokenizer of something else than the job converts."""
+    allowed = AXES[spec.dataset_kind].tokenizers
+    if modality not in allowed:
+        raise SpecError(
+            f"{spec.tokenizer}: a tokenizer of {modality} samples; these are {spec.dataset_kind} samples, which take "
+            f"one of {' or '.join(sorted(allowed))}"
+        )
 
 
 def _with_encoder(tokenizer: Tokenizer, spec: TokenizeJob) -> Tokenizer:

@@ -13,6 +13,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +41,16 @@ from tokenshard.spec.manifest import RejectsEntry, ShardEntry, TokenizerEntry
 APPEND_ROWS = 512
 APPEND_BYTES = 32 << 20
 """Rows, and bytes of their ids, gathered before they go to the shard writer; whichever is reached first."""
+_NOTHING = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is kept of a sample until it goes to the shard writer: not its pixels, of which clips have a lot."""
+
+    sample: Sample
+    encoded: Encoded
+    size: tuple[int, ...]
 
 
 class UnitRunner:
@@ -109,11 +120,12 @@ class UnitRunner:
         rejects += _all_rejected(
             _rows(inputs, sorted(poison)), "WorkerDied", "reading this input killed its worker process"
         )
-        waiting: list[tuple[Sample, Encoded]] = []
+        waiting: list[_Row] = []
         held = 0
-        for item in self._encoded(_rows(inputs, harmless), rejects):
-            waiting.append(item)
-            held += item[1].nbytes
+        for sample, encoded in self._encoded(_rows(inputs, harmless), rejects):
+            size = self._encoder.size(sample, encoded.ids)
+            waiting.append(_Row(replace(sample, data=_NOTHING), encoded, size))
+            held += encoded.nbytes
             if len(waiting) >= APPEND_ROWS or held >= APPEND_BYTES:
                 self._append(writer, waiting)
                 waiting, held = [], 0
@@ -124,8 +136,8 @@ class UnitRunner:
         with self.stages.measure("code"):
             writer.append(self._batch(items))
 
-    def _batch(self, items: Sequence[tuple[Sample, Encoded]]) -> TokenBatch:
-        samples, encoded = [sample for sample, _ in items], [one for _, one in items]
+    def _batch(self, rows: Sequence[_Row]) -> TokenBatch:
+        samples, encoded = [row.sample for row in rows], [row.encoded for row in rows]
         fields = self._user_columns
         named = zip(self._source_columns, self._source_names, strict=True)
         columns = {field.name: pa.array([s.columns.get(name) for s in samples], field.type) for field, name in named}
@@ -134,7 +146,7 @@ class UnitRunner:
         }
         return TokenBatch(
             keys=[sample.key for sample in samples],
-            sizes=np.array([self._encoder.size(sample, one.ids) for sample, one in items], np.int32),
+            sizes=np.array([row.size for row in rows], np.int32),
             ids=tuple(
                 flat_ids([one.ids for one in encoded], level, c.alphabet) for level, c in enumerate(self._codecs)
             ),

@@ -15,7 +15,7 @@ from tokenshard.report.samples import sample_numbers
 from tokenshard.shards.dataset import Dataset
 from tokenshard.store import Store
 from tokenshard.tokenizers.folder import load_tokenizer
-from tokenshard.tokenizers.frames import decode_frames
+from tokenshard.tokenizers.frames import clip_size, decode_frames
 
 TIME_BASE = Fraction(1, 90_000)
 CRF = "16"
@@ -35,7 +35,7 @@ def write_movies(dataset: Dataset, keys: list[str], count: int, folder: str) -> 
         sample = dataset[number]
         codes = np.asarray(sample["codes"])
         codes = codes[None] if codes.ndim == 3 else codes
-        frames = decode_frames(tokenizer, codes, (sample["height"], sample["width"]))
+        frames = decode_frames(tokenizer, codes, clip_size(sample))
         pts = [time - sample["pts"][0] for time in sample["pts"]] if sample.get("pts") else None
         name = f"{sample['key'].replace('#', '-')}.mp4"
         data = movie(frames, pts, sample.get("fps") or 25.0)

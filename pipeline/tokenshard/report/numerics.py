@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tokenshard.report.quality import psnr
-from tokenshard.tokenizers.conv import ConvVQ, Numerics
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.int8 import convolutions, in_int8
+from tokenshard.tokenizers.trained import Numerics
 
 Images = Sequence[NDArray[np.uint8]]
 

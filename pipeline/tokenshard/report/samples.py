@@ -25,7 +25,7 @@ from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import FileTokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
-from tokenshard.tokenizers.frames import decode_frames
+from tokenshard.tokenizers.frames import clip_size, decode_frames
 
 FRAMES_SHOWN = 4
 """Frames of a clip in a picture."""
@@ -52,8 +52,10 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
         size = (sample["height"], sample["width"]) if "height" in sample else None
         original = originals.get(sample["key"])
         if codes.ndim == 4:
-            rows += _frames_of(sample, codes, decode_frames(tokenizer, codes, size), original)
-            lines.append(f"{sample['key']}  {codes.shape[1]} frames, {codes.size:,} ids")
+            clip = decode_frames(tokenizer, codes, clip_size(sample) if size else None)
+            step = tokenizer.spec.downsample[0] if tokenizer.spec.modality == "video" else 1
+            rows += _frames_of(sample, codes, clip, original, step)
+            lines.append(f"{sample['key']}  {len(clip)} frames, {codes.size:,} ids")
             continue
         image = tokenizer.decode(codes[None], size)[0]
         caption = sample["key"]
@@ -66,9 +68,9 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
 
 
 def _frames_of(
-    sample: dict[str, Any], codes: NDArray[Any], clip: NDArray[np.uint8], original: NDArray[np.uint8] | None
+    sample: dict[str, Any], codes: NDArray[Any], clip: NDArray[np.uint8], original: NDArray[np.uint8] | None, step: int
 ) -> list[PictureRow]:
-    """Evenly spaced frames of a clip, a row each."""
+    """Evenly spaced frames of a clip, a row each, with codes, which cover ``step`` frames each, or the first alone."""
     rows = []
     for number in sorted({int(place) for place in np.linspace(0, len(clip) - 1, FRAMES_SHOWN)}):
         caption = f"{sample['key']}  frame {number}"
@@ -77,7 +79,7 @@ def _frames_of(
         before = original[number] if original is not None and original.shape == clip.shape else None
         if before is not None:
             caption += f"  {psnr(before, clip[number]):.1f} dB"
-        rows.append(PictureRow(before, clip[number], caption, codes[0, number]))
+        rows.append(PictureRow(before, clip[number], caption, codes[0, -(-number // step)]))
     return rows
 
 

@@ -29,8 +29,8 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     for other codecs, whose models say nothing of it), `framing_bytes` (page headers and lengths around the streams),
     `length_bytes` (`code_len`), and `bits_per_token_in_all`: streams, framing, lengths and model together. `packed`:
     bytes of the columns of packed bytes beside the ids, such as a residual, by name. Page vectors of a variable rate
-    have `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`. Clips with codebooks of their own have
-    those of :func:`~tokenshard.shards.clip_figures.clip_figures`.
+    have `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`. Clips with
+    codebooks of their own have those of :func:`~tokenshard.shards.clip_figures.clip_figures`.
     """
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)

@@ -125,7 +125,7 @@ class ConvertVideo(TokenizeJob):
     kind: Literal["convert-video"] = "convert-video"
     source: VideoSourceSpec
     unit: UnitSpec = UnitSpec(samples=256)
-    pilot: PilotSpec = PilotSpec(samples=128)
+    pilot: PilotSpec = PilotSpec(samples=64)  # their windows hold as many ids as the codec is fitted on
 
 
 class PagesJob(ConvertJob):

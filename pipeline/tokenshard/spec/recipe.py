@@ -38,6 +38,7 @@ class RecipeFields(Document):
     scale: tuple[float, float] = Field(
         default=(0.6, 1.6), description="pixels of the image a pixel of a crop covers along an axis: from, to"
     )
+    frames: int = Field(default=9, ge=1, le=1024, description="of the clips that a temporal network learns from")
     batch: int = Field(default=64, ge=1, description="crops a step, over all workers together")
     steps: int = Field(default=20_000, ge=1)
     lr: float = Field(default=1e-3, gt=0)

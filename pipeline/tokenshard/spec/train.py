@@ -8,14 +8,26 @@ from tokenshard.spec.base import Document
 from tokenshard.spec.images import ImageSourceSpec
 
 
+class TrainingClipsSpec(Document):
+    """The source holds videos, and their frames are learned from: as clips by a temporal network, else one by one."""
+
+    fps: float | None = Field(default=8, gt=0, le=1000, description="take at most that many frames a second; null: all")
+    clip_seconds: float = Field(
+        default=4, gt=0, le=86_400, description="length of the clips that are held and drawn from"
+    )
+
+
 class TrainingImagesSpec(ImageSourceSpec):
-    """Raw images that are decoded once and held in memory."""
+    """Raw images, or clips of videos, that are decoded once and held in memory."""
 
     labels: str = Field(default="none", min_length=1, description="not used in training")
     also: tuple[str, ...] = Field(default=(), description="more places with images, read in the same way")
     images: int | None = Field(default=None, ge=2, description="use so many of each place, spread evenly; default: all")
     held_out: int = Field(
         default=64, ge=1, description="images for validation (at most a quarter of all), never trained on"
+    )
+    clips: TrainingClipsSpec | None = Field(
+        default=None, description="learn from videos; default: only where the network is temporal"
     )
     memory: ByteSize = Field(default=ByteSize(8_000_000_000), ge=1, description="most decoded pixels held, a worker")
 

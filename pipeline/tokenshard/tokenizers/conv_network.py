@@ -67,7 +67,10 @@ class NetworkDescription(Protocol):
     def pixels(self) -> Pixels: ...
 
     def modules(self) -> tuple[nn.Module, nn.Module]:
-        """Encoder: float pixels [B, 3, rows * f, columns * f] -> latents [B, dim, rows, columns]; and decoder, back."""
+        """Encoder: float pixels [B, 3, rows * f, columns * f] -> latents [B, dim, rows, columns]; and decoder, back.
+
+        Of clips, both with an axis of time behind the channels.
+        """
         ...
 
 
@@ -171,17 +174,33 @@ def _blocks(count: int, channels: int, norm: str) -> list[nn.Module]:
     return [ResidualBlock(channels, norm) for _ in range(count)]
 
 
+def levels_down(config: StackConfig, inputs: int, norm: str) -> list[nn.Module]:
+    """Layers from images of so many channels to the coarsest level."""
+    layers: list[nn.Module] = [nn.PixelUnshuffle(config.stem)]
+    layers.append(convolution(inputs * config.stem**2, config.channels[0]))
+    for level, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
+        if level:
+            layers.append(convolution(config.channels[level - 1], channels, stride=2))
+        layers += _blocks(blocks, channels, norm)
+    return layers
+
+
+def levels_up(config: StackConfig, outputs: int, norm: str) -> list[nn.Module]:
+    """Layers from the coarsest level to images of so many channels."""
+    layers: list[nn.Module] = []
+    for level in reversed(range(len(config.channels))):
+        layers += _blocks(config.blocks[level], config.channels[level], norm)
+        if level:
+            layers.append(Upsample(config.channels[level], config.channels[level - 1]))
+    layers += [normalization(norm, config.channels[0]), nn.SiLU()]
+    return [*layers, convolution(config.channels[0], outputs * config.stem**2), nn.PixelShuffle(config.stem)]
+
+
 class Encoder(nn.Sequential):
     """float [B, 3, height, width] in [-1, 1], sizes multiples of f -> latents [B, dim, height / f, width / f]."""
 
     def __init__(self, config: StackConfig, dim: int, norm: str) -> None:
-        layers: list[nn.Module] = [nn.PixelUnshuffle(config.stem)]
-        layers.append(convolution(3 * config.stem**2, config.channels[0]))
-        for level, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
-            if level:
-                layers.append(convolution(config.channels[level - 1], channels, stride=2))
-            layers += _blocks(blocks, channels, norm)
-        layers += _middle(config, norm)
+        layers = [*levels_down(config, 3, norm), *_middle(config, norm)]
         layers += [normalization(norm, config.channels[-1]), nn.SiLU(), convolution(config.channels[-1], dim)]
         super().__init__(*layers)
 
@@ -190,14 +209,7 @@ class Decoder(nn.Sequential):
     """Quantized latents [B, dim, rows, columns] -> float [B, 3, rows * f, columns * f], about in [-1, 1]."""
 
     def __init__(self, config: StackConfig, dim: int, norm: str) -> None:
-        layers: list[nn.Module] = [convolution(dim, config.channels[-1]), *_middle(config, norm)]
-        for level in reversed(range(len(config.channels))):
-            layers += _blocks(config.blocks[level], config.channels[level], norm)
-            if level:
-                layers.append(Upsample(config.channels[level], config.channels[level - 1]))
-        layers += [normalization(norm, config.channels[0]), nn.SiLU()]
-        layers += [convolution(config.channels[0], 3 * config.stem**2), nn.PixelShuffle(config.stem)]
-        super().__init__(*layers)
+        super().__init__(convolution(dim, config.channels[-1]), *_middle(config, norm), *levels_up(config, 3, norm))
 
 
 class AutoEncoder(nn.Module):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag, ValidationError
 
+from tokenshard.tokenizers.causal_network import CausalConfig
 from tokenshard.tokenizers.conv_network import NetworkConfig
 from tokenshard.tokenizers.frozen import FrozenConfig
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
@@ -25,7 +26,8 @@ Network = Annotated[
     | Annotated[VqganConfig, Tag("vqgan")]
     | Annotated[VqganConfig, Tag("maskgit")]
     | Annotated[PatchLocalConfig, Tag("patch-local")]
-    | Annotated[FrozenConfig, Tag("frozen")],
+    | Annotated[FrozenConfig, Tag("frozen")]
+    | Annotated[CausalConfig, Tag("causal")],
     Discriminator(_architecture),
 ]
 """Any of the descriptions, as a field of a pydantic model."""

@@ -84,6 +84,9 @@ KINDS: Mapping[str, Kind] = {
         modality="grid",
     ),
     "conv": Kind(path="tokenshard.tokenizers.conv:ConvVQ", options={}, example="conv", trainable=False),
+    "video": Kind(
+        path="tokenshard.tokenizers.video:VideoVQ", options={}, example="video", trainable=False, modality="video"
+    ),
     "canonical": Kind(
         path="tokenshard.tokenizers.canonical:CanonicalTokenizer",
         options={"q": _integer(1, 100), "vocabulary": _integer(256, 4096)},

@@ -7,6 +7,7 @@ Cropping, resizing and flipping happen on the device that holds the pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,21 @@ from torch.nn import functional
 
 from tokenshard.errors import SpecError
 from tokenshard.tokenizers.conv_network import to_signed
+
+
+class Squares(NamedTuple):
+    """Where crops are taken, and how they are turned."""
+
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    turns: NDArray[np.bool_]
+    """[3, n]: flipped upside down, flipped left and right, transposed"""
+
+    def of(self, part: slice, times: int = 1) -> Squares:
+        """Those of a part, each so many times."""
+        return Squares(
+            np.repeat(self.top[part], times), np.repeat(self.left[part], times), self.turns[:, part].repeat(times, 1)
+        )
 
 
 class PixelPool:
@@ -72,10 +88,21 @@ class PixelPool:
         rng = np.random.Generator(np.random.Philox(key=[seed, step]))
         cut = max(1, round(side * float(np.exp(rng.uniform(*np.log(scale))))))
         chosen = np.minimum(np.searchsorted(self._areas, rng.random(count)), len(self) - 1)
-        top = np.floor(rng.random(count) * np.maximum(1, self.heights[chosen] - cut + 1)).astype(np.int64)
-        left = np.floor(rng.random(count) * np.maximum(1, self.widths[chosen] - cut + 1)).astype(np.int64)
-        turns = torch.from_numpy(rng.integers(0, 2, (3, count)).astype(bool)[:, part])
-        crops = to_signed(self._gather(chosen[part], top[part], left[part], cut))
+        squares = self.squares(rng, chosen, cut)
+        return self.crops(chosen[part], squares.of(part), cut, side)
+
+    def squares(self, rng: np.random.Generator, chosen: NDArray[np.int64], cut: int) -> Squares:
+        """Random squares of ``cut`` pixels, one in each of the chosen images."""
+        top, left = (
+            np.floor(rng.random(len(chosen)) * np.maximum(1, sides[chosen] - cut + 1)).astype(np.int64)
+            for sides in (self.heights, self.widths)
+        )
+        return Squares(top, left, rng.integers(0, 2, (3, len(chosen))).astype(bool))
+
+    def crops(self, chosen: NDArray[np.int64], squares: Squares, cut: int, side: int) -> Tensor:
+        """Squares of ``cut`` pixels of images, resized to ``side``: float32 [B, 3, side, side] in [-1, 1]."""
+        crops = to_signed(self._gather(chosen, squares.top, squares.left, cut))
+        turns = torch.from_numpy(squares.turns)
         if cut != side:
             crops = functional.interpolate(crops, (side, side), mode="bicubic", antialias=cut > side).clamp_(-1, 1)
         for axis, mask in zip((2, 3), turns, strict=False):
@@ -84,7 +111,10 @@ class PixelPool:
 
     def centres(self, side: int, most: int) -> Tensor:
         """Windows in the middle of at most ``most`` images, spread evenly over the pool: uint8 [n, 3, side, side]."""
-        chosen = np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(np.int64)
+        return self.middles(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(np.int64), side)
+
+    def middles(self, chosen: NDArray[np.int64], side: int) -> Tensor:
+        """Windows in the middle of the chosen images: uint8 [n, 3, side, side]."""
         top = np.maximum(0, self.heights[chosen] - side) // 2
         left = np.maximum(0, self.widths[chosen] - side) // 2
         return self._gather(chosen, top, left, side)

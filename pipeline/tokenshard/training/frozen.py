@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 
 from tokenshard.errors import SpecError
+from tokenshard.tokenizers.causal_network import CausalConfig
 from tokenshard.tokenizers.conv_network import AutoEncoder, StackConfig
 from tokenshard.tokenizers.frozen import FrozenConfig, FrozenEncoder, frozen_network, lend_encoder, principal_axes
 from tokenshard.training.crops import PixelPool
@@ -21,6 +22,8 @@ def decoder_for(encoder: nn.Module, name: str, preset: str | None) -> StackConfi
     if preset is not None:
         if preset not in PRESETS:
             raise SpecError(f"--network {preset}: with an encoder given, one of {', '.join(PRESETS)}, for its decoder")
+        if isinstance(PRESETS[preset], CausalConfig):
+            raise SpecError(f"--network {preset}: an encoder of images cannot be part of a network of clips")
         return PRESETS[preset].decoder
     patch = frozen_network(name, encoder, PRESETS["f8"].decoder, None, False).patch
     for one in ("f4", "f8", "f16"):

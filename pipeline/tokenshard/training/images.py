@@ -1,17 +1,27 @@
-"""The images of a training job, decoded into memory: those to learn from, and those held out for validation."""
+"""The images or clips of a training job, decoded into memory: those to learn from, and those held out."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from tokenshard.errors import SpecError
-from tokenshard.sources.base import Sample
-from tokenshard.sources.images.decoded import decoded_images
+from tokenshard.sources.base import Sample, Source
+from tokenshard.sources.decoded import decoded_samples
+from tokenshard.sources.images.open import open_image_source
 from tokenshard.spec.images import ImageSourceSpec
-from tokenshard.spec.train import TrainingImagesSpec
+from tokenshard.spec.train import TrainingClipsSpec, TrainingImagesSpec
+from tokenshard.spec.videos import VideoSourceSpec
+from tokenshard.training.clips import ClipPool, Pool
 from tokenshard.training.crops import PixelPool
+
+Item = TypeVar("Item")
 
 
 def read_samples(
@@ -21,14 +31,15 @@ def read_samples(
     most: int | None = None,
     memory: float = 64e9,
 ) -> list[Sample]:
-    """The images of all places, or ``most`` of each, in order, up to so many bytes when decoded.
+    """The images (or clips) of all places, or ``most`` of each, in order, up to so many bytes when decoded.
 
     Says how many could not be read. Raises :class:`SpecError` where none could.
     """
+    what = places[0].what
     samples: list[Sample] = []
     rejected = left_out = held = 0
     for place in places:
-        for item in decoded_images(place, storage, most=most, threads=os.cpu_count() or 4):
+        for item in decoded_samples(_opened(place, storage), most=most, threads=os.cpu_count() or 4):
             if not isinstance(item, Sample):
                 rejected += 1
             elif held + item.data.nbytes > memory:
@@ -37,12 +48,20 @@ def read_samples(
                 samples.append(item)
                 held += item.data.nbytes
     if rejected:
-        say(f"{rejected:,} images could not be read and are left out")
+        say(f"{rejected:,} {what} could not be read and are left out")
     if left_out:
-        say(f"{left_out:,} images are left out: the others take {held / 1e9:.1f} GB, more memory must be allowed")
+        say(f"{left_out:,} {what} are left out: the others take {held / 1e9:.1f} GB, more memory must be allowed")
     if not samples:
-        raise SpecError(f"{', '.join(place.path for place in places)}: no image could be read")
+        raise SpecError(f"{', '.join(place.path for place in places)}: none of the {what} could be read")
     return samples
+
+
+def _opened(place: ImageSourceSpec, storage: Mapping[str, Any]) -> Source:
+    if not isinstance(place, VideoSourceSpec):
+        return open_image_source(place, storage)
+    from tokenshard.sources.video.source import open_video_source  # needs PyAV
+
+    return open_video_source(place, storage)
 
 
 def training_images(
@@ -52,7 +71,47 @@ def training_images(
     images = [sample.data for sample in read_samples(spec.places, storage, say, spec.images, spec.memory)]
     if len(images) < 2:
         raise SpecError(f"{spec.path}: one image is too few; the one held out must be another")
-    count = min(spec.held_out, max(1, len(images) // 4))
-    chosen = {place * len(images) // count for place in range(count)}
-    held_out = PixelPool.of(image for place, image in enumerate(images) if place in chosen)
-    return PixelPool.of(image for place, image in enumerate(images) if place not in chosen), held_out
+    learned, held_out = _apart(images, spec.held_out)
+    return PixelPool.of(learned), PixelPool.of(held_out)
+
+
+def training_clips(
+    spec: TrainingImagesSpec, span: int | None, storage: Mapping[str, Any], say: Callable[[str], None]
+) -> tuple[Pool, Pool]:
+    """Clips of ``span`` frames to train on, and those of other videos that are held out; or (None) their frames.
+
+    Where there is only one video, its clips are told apart.
+    """
+    places = [_videos(place, spec.clips or TrainingClipsSpec()) for place in spec.places]
+    samples = read_samples(places, storage, say, spec.images, spec.memory)
+    by_video: dict[str, list[NDArray[np.uint8]]] = {}
+    for sample in samples:
+        by_video.setdefault(sample.uri, []).append(sample.data)
+    videos = list(by_video.values()) if len(by_video) > 1 else [[sample.data] for sample in samples]
+    if len(videos) < 2:
+        raise SpecError(f"{spec.path}: one clip is too few; the one held out must be another")
+    pools = [list(chain.from_iterable(part)) for part in _apart(videos, spec.held_out)]
+    if span is None:
+        learned, held_out = (PixelPool.of(chain.from_iterable(part)) for part in pools)
+        return learned, held_out
+    return ClipPool.of(pools[0], span), ClipPool.of(pools[1], span)
+
+
+def _videos(place: ImageSourceSpec, clips: TrainingClipsSpec) -> VideoSourceSpec:
+    """A place with videos. Raises :class:`SpecError` where it is said how else than videos can be it is stored."""
+    fields = place.model_dump(exclude_defaults=True)
+    try:
+        return VideoSourceSpec.model_validate({**fields, **clips.model_dump(), "labels": "none"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SpecError(f"source.{'.'.join(map(str, first['loc']))} of videos: {first['msg']}") from error
+
+
+def _apart(items: list[Item], most: int) -> tuple[list[Item], list[Item]]:
+    """Those to learn from, and at most ``most`` spread evenly over all, but no more than a quarter."""
+    count = min(most, max(1, len(items) // 4))
+    chosen = {place * len(items) // count for place in range(count)}
+    return (
+        [item for place, item in enumerate(items) if place not in chosen],
+        [item for place, item in enumerate(items) if place in chosen],
+    )

@@ -21,9 +21,11 @@ from tokenshard.tokenizers.encoders import load_encoder
 from tokenshard.tokenizers.folder import read_tokenizer_spec
 from tokenshard.tokenizers.frozen import frozen_network
 from tokenshard.tokenizers.networks import first_error
+from tokenshard.training.clips import Pool
+from tokenshard.training.crops import PixelPool
 from tokenshard.training.distributed import check_shared, in_processes
 from tokenshard.training.frozen import decoder_for, preparation
-from tokenshard.training.images import training_images
+from tokenshard.training.images import training_clips, training_images
 from tokenshard.training.metrics import last_figures
 from tokenshard.training.perceptual import load_lpips
 from tokenshard.training.recipe import TokenizerRecipe
@@ -108,11 +110,12 @@ def _train_here(
     lpips = None
     if spec.lpips_weights is not None and recipe.losses.lpips:
         lpips = load_lpips(spec.lpips_weights, spec.storage)
-    pool, held_out = training_images(spec.source, spec.storage, say)
+    pool, held_out = _pools(spec, recipe, say)
     shared = f", {world} workers" if world > 1 else ""
-    say(f"{len(pool):,} images to train on, {len(held_out):,} held out; {device}{shared}")
+    what = "clips" if recipe.temporal else "images"
+    say(f"{len(pool):,} {what} to train on, {len(held_out):,} held out; {device}{shared}")
     options: dict[str, Any] = {}
-    if spec.encoder is not None and encoder is not None:
+    if spec.encoder is not None and encoder is not None and isinstance(pool, PixelPool):
         options["prepare"] = preparation(encoder, spec.encoder.name, pool, recipe)
     training = TokenizerTraining(
         recipe,
@@ -130,6 +133,13 @@ def _train_here(
     minutes = spec.engine.max_minutes
     training.run(spec.log, math.inf if minutes is None else 60 * minutes)
     training.metrics.close()
+
+
+def _pools(spec: TrainTokenizer, recipe: TokenizerRecipe, say: Callable[[str], None]) -> tuple[Pool, Pool]:
+    """What is trained on, and what is held out."""
+    if not recipe.temporal and spec.source.clips is None:
+        return training_images(spec.source, spec.storage, say)
+    return training_clips(spec.source, recipe.frames if recipe.temporal else None, spec.storage, say)
 
 
 def _train_on_ray(config: dict[str, Any], device: str, say: Callable[[str], None]) -> None:

@@ -16,15 +16,15 @@ class Reconstructed(NamedTuple):
     """What a step makes of its images."""
 
     images: Tensor
-    """float32 [B, 3, H, W]"""
+    """float32 [B, 3, H, W]; of clips [B, 3, T, H, W]"""
     quantizer_loss: Tensor
     """float32 scalar"""
     ids: Tensor
-    """int64 [B, levels, rows, columns]"""
+    """int64 [B, levels, *grid]"""
 
 
 class Learner(nn.Module):
-    """Float images in, reconstructions out. ``precision`` bf16 computes the network under autocast."""
+    """Float images or clips in, reconstructions out. ``precision`` bf16 computes the network under autocast."""
 
     def __init__(self, network: AutoEncoder, quantizer: Quantizer, precision: str) -> None:
         super().__init__()
@@ -63,5 +63,10 @@ class Average:
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """In the layout of memory that convolutions of the device are fast with."""
-    return x if x.device.type == "cpu" else x.contiguous(memory_format=torch.channels_last)
+    """Images in the layout of memory that convolutions of the device are fast with; clips as they are."""
+    return x if x.device.type == "cpu" or x.ndim > 4 else x.contiguous(memory_format=torch.channels_last)
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Images [B, 3, H, W] as they are; the frames of clips [B, 3, T, H, W] as images."""
+    return x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)

@@ -10,12 +10,12 @@ from tokenshard.spec.recipe import Losses, RecipeFields
 
 
 def reconstruction_loss(made: Tensor, images: Tensor, losses: Losses) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The weighted loss of float images [B, 3, H, W], and mean |error| and error² without gradient."""
+    """The weighted loss of float images [B, 3, H, W] or clips, and mean |error| and error² without gradient."""
     error = made - images
     l1, l2 = error.abs().mean(), error.square().mean()
     loss = losses.l1 * l1 + losses.l2 * l2
     if losses.gradient:
-        loss = loss + losses.gradient * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+        loss = loss + losses.gradient * (error.diff(dim=-2).abs().mean() + error.diff(dim=-1).abs().mean())
     return loss, (l1.detach(), l2.detach())
 
 

@@ -18,7 +18,7 @@ from tokenshard.quantizers.base import Quantizer
 from tokenshard.quantizers.distributed import rank_and_world, summed
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv_network import AutoEncoder, to_signed, to_uint8
-from tokenshard.training.crops import PixelPool
+from tokenshard.training.clips import Pool
 from tokenshard.training.events import EventFiles, WandbRun
 
 SIDE = 192
@@ -86,10 +86,10 @@ class RunningMetrics:
 
 
 @torch.no_grad()
-def validate(network: AutoEncoder, quantizer: Quantizer, pool: PixelPool) -> tuple[float, float, bytes]:
+def validate(network: AutoEncoder, quantizer: Quantizer, pool: Pool) -> tuple[float, float, bytes]:
     """PSNR (dB, mean over images) and entropy (bits a place of the grid) on windows in the middle of images.
 
-    Also some of them, original above reconstruction, as a picture (PNG).
+    Also some of them, original above reconstruction, as a picture (PNG); of a clip its last frame.
     """
     training = quantizer.training
     quantizer.eval()
@@ -101,12 +101,13 @@ def validate(network: AutoEncoder, quantizer: Quantizer, pool: PixelPool) -> tup
     for batch in torch.split(images, 8):
         quantized = quantizer(network.encoder(to_signed(batch)))
         made = to_uint8(network.decoder(quantized.vectors))
-        error = (made.float() - batch.float()).square().mean((1, 2, 3)).clamp_min(1e-10)
+        error = (made.float() - batch.float()).square().flatten(1).mean(1).clamp_min(1e-10)
         values += (10 * torch.log10(255**2 / error)).tolist()
         for level, ids in zip(counts, quantized.ids.unbind(1), strict=True):
             level += torch.bincount(ids.flatten(), minlength=len(level))
         if len(shown) < SHOWN:
-            shown += torch.cat([batch, made], 2).unbind(0)
+            pair = torch.cat([batch, made], -2)
+            shown += (pair if pair.ndim == 4 else pair[:, :, -1]).unbind(0)
     quantizer.train(training)
     canvas = torch.cat(shown[:SHOWN], 2).permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()

@@ -7,11 +7,12 @@ from typing import Any, Self
 from pydantic import field_validator, model_validator
 
 from tokenshard.spec.recipe import RecipeFields
+from tokenshard.tokenizers.causal_network import CausalConfig
 from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
 from tokenshard.tokenizers.networks import Network
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 
-PRESETS: dict[str, NetworkConfig | PatchLocalConfig] = {
+PRESETS: dict[str, NetworkConfig | PatchLocalConfig | CausalConfig] = {
     "f8": NetworkConfig(
         dim=16,
         encoder=StackConfig(stem=4, channels=(64, 128), blocks=(1, 2)),
@@ -35,6 +36,13 @@ PRESETS: dict[str, NetworkConfig | PatchLocalConfig] = {
         dim=16,
         decoder=StackConfig(stem=2, channels=(32, 64, 128), blocks=(2, 3, 4)),
     ),
+    "f4x8x8": CausalConfig(
+        architecture="causal",
+        frames=4,
+        dim=16,
+        encoder=StackConfig(stem=4, channels=(96, 192), blocks=(1, 1), middle=2),
+        decoder=StackConfig(stem=2, channels=(48, 96, 192), blocks=(1, 2, 2), middle=2),
+    ),
     "vqgan-f16": NetworkConfig(
         dim=256,
         norm="group",
@@ -42,8 +50,8 @@ PRESETS: dict[str, NetworkConfig | PatchLocalConfig] = {
         decoder=StackConfig(channels=(128, 128, 256, 256, 512), blocks=(3, 3, 3, 3, 3), middle=2, attention=True),
     ),
 }
-"""Networks by name: small ones that a CPU encodes at tens of images a second (`patch-f8` patch by patch), and VQGAN's
-(72 M weights)."""
+"""Networks by name: small ones that a CPU encodes at tens of images a second (`patch-f8` patch by patch), one of clips
+by groups of four frames, and VQGAN's (72 M weights)."""
 
 
 class TokenizerRecipe(RecipeFields):
@@ -64,4 +72,11 @@ class TokenizerRecipe(RecipeFields):
     def _crops_are_whole_tokens(self) -> Self:
         if self.crop % self.network.downsample:
             raise ValueError(f"crop {self.crop} is not a multiple of {self.network.downsample}")
+        if isinstance(self.network, CausalConfig) and (self.frames - 1) % self.network.frames:
+            raise ValueError(f"frames {self.frames} are not 1 and groups of {self.network.frames}")
         return self
+
+    @property
+    def temporal(self) -> bool:
+        """Whether the network is one of clips."""
+        return isinstance(self.network, CausalConfig)

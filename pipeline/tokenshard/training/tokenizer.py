@@ -1,4 +1,4 @@
-"""Training of conv tokenizers on raw images: reconstruction and quantizer losses, averaged weights, exact resume.
+"""Training of tokenizers on raw images or clips: reconstruction and quantizer losses, averaged weights, exact resume.
 
 Three stages. Until ``recipe.frozen_from`` everything learns. Then the encoder is replaced by its average and stays; for
 a quarter of the rest the codebook still follows it. To the end only the decoder learns, for codes that no longer move.
@@ -24,13 +24,15 @@ from tokenshard.quantizers.registry import trainable_quantizer
 from tokenshard.spec.base import digest
 from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder
 from tokenshard.tokenizers.folder import save_tokenizer
+from tokenshard.tokenizers.trained import ConvConfig, TrainedTokenizer
+from tokenshard.tokenizers.video import VideoVQ
 from tokenshard.training.adversary import Adversary
-from tokenshard.training.crops import PixelPool
+from tokenshard.training.clips import Pool
 from tokenshard.training.distributed import any_of_all, check_equal, data_parallel, own_part
-from tokenshard.training.learner import Average, Learner
+from tokenshard.training.learner import Average, Learner, as_images
 from tokenshard.training.losses import learning_rate, reconstruction_loss
 from tokenshard.training.metrics import MetricsLog, RunningMetrics, validate
 from tokenshard.training.perceptual import Lpips
@@ -47,15 +49,16 @@ ADVICE = "few codes are used; try a lower lr, another quantizer, or balance=0.3 
 class TokenizerTraining:
     """One run: a network on a device, with its optimizer, averages and metrics. Resumes what ``output`` holds of it.
 
-    pool: images to train on; held_out: images for validation, never trained on; lpips: for ``recipe.losses.lpips``;
+    pool: images or clips to train on; held_out: those for validation, never trained on;
+    lpips: for ``recipe.losses.lpips``;
     prepare: is given the network before anything else, to put into it what is not trained
     """
 
     def __init__(
         self,
         recipe: TokenizerRecipe,
-        pool: PixelPool,
-        held_out: PixelPool,
+        pool: Pool,
+        held_out: Pool,
         output: Store,
         *,
         device: str = "cpu",
@@ -103,7 +106,7 @@ class TokenizerTraining:
         self._forward = data_parallel(self.learner)
         self._running = RunningMetrics(self.quantizer.levels, self.device)
 
-    def run(self, log: TrainingLogSpec | None = None, max_seconds: float = math.inf) -> ConvVQ | None:
+    def run(self, log: TrainingLogSpec | None = None, max_seconds: float = math.inf) -> TrainedTokenizer | None:
         """Train to the end and save the tokenizer to the output; None where the time was up before.
 
         A state to go on from is written as ``log`` says and when the time is up.
@@ -127,7 +130,7 @@ class TokenizerTraining:
                     return None
         return self._finish()
 
-    def tokenizer(self) -> ConvVQ:
+    def tokenizer(self) -> TrainedTokenizer:
         """The tokenizer as it is now, made of the averaged weights, on the CPU."""
         quantizer = copy.deepcopy(self.quantizer).cpu().exported()
         config = ConvConfig(
@@ -139,7 +142,7 @@ class TokenizerTraining:
         )
         network = AutoEncoder(self.recipe.network)
         network.load_state_dict({name: tensor.cpu() for name, tensor in self.average.network.state_dict().items()})
-        return ConvVQ(config, network, quantizer)
+        return (VideoVQ if self.recipe.temporal else ConvVQ)(config, network, quantizer)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ class TokenizerTraining:
         nn.utils.clip_grad_norm_(self.learner.parameters(), recipe.clip)
         self.optimizer.step()
         if self.adversary is not None and self.step >= recipe.adversarial_from:
-            terms["discriminator_loss"] = self.adversary.learn(images, made, rate)
+            terms["discriminator_loss"] = self.adversary.learn(as_images(images), as_images(made), rate)
         self.average.follow(self.network, self.step, frozen)
         self.step += 1
         self._running.add({"loss": loss.detach(), **terms}, ids)
@@ -175,6 +178,7 @@ class TokenizerTraining:
     def _optional_losses(self, loss: Tensor, made: Tensor, images: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """The loss with perceptual and adversarial terms, which are noted in ``terms``."""
         losses = self.recipe.losses
+        made, images = as_images(made), as_images(images)
         if self.lpips is not None and losses.lpips:
             terms["lpips"] = self.lpips(made, images).mean()
             loss = loss + losses.lpips * terms["lpips"]
@@ -256,7 +260,7 @@ class TokenizerTraining:
         self.metrics.read(self.step)
         self._say(f"going on from step {self.step:,}")
 
-    def _finish(self) -> ConvVQ:
+    def _finish(self) -> TrainedTokenizer:
         made = self.tokenizer()
         if self._rank == 0:
             save_tokenizer(made, self.output, "")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenshard.errors import InputError
 from tokenshard.sources.video.container import MICRO
 from tokenshard.sources.video.decoder import SEEK_MICRO, Decoder
-from tokenshard.sources.video.pictures import Pictures, brightness
+from tokenshard.sources.video.pictures import FrameStack, Pictures, brightness
 from tokenshard.spec.videos import VideoSourceSpec
 
 
@@ -38,8 +38,7 @@ class Span:
 class Clip:
     """The frames that were taken of a span."""
 
-    frames: list[NDArray[np.uint8]] = field(default_factory=list)
-    """uint8 [height, width, 3] each"""
+    frames: FrameStack = field(default_factory=FrameStack)
     pts: list[int] = field(default_factory=list)
     """presentation time stamps, microseconds"""
     damage: str | None = None
@@ -105,7 +104,7 @@ def _taken(decoder: Decoder, span: Span, following: int | None, spec: VideoSourc
         clip.pts.append(pts)
     clip.damage = decoder.damage(span.holds, None if taken.skips else number)
     decoder.forget(span.start if following is None else min(span.start, following))
-    if len({frame.shape for frame in clip.frames}) > 1:
+    if not clip.frames.uniform:
         raise InputError("the size of the frames changes in this clip; set size and fit")
     return clip
 

@@ -22,6 +22,36 @@ _UNSPECIFIED = 2
 """AVCOL_SPC_UNSPECIFIED"""
 _HD_ROWS = 720
 _SMALL = 32
+_FRAMES = 32
+"""Room for frames at first; memory that is not written to is not taken."""
+
+
+class FrameStack:
+    """Frames of one size, copied once into one array that grows with them: large clips cost little else."""
+
+    def __init__(self) -> None:
+        self._held: NDArray[np.uint8] = np.empty((0, 0, 0, 3), np.uint8)
+        self._count = 0
+        self.uniform = True
+        """whether all of them had the size of the first"""
+
+    def append(self, pixels: NDArray[np.uint8]) -> None:
+        """Add a frame uint8 [height, width, 3]."""
+        if not self._count:
+            self._held = np.empty((_FRAMES, *pixels.shape), np.uint8)
+        if pixels.shape != self._held.shape[1:]:
+            self.uniform = False
+            return
+        if self._count == len(self._held):
+            grown = np.empty((2 * self._count, *pixels.shape), np.uint8)
+            grown[: self._count] = self._held
+            self._held = grown
+        self._held[self._count] = pixels
+        self._count += 1
+
+    def array(self) -> NDArray[np.uint8]:
+        """uint8 [frames, height, width, 3]."""
+        return self._held[: self._count]
 
 
 class Pictures:
@@ -32,14 +62,19 @@ class Pictures:
         self._graphs: dict[tuple[int, int, str, int], Graph] = {}
 
     def rgb(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3], in the size of the spec."""
+        """uint8 [height, width, 3], in the size of the spec; perhaps a view of memory that goes with the next frame."""
         key = (frame.width, frame.height, frame.format.name, int(frame.colorspace))
         if key not in self._graphs:
             width, height = _square(frame.width, frame.height, self._aspect)
             self._graphs[key] = _graph(frame, width, height, "rgba" if _has_alpha(frame) else "rgb24")
         self._graphs[key].vpush(frame)
-        pixels = self._graphs[key].vpull().to_ndarray()
+        made = self._graphs[key].vpull()
         turns = round((frame.rotation or 0) / 90) % 4
+        if not turns and self._spec.height_width is None and made.format.name == "rgb24":
+            plane = made.planes[0]
+            rows: NDArray[np.uint8] = np.frombuffer(memoryview(plane), np.uint8).reshape(made.height, plane.line_size)
+            return rows[:, : 3 * made.width].reshape(made.height, made.width, 3)
+        pixels = made.to_ndarray()
         image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)))
         if image.mode == "RGBA":
             behind = Image.new("RGBA", image.size, (*self._spec.background, 255))

@@ -16,7 +16,6 @@ from itertools import groupby
 from threading import Lock
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import pyarrow as pa
 
 from tokenshard.errors import InputError, StoreError
@@ -167,7 +166,7 @@ class VideoSource:
             if damage is not None and self.spec.incomplete == "reject":
                 raise InputError(f"incomplete: {damage}")
             decoded = {"pts": clip.pts, "complete": damage is None, "incomplete_reason": damage}
-            return Sample(row.key, row.uri, np.stack(clip.frames), row.bytes or 0, {**columns, **decoded})
+            return Sample(row.key, row.uri, clip.frames.array(), row.bytes or 0, {**columns, **decoded})
         except Exception as error:
             if isinstance(error, StoreError) and error.transient:
                 raise

@@ -18,8 +18,9 @@ from tokenshard.tokenizers.checkpoints.file import Checkpoint, Weights, read_che
 from tokenshard.tokenizers.checkpoints.infer import inferred_network
 from tokenshard.tokenizers.checkpoints.layout import Layout, Search, Settings
 from tokenshard.tokenizers.checkpoints.registry import LAYOUTS, Entry, layout_of
-from tokenshard.tokenizers.conv import MAX_CODES, ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder
+from tokenshard.tokenizers.trained import MAX_CODES, ConvConfig
 
 MANY_BLOCKS = 4
 """Residual blocks a level of published IBQ networks; those of VQGAN have two."""
