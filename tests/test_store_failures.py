@@ -97,10 +97,11 @@ def test_a_create_that_lost_the_race_stays_lost_when_its_response_is_lost_too(
 
 @pytest.mark.integration
 def test_an_upload_in_parts_survives_failures_of_its_last_steps(
-    s3_url: str, flaky_s3: Callable[..., FlakyS3], tmp_path: Path
+    s3_url: str, flaky_s3: Callable[..., FlakyS3], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tokenshard.store.IN_ONE", 100 * MIB)  # in parts of 50 MiB
     big = tmp_path / "big"
-    big.write_bytes(random.Random(1).randbytes(MIB) * 101)  # above 100 MiB uploads go in parts of 50 MiB
+    big.write_bytes(random.Random(1).randbytes(MIB) * 101)
     first_round = [None] * 4 + [Fault.BUSY, Fault.BUSY, Fault.LOST]  # start, 3 parts; finish twice; abort
     second_round = [None] * 4 + [Fault.LOST]  # start, 3 parts; finish
     proxy = flaky_s3([*first_round, *second_round])
@@ -108,6 +109,19 @@ def test_an_upload_in_parts_survives_failures_of_its_last_steps(
     assert proxy.failures == {Fault.BUSY: 2, Fault.LOST: 2}
     assert proxy.requests > 12
     assert Store(s3_url).read("big") == big.read_bytes()
+
+
+@pytest.mark.integration
+def test_a_large_file_is_created_by_one_request_that_carries_the_condition(
+    s3_url: str, flaky_s3: Callable[..., FlakyS3], tmp_path: Path
+) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(random.Random(1).randbytes(MIB) * 101)  # s3fs alone would send parts of 50 MiB
+    proxy = flaky_s3([])
+    store = Store(s3_url, {"endpoint_url": proxy.endpoint})
+    assert store.put_if_absent("big", big)
+    assert proxy.requests == 1
+    assert not store.put_if_absent("big", b"other")
 
 
 # -- errors a user can do something about --------------------------------------------------------------------------

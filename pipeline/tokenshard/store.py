@@ -42,6 +42,8 @@ SLOWEST = 1 << 20
 TEMPORARY = ".tmp"
 """Folder below a local root that holds files being written; never listed, removed by ``clean_temporary``."""
 
+IN_ONE = 1 << 30
+"""Bytes below which a file is created on S3 by one request."""
 _OURS = {"deadline", "hedge"}
 _TAG = "tokenshard-writer"
 _S3_DEFAULTS: dict[str, Any] = {
@@ -260,7 +262,8 @@ class Store:
     def put_if_absent(self, name: str, content: Content) -> bool:
         """Create a file unless it exists; True if this call created it. Of several writers exactly one wins.
 
-        Locally a fully written and synced temporary file is linked to its name. On S3 the upload carries
+        Locally a fully written and synced temporary file is linked to its name. On S3 the upload is one request
+        (below :data:`IN_ONE`): some stores forget the condition when parts are put together. It carries
         ``If-None-Match: *`` and a tag of this call: clients repeat requests whose response was lost, and the tag says
         whether an existing file is what such a request created. Elsewhere, a file with the same bytes is ours if an
         attempt failed before.
@@ -288,7 +291,8 @@ class Store:
             atomic.create(self.url(name), content, os.path.join(self.root, TEMPORARY))
             return
         in_memory = self.protocol == "memory"
-        marks = {"Metadata": {_TAG: tag}} if self._is_s3 else {}
+        whole = {"chunksize": IN_ONE // 2, "max_concurrency": 1}
+        marks: dict[str, Any] = {"Metadata": {_TAG: tag}, **whole} if self._is_s3 else {}
         with _memory_lock if in_memory else contextlib.nullcontext():
             if in_memory and self.filesystem.exists(self.url(name)):
                 raise FileExistsError(errno.EEXIST, "exists", name)

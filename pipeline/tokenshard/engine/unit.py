@@ -132,7 +132,7 @@ class UnitRunner:
         if waiting:
             self._append(writer, waiting)
 
-    def _append(self, writer: ShardWriter, items: Sequence[tuple[Sample, Encoded]]) -> None:
+    def _append(self, writer: ShardWriter, items: Sequence[_Row]) -> None:
         with self.stages.measure("code"):
             writer.append(self._batch(items))
 

@@ -23,6 +23,7 @@ from tokenshard.spec.grids import Bound, GridSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.recipe import RecipeSpec
+from tokenshard.spec.secrets import BY_ENVIRONMENT, credential_in, has_password
 from tokenshard.spec.train import FrozenEncoderSpec, TrainingEngineSpec, TrainingImagesSpec, TrainingLogSpec
 from tokenshard.spec.training import (
     MTM_AUGMENT,
@@ -52,6 +53,16 @@ class JobSpec(Document):
     storage: dict[str, JsonValue] = Field(
         default_factory=dict, description="fsspec options, e.g. endpoint_url; no secrets"
     )
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        """Specs are stored with the output, and shown to whoever may see the job."""
+        for place, value in (("source.path", self.source.path), ("output", self.output)):
+            if has_password(value):
+                raise ValueError(f"{place}: a password in a URL would be stored with the output; {BY_ENVIRONMENT}")
+        if (name := credential_in(self.storage)) is not None:
+            raise ValueError(f"storage.{name}: a credential would be stored with the output; {BY_ENVIRONMENT}")
+        return self
 
 
 class ConvertJob(JobSpec):
