@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,21 @@ def neighbourhoods(
 
     Those of the finest pass. Taps are made wrong, as a decoder will find them.
     """
-    height, width = plane.shape
-    reach = _REACH
-    rows, columns = np.arange(reach, height - reach), np.arange(reach, width - reach)
+    cells, around = _places(plane.shape, kind, limit)
+    if not valid.all():
+        whole = valid.ravel()[around].all(1) & valid.ravel()[cells]
+        cells, around = cells[whole], around[whole]
+    taps = plane.ravel()[around].astype(np.float64)
+    taps += (-slack + 2 * slack * _draws(len(taps))) * WRONG
+    reference = taps[:, :4].mean(1)
+    return taps - reference[:, None], plane.ravel()[cells] - reference
+
+
+@lru_cache(maxsize=8)
+def _places(shape: tuple[int, int], kind: int, limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cells that are looked at, ``[n]``, and their taps, ``[n, TAPS]``: places in the flat plane."""
+    height, width = shape
+    rows, columns = np.arange(_REACH, height - _REACH), np.arange(_REACH, width - _REACH)
     if kind == CENTRES:
         rows, columns = rows[rows % 2 == 1], columns[columns % 2 == 1]
     y, x = (part.reshape(-1) for part in np.meshgrid(rows, columns, indexing="ij"))
@@ -44,12 +57,19 @@ def neighbourhoods(
     if y.size > limit:
         chosen = np.arange(limit) * y.size // limit
         y, x = y[chosen], x[chosen]
-    v, u = y[:, None] + OFFSETS[kind, :, 0], x[:, None] + OFFSETS[kind, :, 1]
-    whole = valid[v, u].all(1) & valid[y, x]
-    taps = plane[v[whole], u[whole]].astype(np.float64)
-    taps += np.random.default_rng(0).uniform(-slack, slack, taps.shape) * WRONG
-    reference = taps[:, :4].mean(1)
-    return taps - reference[:, None], plane[y[whole], x[whole]] - reference
+    steps = OFFSETS[kind, :, 0] * width + OFFSETS[kind, :, 1]
+    cells = y * width + x
+    return cells, cells[:, None] + steps
+
+
+def _draws(number: int) -> NDArray[np.float64]:
+    """``[number, TAPS]`` from 0 to 1, the same in every process."""
+    return _all_draws(SAMPLE)[:number] if number <= SAMPLE else _all_draws(number)
+
+
+@lru_cache(maxsize=1)
+def _all_draws(number: int) -> NDArray[np.float64]:
+    return np.random.default_rng(0).random((number, TAPS))
 
 
 @kernel
