@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def neighbourhoods(
         whole = valid.ravel()[around].all(1) & valid.ravel()[cells]
         cells, around = cells[whole], around[whole]
     taps = plane.ravel()[around].astype(np.float64)
-    taps += (-slack + 2 * slack * _draws(len(taps))) * WRONG
+    taps += (-slack + 2 * slack * _draws()[: len(taps)]) * WRONG
     reference = taps[:, :4].mean(1)
     return taps - reference[:, None], plane.ravel()[cells] - reference
 
@@ -62,14 +62,10 @@ def _places(shape: tuple[int, int], kind: int, limit: int) -> tuple[NDArray[np.i
     return cells, cells[:, None] + steps
 
 
-def _draws(number: int) -> NDArray[np.float64]:
-    """``[number, TAPS]`` from 0 to 1, the same in every process."""
-    return _all_draws(SAMPLE)[:number] if number <= SAMPLE else _all_draws(number)
-
-
-@lru_cache(maxsize=1)
-def _all_draws(number: int) -> NDArray[np.float64]:
-    return np.random.default_rng(0).random((number, TAPS))
+@cache
+def _draws() -> NDArray[np.float64]:
+    """``[SAMPLE, TAPS]`` from 0 to 1, the same in every process."""
+    return np.random.default_rng(0).random((SAMPLE, TAPS))
 
 
 @kernel
