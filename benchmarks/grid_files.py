@@ -1,28 +1,22 @@
-"""Grid files through a dataset and back, and how much memory a large grid takes.
+"""Grid files through a dataset and back.
 
-    python benchmarks/grid_files.py ../shared/data/bathymetry [--scale 43200x8640] [--out results.json]
+    python benchmarks/grid_files.py ../shared/data/bathymetry [--out results.json]
 
 Each file is converted with `--bound lossless`, exported whole to GeoTIFF and NetCDF, and compared with what h5py, SciPy
 and rasterio read of both, bit by bit; then converted with `--bound abs:5` and looked up at 1,000 random cells.
-`--scale`: a grid of that many columns x rows, tiled from a synthetic sea floor, is converted in one worker; memory is
-the most that any process of the job had resident.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import psutil
 import rasterio
 from numpy.typing import NDArray
 
@@ -117,69 +111,9 @@ def points(decoder: GridDecoder, stored: NDArray[Any]) -> float | None:
     return worst
 
 
-def large(folder: Path, columns: int, rows: int) -> dict[str, Any]:
-    """Convert a grid that is far larger than what a worker may hold."""
-    source = folder / "large.nc"
-    write_large(source, columns, rows)
-    words = [sys.executable, "-m", "tokenshard.cli.main", "convert", "grids", str(source), str(folder / "large")]
-    words += ["--bound", "tvu:1a,0.1", "--engine", "local", "--workers", "1", "--quiet", "--json"]
-    started = time.monotonic()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE)
-    peak, over = [0], threading.Event()
-    watch = threading.Thread(target=_watch, args=(process.pid, peak, over))
-    watch.start()
-    output, _ = process.communicate()
-    over.set()
-    watch.join()
-    found = json.loads(output)
-    return {
-        "columns": columns,
-        "rows": rows,
-        "cells": columns * rows,
-        "source_bytes": source.stat().st_size,
-        "seconds": round(time.monotonic() - started, 1),
-        "peak_mib": round(peak[0] / 2**20),
-        "bits_per_cell": round(8 * found["token_bytes"] / (columns * rows), 3),
-        "tiles": found["num_samples"],
-    }
-
-
-def write_large(path: Path, columns: int, rows: int) -> None:
-    """int16 cells in chunks of 256 x 256, a strip at a time: a synthetic sea floor of 2,048 columns, repeated."""
-    import h5netcdf
-
-    draw = np.random.default_rng(0)
-    field = np.cumsum(np.cumsum(draw.normal(0, 1, (2048, 2048)), axis=0), axis=1)
-    field = np.rint(-3000 + 1500 * field / np.abs(field).max() + draw.normal(0, 3, field.shape)).astype(np.int16)
-    with h5netcdf.File(path, "w") as file:
-        file.dimensions = {"lat": rows, "lon": columns}
-        for name, size, low, high in (("lat", rows, -60, 60), ("lon", columns, -180, 180)):
-            step = (high - low) / size
-            axis = file.create_variable(name, (name,), "f8", data=low + step * (np.arange(size) + 0.5))
-            axis.attrs["units"] = "degrees_north" if name == "lat" else "degrees_east"
-        cells = file.create_variable(
-            "elevation", ("lat", "lon"), "i2", chunks=(256, 256), compression="gzip", compression_opts=1
-        )
-        repeats = -(-columns // 2048)
-        for row in range(0, rows, 2048):
-            high = min(2048, rows - row)
-            cells[row : row + high, :] = np.tile(field[:high], (1, repeats))[:, :columns]
-
-
-def _watch(pid: int, peak: list[int], over: threading.Event) -> None:
-    while not over.wait(0.1):
-        try:
-            parent = psutil.Process(pid)
-            for process in (parent, *parent.children(recursive=True)):
-                peak[0] = max(peak[0], process.memory_info().rss)
-        except psutil.Error:
-            continue
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="folder with grid files")
-    parser.add_argument("--scale", help="COLUMNSxROWS of a large grid")
     parser.add_argument("--out", type=Path, help="write the results here too")
     options = parser.parse_args()
     results: dict[str, Any] = {"files": []}
@@ -189,11 +123,6 @@ def main() -> None:
                 row = round_trip(source, Path(scratch))
             results["files"].append(row)
             print(json.dumps(row), flush=True)
-    if options.scale:
-        columns, rows = (int(side) for side in options.scale.split("x"))
-        with tempfile.TemporaryDirectory() as scratch:
-            results["large"] = large(Path(scratch), columns, rows)
-        print(json.dumps(results["large"]), flush=True)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -75,7 +75,7 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
 @storage_option
 @json_option
 def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
-    """Measure a dataset's codes. Decodes all of it.
+    """Measure a dataset's codes. Decodes all of it. Of grids also bits a cell, bytes by layer, and the largest error.
 
     \b
     Example:
@@ -84,11 +84,17 @@ def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
     from tokenshard.shards.dataset import open_dataset
     from tokenshard.shards.stats import dataset_stats
 
-    found = dataset_stats(open_dataset(out, storage))
+    dataset = open_dataset(out, storage)
+    found = dataset_stats(dataset)
+    if dataset.manifest.kind == "grid":
+        from tokenshard.grids.stats import grid_stats
+
+        found |= grid_stats(dataset)
     if as_json:
         print_json(found)
         return
     rows = [(name, _figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
+    rows += [(f"{name} bytes", _figure(size)) for name, size in found.get("layer_bytes", {}).items()]
     print_table(rows)
     _print_levels(found["levels"])
 

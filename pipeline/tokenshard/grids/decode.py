@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.grids.bounded import Bound
 from tokenshard.grids.bounds import allowed
+from tokenshard.grids.calibrations import StoredCalibration, choose_calibration
 from tokenshard.grids.dataset import GridDataset, Part
 from tokenshard.grids.georeference import Window
 from tokenshard.grids.layers import decode_joined, decode_layer
 from tokenshard.grids.normalise import Normal, physical, restored
+from tokenshard.grids.strata import check_by, group_of, least_roughness, roughness_of
 from tokenshard.grids.widths import cell_widths, decode_widths
 from tokenshard.shards.bounds import damage_reported
 from tokenshard.sources.grids.opened import valid_cells
@@ -26,7 +28,7 @@ from tokenshard.spec.grids import GridEntry, LayerEntry
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
 
-BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width")
+BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width", "conformal")
 """What can be decoded. elevation, shoalest, source: stored values; others: in the unit of the grid, float32."""
 RECENT = 4
 """Decoded tiles that are kept."""
@@ -50,8 +52,10 @@ class Band:
 class GridDecoder:
     """Decodes windows of one level of a grid."""
 
-    def __init__(self, dataset: GridDataset, grid: str, level: int = 1) -> None:
+    def __init__(self, dataset: GridDataset, grid: str, level: int = 1, calibration: str | None = None) -> None:
+        """``calibration``: id or level of the one that conformal widths come from, where there are several."""
         self.dataset, self.grid, self.level = dataset, grid, level
+        self._calibration_name = calibration
         self.reference = dataset.georeference(grid, level)
         self.entry: GridEntry = dataset.grids[grid].entry
         self.bound = str(dataset.dataset.manifest.preprocess.get("bound", "lossless"))
@@ -71,7 +75,9 @@ class GridDecoder:
         entry = self.entry
         if kind not in BANDS:
             raise SpecError(f"no band {kind!r}; there are: {', '.join(BANDS)}")
-        if self.bound == "none" and kind not in {"tokens", "width"}:
+        if kind == "conformal":
+            self._check_conformal()
+        elif self.bound == "none" and kind not in {"tokens", "width"}:
             raise SpecError(
                 f"{entry.uri}: was converted with --bound none; it has only tokens: use --band tokens,width"
             )
@@ -93,7 +99,8 @@ class GridDecoder:
     def read(self, window: Window, bands: Sequence[Band]) -> list[NDArray[Any]]:
         """One array [rows, columns] a band, in its type. Cells of tiles that were rejected have no value."""
         out = [np.full(window.shape, band.fill, band.dtype) for band in bands]
-        columns, codes = self._columns(bands), any(band.kind == "tokens" for band in bands)
+        columns = self._columns(bands)
+        codes = "mean" in columns
         for part in self.dataset.parts(self.grid, self.level, window, columns, codes):
             with damage_reported(self._where(part)):
                 tile = self._tile(part, bands)
@@ -121,12 +128,14 @@ class GridDecoder:
     def _columns(self, bands: Sequence[Band]) -> list[str]:
         kinds = {band.kind for band in bands}
         found = []
-        if kinds - {"source", "tokens", "width", "shoalest"}:
+        around = self._calibration.band if "conformal" in kinds else ""
+        if kinds - {"source", "tokens", "width", "shoalest", "conformal"} or around == "elevation":
             found += ["stream", "nodata", "bound", "max_error"]
         found += [kind for kind in ("shoalest", "source") if kind in kinds]
+        found += ["source"] if "conformal" in kinds and "tid" in self._calibration.by and "source" not in kinds else []
         found += ["uncertainty"] if "uncertainty" in kinds else []
         found += ["width_q"] if "width" in kinds else []
-        return found + (["mean", "log2gain"] if "tokens" in kinds else [])
+        return found + (["mean", "log2gain"] if "tokens" in kinds or around == "tokens" else [])
 
     def _tile(self, part: Part, bands: Sequence[Band]) -> list[NDArray[Any]]:
         row = part.row
@@ -140,6 +149,8 @@ class GridDecoder:
                 values = self._from_tokens(row, shape)
             elif band.kind == "width":
                 values = cell_widths(decode_widths(row["width_q"], shape), shape)
+            elif band.kind == "conformal":
+                values = self._conformal(row, shape, stored, valid)
             elif band.kind == "elevation" and stored is not None:
                 values = stored
             elif band.layer is not None:
@@ -185,6 +196,45 @@ class GridDecoder:
         stored, valid = decode_joined(row["uncertainty"], layer, error.shape)
         own = np.where(valid, physical(stored, layer), np.nan)
         return np.hypot(own, coding)
+
+    # -- conformal widths ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _calibration(self) -> StoredCalibration:
+        return choose_calibration(self.dataset.dataset, None, self._calibration_name)
+
+    def _check_conformal(self) -> None:
+        found = self._calibration
+        if self.level > 1:
+            raise SpecError(f"{self.entry.uri}: conformal widths were calibrated for level 1, not for {self.level}")
+        if found.tokenizer != self.dataset.dataset.manifest.tokenizer.fingerprint:
+            raise SpecError(f"calibration {found.id}: is of another tokenizer's tokens; calibrate again")
+        if found.band == "elevation" and self.bound == "none":
+            raise SpecError(f"calibration {found.id}: is of cells, and {self.entry.uri} holds tokens alone")
+        check_by(self.entry, found.by)
+
+    def _conformal(
+        self,
+        row: dict[str, Any],
+        shape: tuple[int, int],
+        stored: NDArray[Any] | None,
+        valid: NDArray[np.bool_] | None,
+    ) -> NDArray[np.float64]:
+        """Half-widths of a tile, around its tokens or its cells."""
+        found = self._calibration
+        if found.band == "tokens":
+            decoded = self._from_tokens(row, shape)
+            there = np.isfinite(decoded)
+        else:
+            assert stored is not None, "its columns were read"
+            assert valid is not None
+            decoded, there = physical(np.where(valid, stored, stored.dtype.type(0)), self.entry.elevation), valid
+        layer = self.entry.layer("source") if "tid" in found.by else None
+        source = None if layer is None else decode_joined(row["source"], layer, shape)[0]
+        group = group_of(decoded, source, self.entry, found.by)
+        least = least_roughness(row.get("log2gain"), found.band, self.entry)
+        width = found.calibration.widths(roughness_of(decoded, there, least), group)
+        return np.where(there, width, np.nan)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -48,11 +48,16 @@ def normal_of(values: NDArray[np.float64], valid: NDArray[np.bool_], layer: Laye
     count, total, squares = len(whole), int(whole.sum()), int((whole * whole).sum())
     mean = low + step * (total / count)
     variance = step * step * ((squares * count - total * total) / (count * count))
-    floor = 2 * abs(layer.scale) if np.dtype(layer.dtype).kind in "iu" else FINEST
+    floor = least_gain(layer)
     # frexp is exact: the exponent of the variance, halved
     log2gain = int(np.floor((np.frexp(max(variance, floor * floor))[1]) / 2))
     flat = variance < (floor / 64) ** 2
     return Normal(float(np.float32(mean)), None if flat else log2gain)
+
+
+def least_gain(layer: LayerEntry) -> float:
+    """The least gain that a tile of a layer may have, in the unit of the grid."""
+    return 2 * abs(layer.scale) if np.dtype(layer.dtype).kind in "iu" else FINEST
 
 
 def normalised(values: NDArray[np.float64], valid: NDArray[np.bool_], normal: Normal) -> NDArray[np.float64]:

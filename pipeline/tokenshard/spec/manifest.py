@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 NOT_IN_FINGERPRINT = ("source", "shards_file", "fingerprint")
 """Fields that say where and how a dataset is stored, not what it holds."""
 
-SIDECARS = ("grids",)
+SIDECARS = ("grids", "calibrations")
 """Folders of a dataset for files that say what many samples have in common."""
 
 DatasetKind = Literal["image", "video", "grid", "document", "generic"]
