@@ -50,7 +50,9 @@ def write(path: Path, z: NDArray[np.float32]) -> None:
 
 
 def tokenshard(*words: str) -> Any:
-    done = subprocess.run([sys.executable, "-m", "tokenshard.cli.main", *words, "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tokenshard.cli.main", *words, "--json"], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stderr}")
     return json.loads(done.stdout)

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 from gridding.loading import DATASETS, load
-from gridding.peers import PEERS, shuffled_zstd
 from numpy.typing import NDArray
 
 from tokenshard.grids.bounded import Bound, decode_tile, encode_tile
+from tokenshard.report.grid_peers import PEERS, shuffled_zstd
 
 SIDE = 256
 CASES: dict[str, tuple[str, ...]] = {

@@ -35,6 +35,11 @@ level_option = click.option(
 )
 
 
+box_option = click.option(
+    "--bbox", "box", callback=_box, help="WEST,SOUTH,EAST,NORTH in the grid's coordinates. [default: all]"
+)
+
+
 @click.group()
 def grid() -> None:
     """Decode grids of a token dataset, and say how sure they are.
@@ -92,7 +97,7 @@ def list_(out: str, storage: dict[str, Any], as_json: bool) -> None:
 @grid.command()
 @click.argument("out")
 @click.option("--to", required=True, help="File to write: .tif or .nc.")
-@click.option("--bbox", "box", callback=_box, help="WEST,SOUTH,EAST,NORTH in the grid's coordinates. [default: all]")
+@box_option
 @click.option(
     "--band",
     "bands",

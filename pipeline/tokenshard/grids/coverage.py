@@ -59,11 +59,11 @@ def compare(region: Region, calibration: Calibration, known: Region | None = Non
     return found
 
 
-def reliability(region: Region, known: Region, normalised: bool = True) -> list[Found]:
-    """Coverage at each of :data:`LEVELS` of calibrations on ``known``, made for each level."""
+def reliability(region: Region, known: Region, like: Calibration) -> list[Found]:
+    """Coverage at each of :data:`LEVELS` of calibrations on ``known``, made for each level ``like`` one."""
     found = []
     for level in LEVELS:
-        own = calibrate(known.tiles, 1 - level, normalised=normalised)
+        own = calibrate(known.tiles, 1 - level, len(like.quantiles), like.normalised)
         found.append(_found(region, "conformal", level, own, *_conformal(region.tiles, own)))
     return found
 
