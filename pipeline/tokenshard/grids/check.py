@@ -69,14 +69,16 @@ def check_bounds(
 
 
 @dataclass(frozen=True)
-class _Tile:
+class TileCheck:
+    """Of one tile. ``wrong``: what is, if anything."""
+
     cells: int
     error: float
     share: float
     wrong: str = ""
 
 
-def _level(decoder: GridDecoder, source: OpenGrid) -> list[_Tile]:
+def _level(decoder: GridDecoder, source: OpenGrid) -> list[TileCheck]:
     dataset, entry = decoder.dataset, decoder.entry
     bands, found = decoder.bands(["elevation"]), []
     for part in dataset.parts(decoder.grid, decoder.level, decoder.reference.whole, ["max_error", "bound"]):
@@ -85,21 +87,26 @@ def _level(decoder: GridDecoder, source: OpenGrid) -> list[_Tile]:
         window = Window(slice(tile.y0, tile.y0 + tile.height), slice(tile.x0, tile.x0 + tile.width))
         (decoded,) = decoder.read(window, bands)
         title = f"{entry.uri}: tile {tile.level}/{tile.row}/{tile.column}"
-        found.append(_compared(title, decoded, inner(read_tile(source, tile).data, tile), entry, row))
+        found.append(compare_tile(title, decoded, inner(read_tile(source, tile).data, tile), entry, row))
     return found
 
 
-def _compared(title: str, decoded: NDArray[Any], true: NDArray[Any], entry: GridEntry, row: Mapping[str, Any]) -> _Tile:
+def compare_tile(
+    title: str, decoded: NDArray[Any], true: NDArray[Any], entry: GridEntry, row: Mapping[str, Any]
+) -> TileCheck:
+    """Decoded against true stored values ``[h, w]``. ``row``: the tile's `bound` and `max_error`."""
     valid = valid_cells(true, entry.elevation)
     if (valid_cells(decoded, entry.elevation) != valid).any():
-        return _Tile(true.size, 0.0, 0.0, f"{title}: cells with a value are not those of the source")
+        return TileCheck(true.size, 0.0, 0.0, f"{title}: cells with a value are not those of the source")
     if decoded[~valid].tobytes() != true[~valid].tobytes():
-        return _Tile(true.size, 0.0, 0.0, f"{title}: cells without a value differ from the source")
+        return TileCheck(true.size, 0.0, 0.0, f"{title}: cells without a value differ from the source")
     a, b = physical(decoded[valid], entry.elevation), physical(true[valid], entry.elevation)
     error = np.abs(a - b)
     error[decoded[valid] == true[valid]] = 0
     limit = allowed(Bound.parse(row["bound"]), entry, true[valid])
-    last = np.spacing(np.abs(true[valid])).astype(np.float64) if true.dtype.kind == "f" else 0.0
+    last: NDArray[np.float64] | float = 0.0
+    if true.dtype.kind == "f":
+        last = np.spacing(np.abs(true[valid])).astype(np.float64) * abs(entry.elevation.scale)
     beyond = error > limit * (1 + 1e-9) + (last if row["bound"] != "lossless" else 0.0)
     worst = float(error.max(initial=0.0))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -107,7 +114,7 @@ def _compared(title: str, decoded: NDArray[Any], true: NDArray[Any], entry: Grid
     wrong = f"{title}: off by {worst:g}, more than {row['bound']} allows" if beyond.any() else ""
     if not wrong and worst > row["max_error"] * (1 + 1e-6) + float(np.max(last, initial=0.0)):
         wrong = f"{title}: off by {worst:g}, and its row says {row['max_error']:g}"
-    return _Tile(true.size, worst, share, wrong)
+    return TileCheck(true.size, worst, share, wrong)
 
 
 def _opened(where: str, entry: GridEntry, storage: Mapping[str, Any] | None) -> OpenGrid:

@@ -192,7 +192,7 @@ def _errors(
         valid = valid_cells(stored, entry.elevation) & known
         chosen = np.flatnonzero(valid)[::every]
         kept, exact = stored.ravel()[chosen], true.ravel()[chosen]
-        bound = allowed(Bound.parse(decoder.bound), entry, kept)
+        bound = allowed(Bound.parse(decoder.bound), entry, (exact - entry.elevation.offset) / entry.elevation.scale)
         parts.append(np.stack([exact, np.abs(physical(kept, entry.elevation) - exact), bound]) * (entry.metres or 1.0))
     heights, error, limit = np.concatenate(parts, axis=1)
     if not heights.size:

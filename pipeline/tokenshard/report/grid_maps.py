@@ -235,7 +235,7 @@ def _colour_bar(figure: Figure, axis: Axes, colours: tuple[str, ...], low: float
     bar = figure.colorbar(scale, ax=axis, shrink=0.8, pad=0.02, extend="min" if high == 0 else "both")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.6g}"))
     bar.set_label(label, color=INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _legend(axis: Axes, land: bool, empty: bool) -> None:

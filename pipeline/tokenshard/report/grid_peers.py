@@ -31,7 +31,8 @@ def filled(z: Grid, valid: Valid) -> Grid:
     from scipy import ndimage
 
     rows, columns = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    return z[rows, columns]
+    nearest: Grid = z[rows, columns]
+    return nearest
 
 
 def mask_bytes(valid: Valid) -> int:

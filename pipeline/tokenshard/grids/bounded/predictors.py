@@ -138,10 +138,11 @@ def choose(
             return 0, None
         part = share_of_cells[kind]
         shared += [part * bits_lost(taps, values, weights[kind] / 65536, noise) for weights in sets]
-        weights = np.rint(fitted(taps, values, noise) * (1 << OWN_BITS)).astype(np.int64)
+        found = fitted(taps, values, noise) * (1 << OWN_BITS)
+        usable = bool((np.abs(found) <= LARGEST).all())  # and not NaN
+        weights = np.rint(np.where(usable, found, 0)).astype(np.int64)
         own.append(weights)
-        own_cost += part * bits_lost(taps, values, weights / (1 << OWN_BITS), noise)
+        own_cost += part * bits_lost(taps, values, weights / (1 << OWN_BITS), noise) if usable else math.inf
     best = int(np.argmin(shared))
     pays = (shared[best] - own_cost) * valid.sum() > COST * TAPS * len(kinds)
-    fits = all(np.abs(weights).max() <= LARGEST for weights in own)
-    return best, np.stack(own) if pays and fits else None
+    return best, np.stack(own) if pays else None
