@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 from gridding.loading import DATASETS, load
-from gridding.peers import PEERS, shuffled_zstd
 from numpy.typing import NDArray
 
 from tokenshard.grids.bounded import Bound, decode_tile, encode_tile
+from tokenshard.grids.bounded.quantise import lattice
+from tokenshard.report.grid_peers import PEERS, shuffled_zstd
 
 SIDE = 256
 CASES: dict[str, tuple[str, ...]] = {
@@ -99,9 +100,12 @@ def rivals(name: str, text: str, z: NDArray[Any], valid: NDArray[np.bool_]) -> I
     if bound.kind == "tvu":
         return
     most = bound.value or 0.5
-    if bound.kind == "lossless" and z.dtype.kind == "f":
-        return
-    for codec, peer in PEERS.items():
+    floats = bound.kind == "lossless" and z.dtype.kind == "f"
+    if floats:
+        if not lattice(z[valid]):
+            return
+        most = 0.0  # of the whole numbers that the floats are on
+    for codec, peer in {"JPEG XL": PEERS["JPEG XL"]}.items() if floats else PEERS.items():
         made, spent = timed(lambda peer=peer: peer(z, valid, most))
         if made is not None:
             error = np.abs(made[1].astype(np.float64) - z.astype(np.float64))[valid].max()

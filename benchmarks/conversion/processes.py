@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,17 +50,26 @@ def measured(role: str, **arguments: Any) -> Ran:
         text=True,
     )
     peaks: dict[str, float] = defaultdict(float)
-    cpu: dict[int, float] = {}
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(psutil.Process(child.pid), peaks, cpu, ended))
-    watcher.start()
-    output, errors = child.communicate()
-    ended.set()
-    watcher.join()
+    with watching(child.pid, peaks) as cpu:
+        output, errors = child.communicate()
     if child.returncode:
         raise SystemExit(f"{errors}\n{role} {arguments}: ended with exit code {child.returncode}")
     figures = next(line for line in reversed(output.splitlines()) if line.startswith("{"))  # Ray prints, too
     return Ran(json.loads(figures), dict(peaks), sum(cpu.values()))
+
+
+@contextmanager
+def watching(pid: int, peaks: dict[str, float]) -> Iterator[dict[int, float]]:
+    """Note the memory of a process and its descendants by role in ``peaks`` (MiB), and CPU seconds by process."""
+    cpu: dict[int, float] = {}
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(psutil.Process(pid), peaks, cpu, ended))
+    watcher.start()
+    try:
+        yield cpu
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _watch(root: psutil.Process, peaks: dict[str, float], cpu: dict[int, float], ended: threading.Event) -> None:
@@ -85,6 +96,6 @@ def _role(words: list[str]) -> str:
     line = " ".join(words)
     if "tokenshard.engine.worker pilot" in line or line.startswith("ray::Worker.pilot"):
         return "pilot"
-    if "tokenshard.engine.worker units" in line or line.startswith("ray::Worker."):
+    if "tokenshard.engine.worker" in line or line.startswith("ray::Worker."):
         return "worker"
     return "raylet" if words and words[0].endswith("/raylet") else "other"

@@ -35,14 +35,20 @@ level_option = click.option(
 )
 
 
+box_option = click.option(
+    "--bbox", "box", callback=_box, help="WEST,SOUTH,EAST,NORTH in the grid's coordinates. [default: all]"
+)
+
+
 @click.group()
 def grid() -> None:
-    """Decode grids of a token dataset.
+    """Decode grids of a token dataset, and say how sure they are.
 
     \b
     Example:
       tokenshard grid decode tokens/ --bbox 170,-20,-170,-10 --to fiji.tif
       tokenshard grid point tokens/ 142.2,11.35
+      tokenshard grid calibrate tokens/ --regions guinea.nc,arabia.nc
     """
 
 
@@ -57,7 +63,7 @@ def list_(out: str, storage: dict[str, Any], as_json: bool) -> None:
     Example:
       tokenshard grid list tokens/
     """
-    dataset = _open(out, storage)
+    dataset = opened(out, storage)
     found = []
     for key, stored in dataset.grids.items():
         entry = stored.entry
@@ -91,9 +97,14 @@ def list_(out: str, storage: dict[str, Any], as_json: bool) -> None:
 @grid.command()
 @click.argument("out")
 @click.option("--to", required=True, help="File to write: .tif or .nc.")
-@click.option("--bbox", "box", callback=_box, help="WEST,SOUTH,EAST,NORTH in the grid's coordinates. [default: all]")
+@box_option
 @click.option(
-    "--band", "bands", help="With commas: elevation, shoalest, lower, upper, uncertainty, source, tokens, width."
+    "--band",
+    "bands",
+    help="With commas: elevation, shoalest, lower, upper, uncertainty, source, tokens, width, conformal.",
+)
+@click.option(
+    "--calibration", help="Id or level (0.9) of the calibration of conformal widths, where there are several."
 )
 @grid_option
 @level_option
@@ -116,8 +127,8 @@ def decode(out: str, to: str, box: Any, bands: str | None, name: str | None, lev
     from tokenshard.grids.export import export_grid
     from tokenshard.readable import readable_bytes
 
-    dataset = _open(out, values["storage"])
-    decoder = GridDecoder(dataset, dataset.choose(name), level)
+    dataset = opened(out, values["storage"])
+    decoder = GridDecoder(dataset, dataset.choose(name), level, values["calibration"])
     kinds = None if bands is None else [band.strip() for band in bands.split(",") if band.strip()]
     done = export_grid(decoder, to, box, kinds, values["storage"])
     if values["as_json"]:
@@ -159,7 +170,7 @@ def point(
     from tokenshard.grids.decode import GridDecoder
     from tokenshard.grids.decode import point as look_up
 
-    dataset = _open(out, storage)
+    dataset = opened(out, storage)
     decoder = GridDecoder(dataset, dataset.choose(name), level)
     found = [look_up(decoder, *_point(text)) for text in points]
     if as_json:
@@ -171,7 +182,8 @@ def point(
         click.echo(f"{one.x:g},{one.y:g}: {value}")
 
 
-def _open(out: str, storage: dict[str, Any]) -> Any:
+def opened(out: str, storage: dict[str, Any]) -> Any:
+    """The grids of a dataset."""
     from tokenshard.grids.dataset import GridDataset
     from tokenshard.shards.dataset import open_dataset
 

@@ -80,7 +80,7 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
 @storage_option
 @json_option
 def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
-    """Measure a dataset's codes. Decodes all of it.
+    """Measure a dataset's codes. Decodes all of it. Of grids also bits a cell, bytes by layer, and the largest error.
 
     \b
     Example:
@@ -89,11 +89,17 @@ def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
     from tokenshard.shards.dataset import open_dataset
     from tokenshard.shards.stats import dataset_stats
 
-    found = dataset_stats(open_dataset(out, storage))
+    dataset = open_dataset(out, storage)
+    found = dataset_stats(dataset)
+    if dataset.manifest.kind == "grid":
+        from tokenshard.grids.stats import grid_stats
+
+        found |= grid_stats(dataset)
     if as_json:
         print_json(found)
         return
     rows = [(name, _figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
+    rows += [(f"{name} bytes", _figure(size)) for name, size in found.get("layer_bytes", {}).items()]
     print_table(rows)
     _print_levels(found["levels"])
     for warning in found.get("warnings", ()):
@@ -137,9 +143,13 @@ def _figure(value: Any) -> str:
 @click.argument("out")
 @click.option("--deep", is_flag=True, help="Decode every sample too.")
 @click.option("--repair", is_flag=True, help="Commit a new version in which damage is undone, filled, or rejects.")
+@click.option("--bound", is_flag=True, help="Of grids: decode all cells and hold them against the source.")
+@click.option("--source", help="Where the source of --bound is now. [default: where the dataset says it was]")
 @storage_option
 @json_option
-def verify(out: str, deep: bool, repair: bool, storage: dict[str, Any], as_json: bool) -> int:
+def verify(
+    out: str, deep: bool, repair: bool, bound: bool, source: str | None, storage: dict[str, Any], as_json: bool
+) -> int:
     """Check a dataset against its manifest and checksums. Exit code 1 if anything is wrong.
 
     --repair leaves damaged files alone and commits a new version that has others in their place. Wrong bytes are put
@@ -150,6 +160,7 @@ def verify(out: str, deep: bool, repair: bool, storage: dict[str, Any], as_json:
     Example:
       tokenshard verify tokens/ --deep
       tokenshard verify tokens/ --repair
+      tokenshard verify depths/ --bound --source GEBCO_2024.nc
     """
     from dataclasses import asdict
 
@@ -162,9 +173,11 @@ def verify(out: str, deep: bool, repair: bool, storage: dict[str, Any], as_json:
 
         done = repair_dataset(Store(out, storage))
     report = verify_dataset(Store(out, storage), deep=deep)
+    held = _held_against_source(out, source, storage) if bound and report.ok else None
     if as_json:
-        print_json(asdict(report) | ({} if done is None else {"repair": asdict(done)}))
-        return 0 if report.ok else 1
+        beside = {} if held is None else {"bound": asdict(held) | {"ok": held.ok}}
+        print_json(asdict(report) | beside | ({} if done is None else {"repair": asdict(done)}))
+        return 0 if report.ok and (held is None or held.ok) else 1
     if done is not None:
         for line in done.lines:
             click.echo(f"repair: {line}")
@@ -176,7 +189,20 @@ def verify(out: str, deep: bool, repair: bool, storage: dict[str, Any], as_json:
     checked = f"{report.samples:,} samples in {report.shards:,} shards, {report.rejects:,} rejects"
     depth = "every stream decoded" if deep else "checksums and structure; --deep decodes every stream too"
     click.echo(f"{out}: {'ok' if report.ok else f'{len(report.errors)} errors'} ({checked}; {depth})")
-    return 0 if report.ok else 1
+    if held is not None:
+        for error in held.errors:
+            click.echo(f"error: {error}")
+        share = f" ({held.max_share:.4g} of what is allowed)" if held.max_error else ""
+        click.echo(f"bound {held.bound}: largest error {held.max_error:g}{share} in {held.cells:,} cells, recomputed")
+    return 0 if report.ok and (held is None or held.ok) else 1
+
+
+def _held_against_source(out: str, source: str | None, storage: dict[str, Any]) -> Any:
+    from tokenshard.grids.check import check_bounds
+    from tokenshard.grids.dataset import GridDataset
+    from tokenshard.shards.dataset import open_dataset
+
+    return check_bounds(GridDataset(open_dataset(out, storage)), source, storage)
 
 
 @click.command()

@@ -25,7 +25,7 @@ COMMANDS = {
     "predict": ("tokenshard.cli.model:predict", "Tokenize and classify raw images with a trained model."),
     "search": ("tokenshard.cli.search:search", "Search documents by late interaction, and measure how well."),
     "tokenizer": ("tokenshard.cli.tokenizer_reports:tokenizer", "Train, import, evaluate and list tokenizers."),
-    "grid": ("tokenshard.cli.grid:grid", "Decode grids of a dataset, whole or in part; look up points."),
+    "grid": ("tokenshard.cli.grid_commands:grid", "Decode grids of a dataset; calibrate how sure they are."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),

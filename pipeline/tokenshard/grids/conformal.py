@@ -24,15 +24,19 @@ from tokenshard.errors import SpecError
 Reals = NDArray[np.float64]
 LEAST = 100
 """Scores a class must have."""
+LEAST_TILES = 10
+"""Tiles they must come from where a class is one of a group."""
 
 
 @dataclass(frozen=True)
 class Tile:
     """Cells of one tile with known truth. ``error``: ``[n]``; ``roughness``: ``[n]``, positive, known when decoding
-    (the gain of a cell's token); both in the unit of the grid."""
+    (the gain of a cell's token); both in the unit of the grid. ``group``: ``[n]``, what else is known of a cell, such
+    as a band of depth; None: all alike."""
 
     error: Reals
     roughness: Reals
+    group: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Calibration:
     """``quantiles[i]`` times a cell's scale is its half-width, i the class of its roughness.
 
     ``edges``: between classes, ascending, one fewer than ``quantiles``. ``normalised``: the scale is the roughness,
-    else 1.
+    else 1. ``by_group``: quantiles of groups of cells, NaN where a class of one had too few scores or tiles: there, and
+    in other groups, those of all groups together hold.
     """
 
     alpha: float
@@ -49,15 +54,24 @@ class Calibration:
     normalised: bool
     num_tiles: int
     num_scores: int
+    by_group: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     def classes(self, roughness: Reals) -> NDArray[np.int64]:
         """Class of each roughness."""
         return np.searchsorted(np.array(self.edges), roughness, side="right").astype(np.int64)
 
-    def widths(self, roughness: Reals) -> Reals:
-        """Half-width of cells of that roughness."""
-        width = np.array(self.quantiles)[self.classes(roughness)]
+    def widths(self, roughness: Reals, group: NDArray[np.int64] | None = None) -> Reals:
+        """Half-width of cells of that roughness, and of those groups."""
+        class_ = self.classes(roughness)
+        width = np.array(self.quantiles)[class_]
+        for number, quantiles in self.by_group if group is not None else ():
+            own = np.array(quantiles)[class_]
+            width = np.where((group == number) & ~np.isnan(own), own, width)
         return width * roughness if self.normalised else width
+
+    def inside(self, tile: Tile) -> NDArray[np.bool_]:
+        """Which cells of a tile lie within their widths."""
+        return np.asarray(np.abs(tile.error) <= self.widths(tile.roughness, tile.group))
 
 
 def split_quantile(scores: Reals, alpha: float) -> float:
@@ -70,7 +84,8 @@ def split_quantile(scores: Reals, alpha: float) -> float:
 
 
 def calibrate(tiles: Sequence[Tile], alpha: float, classes: int = 5, normalised: bool = True) -> Calibration:
-    """Widths that ``1 - alpha`` of new cells lie within, in each of ``classes`` equal shares of roughness (Mondrian).
+    """Widths that ``1 - alpha`` of new cells lie within, in each of ``classes`` equal shares of roughness (Mondrian),
+    and in each of these of a group of cells where tiles have groups.
 
     One class without normalisation is plain split conformal. SpecError where a class has fewer than `LEAST` scores.
     """
@@ -79,16 +94,37 @@ def calibrate(tiles: Sequence[Tile], alpha: float, classes: int = 5, normalised:
     error = np.abs(np.concatenate([tile.error for tile in tiles]))
     roughness = np.concatenate([tile.roughness for tile in tiles])
     edges = np.unique(np.quantile(roughness, np.arange(1, classes) / classes))
-    group = np.searchsorted(edges, roughness, side="right")
-    counts = np.bincount(group, minlength=edges.size + 1)
+    class_ = np.searchsorted(edges, roughness, side="right")
+    counts = np.bincount(class_, minlength=edges.size + 1)
     if counts.min() < LEAST:
         raise SpecError(
             f"a class of roughness has {counts.min()} scores of {error.size}: {LEAST} are needed; calibrate on more "
             "tiles or with fewer classes"
         )
     score = error / roughness if normalised else error
-    quantiles = tuple(split_quantile(score[group == i], alpha) for i in range(edges.size + 1))
-    return Calibration(alpha, tuple(map(float, edges)), quantiles, normalised, len(tiles), error.size)
+    quantiles = tuple(split_quantile(score[class_ == i], alpha) for i in range(edges.size + 1))
+    by_group = _by_group(tiles, score, class_, alpha, edges.size + 1)
+    return Calibration(alpha, tuple(map(float, edges)), quantiles, normalised, len(tiles), error.size, by_group)
+
+
+def _by_group(
+    tiles: Sequence[Tile], score: Reals, class_: NDArray[np.int64], alpha: float, classes: int
+) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    groups = [tile.group for tile in tiles]
+    known = [group for group in groups if group is not None]
+    if len(known) < len(groups):
+        return ()
+    group = np.concatenate(known)
+    tile_of = np.repeat(np.arange(len(tiles)), [len(part) for part in known])
+
+    def quantile(cells: NDArray[np.bool_]) -> float:
+        enough = cells.sum() >= LEAST and np.unique(tile_of[cells]).size >= LEAST_TILES
+        return split_quantile(score[cells], alpha) if enough else math.nan
+
+    return tuple(
+        (int(number), tuple(quantile((group == number) & (class_ == i)) for i in range(classes)))
+        for number in np.unique(group)
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +153,7 @@ def coverage(covered: Sequence[NDArray[np.bool_]], seed: int = 0, draws: int = 2
 
 def coverage_by_class(tiles: Sequence[Tile], calibration: Calibration, classes: Calibration) -> list[Coverage]:
     """Coverage of ``calibration`` within each class of roughness of ``classes``."""
-    inside = [np.abs(tile.error) <= calibration.widths(tile.roughness) for tile in tiles]
+    inside = [calibration.inside(tile) for tile in tiles]
     group = [classes.classes(tile.roughness) for tile in tiles]
     return [
         coverage([ok[of == i] for ok, of in zip(inside, group, strict=True)]) for i in range(len(classes.quantiles))

@@ -51,7 +51,8 @@ class GridDataset:
         found: dict[str, StoredGrid] = {}
         store, manifest = self.dataset.store, self.dataset.manifest
         for path in manifest.sidecars:
-            found |= read_grids(read_sidecar(store, manifest, path), store.url(path))
+            if path.startswith("grids/"):
+                found |= read_grids(read_sidecar(store, manifest, path), store.url(path))
         present = set(self._places["grid"].unique().to_pylist())
         if unknown := present - found.keys():
             raise FormatError(f"{store.root}: tiles of grid {min(unknown)}, which no file in grids/ describes")

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.grids.bounded import Bound
 from tokenshard.grids.bounds import allowed
+from tokenshard.grids.calibrations import StoredCalibration, choose_calibration
 from tokenshard.grids.dataset import GridDataset, Part
 from tokenshard.grids.georeference import Window
 from tokenshard.grids.lattice import Lattice, own_cells, seen_codes
 from tokenshard.grids.layers import decode_joined, decode_layer, follows_tokens
 from tokenshard.grids.normalise import Normal, physical, restored
+from tokenshard.grids.strata import check_by, group_of, least_roughness, roughness_of
 from tokenshard.grids.widths import cell_widths, decode_widths
 from tokenshard.shards.bounds import damage_reported
 from tokenshard.sources.grids.opened import valid_cells
@@ -27,7 +29,7 @@ from tokenshard.spec.grids import GridEntry, LayerEntry
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.tokenizers.grid import Codes, GridTokenizer
 
-BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width")
+BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width", "conformal")
 """What can be decoded. elevation, shoalest, source: stored values; others: in the unit of the grid, float32."""
 RECENT = 4
 """Decoded tiles that are kept."""
@@ -51,8 +53,10 @@ class Band:
 class GridDecoder:
     """Decodes windows of one level of a grid."""
 
-    def __init__(self, dataset: GridDataset, grid: str, level: int = 1) -> None:
+    def __init__(self, dataset: GridDataset, grid: str, level: int = 1, calibration: str | None = None) -> None:
+        """``calibration``: id or level of the one that conformal widths come from, where there are several."""
         self.dataset, self.grid, self.level = dataset, grid, level
+        self._calibration_name = calibration
         self.reference = dataset.georeference(grid, level)
         self.entry: GridEntry = dataset.grids[grid].entry
         self.bound = str(dataset.dataset.manifest.preprocess.get("bound", "lossless"))
@@ -73,7 +77,9 @@ class GridDecoder:
         entry = self.entry
         if kind not in BANDS:
             raise SpecError(f"no band {kind!r}; there are: {', '.join(BANDS)}")
-        if self.bound == "none" and kind not in {"tokens", "width"}:
+        if kind == "conformal":
+            self._check_conformal()
+        elif self.bound == "none" and kind not in {"tokens", "width"}:
             raise SpecError(
                 f"{entry.uri}: was converted with --bound none; it has only tokens: use --band tokens,width"
             )
@@ -122,12 +128,14 @@ class GridDecoder:
     def _columns(self, bands: Sequence[Band]) -> list[str]:
         kinds = {band.kind for band in bands}
         found = []
-        if kinds - {"source", "tokens", "width", "shoalest"}:
+        around = self._calibration.band if "conformal" in kinds else ""
+        if kinds - {"source", "tokens", "width", "shoalest", "conformal"} or around == "elevation":
             found += ["stream", "nodata", "bound", "max_error"]
         found += [kind for kind in ("shoalest", "source") if kind in kinds]
+        found += ["source"] if "conformal" in kinds and "tid" in self._calibration.by and "source" not in kinds else []
         found += ["uncertainty"] if "uncertainty" in kinds else []
         found += ["width_q"] if "width" in kinds else []
-        return found + (["mean"] if "tokens" in kinds else [])
+        return found + (["mean"] if "tokens" in kinds or around == "tokens" else [])
 
     def _tile(self, part: Part, bands: Sequence[Band]) -> list[NDArray[Any]]:
         row = part.row
@@ -141,6 +149,8 @@ class GridDecoder:
                 values = self._from_tokens(row, shape)
             elif band.kind == "width":
                 values = cell_widths(decode_widths(row["width_q"], shape), shape)
+            elif band.kind == "conformal":
+                values = self._conformal(row, shape, stored, valid)
             elif band.kind == "elevation" and stored is not None:
                 values = stored
             elif band.layer is not None:
@@ -194,6 +204,45 @@ class GridDecoder:
         own = np.where(valid, physical(stored, layer), np.nan)
         return np.hypot(own, coding)
 
+    # -- conformal widths ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _calibration(self) -> StoredCalibration:
+        return choose_calibration(self.dataset.dataset, None, self._calibration_name)
+
+    def _check_conformal(self) -> None:
+        found = self._calibration
+        if self.level > 1:
+            raise SpecError(f"{self.entry.uri}: conformal widths were calibrated for level 1, not for {self.level}")
+        if found.tokenizer != self.dataset.dataset.manifest.tokenizer.fingerprint:
+            raise SpecError(f"calibration {found.id}: is of another tokenizer's tokens; calibrate again")
+        if found.band == "elevation" and self.bound == "none":
+            raise SpecError(f"calibration {found.id}: is of cells, and {self.entry.uri} holds tokens alone")
+        check_by(self.entry, found.by)
+
+    def _conformal(
+        self,
+        row: dict[str, Any],
+        shape: tuple[int, int],
+        stored: NDArray[Any] | None,
+        valid: NDArray[np.bool_] | None,
+    ) -> NDArray[np.float64]:
+        """Half-widths of a tile, around its tokens or its cells."""
+        found = self._calibration
+        if found.band == "tokens":
+            decoded = self._from_tokens(row, shape)
+            there = np.isfinite(decoded)
+        else:
+            assert stored is not None, "its columns were read"
+            assert valid is not None
+            decoded, there = physical(np.where(valid, stored, stored.dtype.type(0)), self.entry.elevation), valid
+        layer = self.entry.layer("source") if "tid" in found.by else None
+        source = None if layer is None else decode_joined(row["source"], layer, shape)[0]
+        group = group_of(decoded, source, self.entry, found.by)
+        least = least_roughness(self.entry, self.token_step if found.band == "tokens" else None)
+        width = found.calibration.widths(roughness_of(decoded, there, least), group)
+        return np.where(there, width, np.nan)
+
     @cached_property
     def _tokenizer(self) -> GridTokenizer:
         dataset = self.dataset.dataset
@@ -201,6 +250,11 @@ class GridDecoder:
         if not isinstance(found, GridTokenizer):
             raise SpecError(f"{dataset.store.root}: its tokens are of kind {found.spec.kind}: they decode to no grid")
         return found
+
+    @property
+    def token_step(self) -> float:
+        """Steps of the means of patches, in the unit of the grid."""
+        return self._tokenizer.step
 
     @cached_property
     def _lattice(self) -> Lattice:

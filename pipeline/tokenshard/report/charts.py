@@ -11,10 +11,11 @@ from tokenshard.readable import readable_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 COLOURS = {"raw": "#adb5bd", "jpeg": "#4c78a8", "tokens": "#e4572e"}
 _OTHER_COLOUR = "#72b7b2"
-_INK, _MUTED = "#212529", "#5f666e"
+INK, MUTED = "#212529", "#5f666e"
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ def storage_chart(table: Sequence[StorageRow], path: str | Path) -> None:
         rows = [row for row in table if row.dataset == dataset]
         for panel, axis in zip(panels, line, strict=True):
             _draw_panel(axis, rows, panel)
-        line[0].set_ylabel(dataset, fontsize=10, fontweight="bold", color=_INK)
+        line[0].set_ylabel(dataset, fontsize=10, fontweight="bold", color=INK)
     for panel, axis in zip(panels, axes[0], strict=True):
         title = {"bytes": "size", "psnr": "PSNR (dB)", "accuracy": "accuracy"}[panel]
-        axis.set_title(title, fontsize=10, color=_INK, loc="left")
+        axis.set_title(title, fontsize=10, color=INK, loc="left")
     figure.savefig(path, dpi=150)
 
 
@@ -67,12 +68,12 @@ def _draw_panel(axis: Axes, rows: Sequence[StorageRow], panel: str) -> None:
     largest = max((value for value in values if value is not None), default=1) or 1
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         label = "–" if value is None else _label(row, panel, rows)
-        axis.text((value or 0) + 0.02 * largest, place, label, va="center", fontsize=9, color=_INK)
+        axis.text((value or 0) + 0.02 * largest, place, label, va="center", fontsize=9, color=INK)
     axis.set_xlim(0, largest * 1.45)
     axis.set_yticks(range(len(rows)), [row.form for row in rows], fontsize=9)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xticks([])
-    axis.tick_params(length=0, labelcolor=_MUTED)
+    axis.tick_params(length=0, labelcolor=MUTED)
     for side in ("top", "right", "bottom"):
         axis.spines[side].set_visible(False)
     axis.spines["left"].set_color("#ced4da")
@@ -86,3 +87,13 @@ def _label(row: StorageRow, panel: str, rows: Sequence[StorageRow]) -> str:
     reference = rows[0].bytes
     smaller = f"   {reference / row.bytes:.1f}× smaller" if 0 < row.bytes < reference else ""
     return f"{readable_bytes(row.bytes)}{smaller}"
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Numbers as people write them on an axis with a log scale: 1, 2, 5, 10 …, or even steps within half a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())

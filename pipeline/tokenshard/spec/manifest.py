@@ -21,7 +21,7 @@ NEWEST_VERSION = 2
 NOT_IN_FINGERPRINT = ("source", "shards_file", "fingerprint")
 """Fields that say where and how a dataset is stored, not what it holds."""
 
-SIDECARS = ("grids",)
+SIDECARS = ("grids", "calibrations")
 """Folders of a dataset for files that say what many samples have in common."""
 
 DatasetKind = Literal["image", "video", "grid", "document", "generic"]

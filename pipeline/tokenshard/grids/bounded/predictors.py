@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,26 @@ def neighbourhoods(
 
     Those of the finest pass. Taps are made wrong, as a decoder will find them.
     """
-    height, width = plane.shape
-    reach = _REACH
-    rows, columns = np.arange(reach, height - reach), np.arange(reach, width - reach)
+    cells, around = _places(plane.shape, kind, limit)
+    if not valid.all():
+        whole = valid.ravel()[around].all(1) & valid.ravel()[cells]
+        cells, around = cells[whole], around[whole]
+    taps = plane.ravel()[around].astype(np.float64)
+    taps += (-slack + 2 * slack * _draws()[: len(taps)]) * WRONG
+    reference = taps[:, :4].mean(1)
+    if guide is not None:
+        shown, width = guide.ravel(), guide.shape[1]
+        moved = reference - shown[around[:, :4]].mean(1)
+        taps[:, -2] = (shown[cells + 1] + shown[cells + width]) / 2 + moved
+        taps[:, -1] = shown[cells] + moved
+    return taps - reference[:, None], plane.ravel()[cells] - reference
+
+
+@lru_cache(maxsize=8)
+def _places(shape: tuple[int, int], kind: int, limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cells that are looked at, ``[n]``, and their taps, ``[n, TAPS]``: places in the flat plane."""
+    height, width = shape
+    rows, columns = np.arange(_REACH, height - _REACH), np.arange(_REACH, width - _REACH)
     if kind == CENTRES:
         rows, columns = rows[rows % 2 == 1], columns[columns % 2 == 1]
     y, x = (part.reshape(-1) for part in np.meshgrid(rows, columns, indexing="ij"))
@@ -49,18 +67,15 @@ def neighbourhoods(
     if y.size > limit:
         chosen = np.arange(limit) * y.size // limit
         y, x = y[chosen], x[chosen]
-    v, u = y[:, None] + OFFSETS[kind, :, 0], x[:, None] + OFFSETS[kind, :, 1]
-    whole = valid[v, u].all(1) & valid[y, x]
-    taps = plane[v[whole], u[whole]].astype(np.float64)
-    taps += np.random.default_rng(0).uniform(-slack, slack, taps.shape) * WRONG
-    reference = taps[:, :4].mean(1)
-    if guide is not None:
-        moved = reference - guide[v[whole, :4], u[whole, :4]].mean(1)
-        y, x = y[whole], x[whole]
-        taps[:, -2] = (guide[y, x + 1] + guide[y + 1, x]) / 2 + moved
-        taps[:, -1] = guide[y, x] + moved
-        return taps - reference[:, None], plane[y, x] - reference
-    return taps - reference[:, None], plane[y[whole], x[whole]] - reference
+    steps = OFFSETS[kind, :, 0] * width + OFFSETS[kind, :, 1]
+    cells = y * width + x
+    return cells, cells[:, None] + steps
+
+
+@cache
+def _draws() -> NDArray[np.float64]:
+    """``[SAMPLE, TAPS]`` from 0 to 1, the same in every process."""
+    return np.random.default_rng(0).random((SAMPLE, TAPS))
 
 
 @kernel
@@ -139,13 +154,14 @@ def choose(
             return 0, None
         part = share_of_cells[kind]
         shared += [part * bits_lost(taps, values, weights[kind] / 65536, noise) for weights in sets]
-        weights = np.rint(fitted(taps, values, noise) * (1 << OWN_BITS)).astype(np.int64)
+        found = fitted(taps, values, noise) * (1 << OWN_BITS)
+        usable = bool((np.abs(found) <= LARGEST).all())  # and not NaN
+        weights = np.rint(np.where(usable, found, 0)).astype(np.int64)
         own.append(weights)
-        own_cost += part * bits_lost(taps, values, weights / (1 << OWN_BITS), noise)
+        own_cost += part * bits_lost(taps, values, weights / (1 << OWN_BITS), noise) if usable else math.inf
     best = int(np.argmin(shared))
     pays = (shared[best] - own_cost) * valid.sum() > COST * TAPS * len(kinds)
-    fits = all(np.abs(weights).max() <= LARGEST for weights in own)
-    return best, np.stack(own) if pays and fits else None
+    return best, np.stack(own) if pays else None
 
 
 def unguided(weights: NDArray[np.int64]) -> NDArray[np.int64]:

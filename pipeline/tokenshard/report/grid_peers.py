@@ -1,23 +1,20 @@
 """What else keeps a largest error: SZ3, LERC, ZFP, and lossless image codecs on quantised integers.
 
 Each takes a grid and its valid cells and returns bytes and what they decode to. SZ3, ZFP and JPEG XL know no empty
-cells: they get the nearest valid value there, and the bytes of our bitmap are added to theirs.
+cells: they get the nearest valid value there, and the bytes of our bitmap are added to theirs. They come with the extra
+``bench``, and are imported where they are used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
-import imagecodecs
-import lerc
 import numpy as np
-import pysz
-import zfpy
 import zstandard
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from tokenshard.grids.bounded.mask import encode_mask
 from tokenshard.grids.bounded.quantise import lattice
@@ -31,8 +28,11 @@ def filled(z: Grid, valid: Valid) -> Grid:
     """Empty cells take the value of the nearest one that is not."""
     if valid.all():
         return z
+    from scipy import ndimage
+
     rows, columns = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    return z[rows, columns]
+    nearest: Grid = z[rows, columns]
+    return nearest
 
 
 def mask_bytes(valid: Valid) -> int:
@@ -44,6 +44,8 @@ def _zstd(data: bytes) -> bytes:
 
 
 def sz3(z: Grid, valid: Valid, most: float) -> tuple[int, Grid]:
+    import pysz
+
     config = pysz.szConfig()
     config.errorBoundMode = pysz.szErrorBoundMode.ABS
     config.absErrorBound = most
@@ -55,6 +57,8 @@ def sz3(z: Grid, valid: Valid, most: float) -> tuple[int, Grid]:
 
 def zfp(z: Grid, valid: Valid, most: float) -> tuple[int, Grid]:
     """With the loosest tolerance, by factors of two, that still keeps the bound: its own promise is cautious."""
+    import zfpy
+
     source = np.ascontiguousarray(filled(z, valid).astype(np.float64 if z.dtype == np.float64 else np.float32))
     for factor in (4, 2, 1):
         data = zfpy.compress_numpy(source, tolerance=factor * most)
@@ -65,6 +69,8 @@ def zfp(z: Grid, valid: Valid, most: float) -> tuple[int, Grid]:
 
 
 def lerc_zstd(z: Grid, valid: Valid, most: float) -> tuple[int, Grid]:
+    import lerc
+
     source = np.where(valid, z, 0).astype(z.dtype)
     mask = None if valid.all() else valid
     size = lerc.encode(source, 1, mask is not None, mask, most, 0, False)[1]
@@ -74,6 +80,8 @@ def lerc_zstd(z: Grid, valid: Valid, most: float) -> tuple[int, Grid]:
 
 def jpeg_xl(z: Grid, valid: Valid, most: float) -> tuple[int, Grid] | None:
     """Quantised as ours, on the lattice of the source where that is wider; None where 16 bits are too few."""
+    import imagecodecs
+
     source = filled(z, valid).reshape(-1)
     found = lattice(source)
     wide, step = 0, 0.0
@@ -99,4 +107,10 @@ def shuffled_zstd(z: Grid) -> int:
     return len(_zstd(planes.tobytes()))
 
 
+MODULES = {"LERC+zstd": "lerc", "ZFP": "zfpy", "SZ3": "pysz", "JPEG XL": "imagecodecs"}
 PEERS: dict[str, Peer] = {"LERC+zstd": lerc_zstd, "ZFP": zfp, "SZ3": sz3, "JPEG XL": jpeg_xl}
+
+
+def installed() -> dict[str, Peer]:
+    """The peers that can run here."""
+    return {name: peer for name, peer in PEERS.items() if find_spec(MODULES[name]) is not None}
