@@ -38,6 +38,8 @@ class ReadyVectors:
         count = len(vectors)
         if vectors.ndim != 2 or vectors.dtype.kind != "f" or (count and vectors.shape[1] != self._spec.dimensions):
             raise InputError(f"vectors of shape {list(vectors.shape)}; expected [n, {self._spec.dimensions}]")
+        if not np.isfinite(vectors).all():
+            raise InputError("vectors that are not finite")
         positions = np.stack([np.zeros(count, np.int32), np.arange(count, dtype=np.int32)], 1)
         found = np.ascontiguousarray(vectors, np.float32).reshape(count, self._spec.dimensions)
         return PageVectors(found, positions, (1, max(1, count)))
