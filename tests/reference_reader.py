@@ -37,14 +37,15 @@ def read_dataset(folder: Path, version: int | None = None) -> tuple[dict[str, An
     of_tokenizer = folder / "tokenizer" / manifest["tokenizer"]["fingerprint"]
     models |= {sha256: _model(of_tokenizer, sha256, size) for sha256, size in manifest.get("tables", {}).items()}
     samples = [sample for entry in manifest["shards"] for sample in read_shard(folder, manifest, entry, models)]
-    assert len({sample.key for sample in samples}) == len(samples) == manifest["totals"]["samples"]
-    assert sum(sample.codes.size for sample in samples) == manifest["totals"]["ids"]
+    gone = sum(end - start for entry in manifest["shards"] for start, end in entry.get("deleted", ()))
+    assert len({sample.key for sample in samples}) == len(samples) == manifest["totals"]["samples"] - gone
+    assert gone or sum(sample.codes.size for sample in samples) == manifest["totals"]["ids"]
     for entry in manifest["rejects"]:
         data = (folder / entry["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
         assert pq.read_metadata(folder / entry["path"]).num_rows == entry["rows"]
     inputs = sum(job["inputs"] - job["retried"] for job in manifest["jobs"])
-    assert manifest["totals"]["samples"] + manifest["totals"]["rejects"] == inputs
+    assert manifest["totals"]["samples"] + manifest["totals"]["rejects"] + manifest.get("removed", 0) == inputs
     return manifest, samples
 
 
@@ -52,12 +53,13 @@ def read_manifest(folder: Path, version: int | None = None) -> dict[str, Any]:
     number = version or max(int(path.stem) for path in (folder / "manifest").glob("????????.json"))
     document: dict[str, Any] = json.loads((folder / "manifest" / f"{number:08d}.json").read_bytes())
     assert (document["format"], document["version"]) == ("tokenshard", number)
-    assert document["min_reader"] <= 1
+    assert document["min_reader"] <= 2
     if document["shards_file"]:
         listed = document["shards_file"]
         data = (folder / listed["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (listed["bytes"], listed["sha256"])
-        document["shards"] = pq.read_table(folder / listed["path"]).to_pylist()
+        rows = pq.read_table(folder / listed["path"]).to_pylist()
+        document["shards"] = [{k: v for k, v in row.items() if k != "deleted" or v is not None} for row in rows]
         assert len(document["shards"]) == listed["rows"]
     content = {k: v for k, v in document.items() if k not in ("source", "shards_file", "fingerprint")}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -84,6 +86,7 @@ def read_shard(
         for spec, listed in zip(columns["codes"], manifest["code"]["columns"], strict=True):
             assert {**spec, "model": None} == {**listed, "model": None}
         assert file.num_row_groups == len(entry["row_groups"])
+        gone, number_in_shard = {n for run in entry.get("deleted", ()) for n in range(*run)}, 0
         for number, group in enumerate(entry["row_groups"]):
             table = file.read_row_group(number).to_pydict()
             grids = _grids(columns, table)
@@ -94,6 +97,9 @@ def read_shard(
                 levels.append(_level(spec, table, streams, grids, models, before))
             assert len(grids) == group["rows"]
             for row, grid in enumerate(grids):
+                number_in_shard += 1
+                if number_in_shard - 1 in gone:
+                    continue
                 ids = [_tokenizer_ids(level, levels[n][row]) for n, level in enumerate(manifest["code"]["levels"])]
                 yield Sample(table["key"][row], np.array(ids, np.int64).reshape(len(ids), *grid))
 

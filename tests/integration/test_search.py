@@ -50,7 +50,9 @@ def command(*words: str) -> Any:
 
 def test_a_query_finds_the_page_that_answers_it(pages: Path) -> None:
     for text, document in ASKED.values():
-        hits = command("search", "query", str(pages / "pages"), text, "--top", "3")
+        found = command("search", "query", str(pages / "pages"), text, "--top", "3")
+        assert (found["exact"], found["scored"]) == (True, len(TEXTS))
+        hits = found["hits"]
         assert len(hits) == 3
         assert (hits[0]["key"], hits[0]["document"]) == (document, document)
         assert hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
@@ -61,7 +63,7 @@ def test_scores_are_maxsim_with_what_the_codes_decode_to(pages: Path) -> None:
     query = search.encoder.encode_query("rockets in spring")
     scores = search.scores("rockets in spring", threads=2)
     assert len(search) == len(scores) == len(TEXTS)
-    decoded = [vectors for encoded in search.opened() for vectors in _split(search.compressor.decode(encoded))]
+    decoded = [vectors for encoded in search.codes.encoded() for vectors in _split(search.compressor.decode(encoded))]
     (expected,) = maxsim(Multivectors.of([query]), Multivectors.of(decoded))
     assert np.abs(scores - expected).max() < 1e-4 * len(query)
 

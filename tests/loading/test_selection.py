@@ -16,8 +16,8 @@ from shards.conftest import Rows
 from tokenshard.errors import SpecError
 from tokenshard.loading.loader import TokenLoader
 from tokenshard.loading.order import Shuffle
-from tokenshard.loading.where import Where
 from tokenshard.shards.dataset import Dataset, open_dataset
+from tokenshard.shards.where import Where
 from tokenshard.store import Store
 
 Make = Callable[..., tuple[Dataset, list[Rows]]]

@@ -31,8 +31,9 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
         "kind": manifest.kind,
         "version": manifest.version,
         "fingerprint": manifest.fingerprint,
-        "num_samples": totals.samples,
+        "num_samples": manifest.num_samples,
         "num_tokens": totals.ids,
+        "num_deleted": totals.samples - manifest.num_samples,
         "num_rejects": totals.rejects,
         "num_shards": len(manifest.shards),
         "bytes": totals.token_bytes,
@@ -52,12 +53,16 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
+    deleted = f"; {facts['num_deleted']:,} deleted" if facts["num_deleted"] else ""
     grid = " x ".join("varies" if dim is None else str(dim) for dim in manifest.code.grid)
     alphabets = ", ".join(str(level.alphabet) for level in manifest.code.levels)
     codecs = ", ".join(dict.fromkeys(facts["codecs"]))
     rows = [
         ("dataset", f"{out} (version {manifest.version}, {manifest.kind})"),
-        ("samples", f"{totals.samples:,} in {len(manifest.shards):,} shards; {totals.rejects:,} rejects"),
+        (
+            "samples",
+            f"{facts['num_samples']:,} in {len(manifest.shards):,} shards; {totals.rejects:,} rejects{deleted}",
+        ),
         ("tokens", f"{totals.ids:,}; grid {grid}; alphabet {alphabets}; codec {codecs}"),
         ("bytes", f"{readable_bytes(totals.token_bytes)} from {readable_bytes(totals.raw_bytes)} raw"),
         ("", f"codec models {readable_bytes(facts['model_bytes'])}, footers {readable_bytes(facts['footer_bytes'])}"),

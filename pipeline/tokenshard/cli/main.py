@@ -26,6 +26,8 @@ COMMANDS = {
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),
     "show": ("tokenshard.cli.inspect:show", "Draw samples: reconstruction, and original where it is at hand."),
+    "delete": ("tokenshard.cli.delete:delete", "Delete samples by key or by what their columns say."),
+    "compact": ("tokenshard.cli.delete:compact", "Write shards without the rows that were deleted."),
     "clean": ("tokenshard.cli.inspect:clean", "Remove what is not part of a finished dataset."),
     "demo": ("tokenshard.cli.demo:demo", "Convert, train and compare on real images that ship with packages."),
 }

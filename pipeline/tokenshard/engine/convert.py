@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenshard.engine.encoding import appended_numerics, check_job, encoding_of
@@ -27,6 +29,7 @@ from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Executor, WorkerAddress
 from tokenshard.errors import SpecError
+from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
@@ -205,12 +208,16 @@ def _plan(spec: ConvertJob, mode: Mode, folder: JobFolder, parent: Manifest | No
 
 
 def _known_keys(output: Store, parent: Manifest) -> KeySet:
-    """Keys of all samples and rejects of a dataset."""
+    """Keys of all samples and rejects of a dataset. Those of samples that were deleted may come again."""
     keys = KeySet()
-    for path in (*(shard.path for shard in parent.shards), *(rejects.path for rejects in parent.rejects)):
+    for path, gone in (
+        *((shard.path, deleted_rows(shard)) for shard in parent.shards),
+        *((rejects.path, np.zeros(rejects.rows, np.bool_)) for rejects in parent.rejects),
+    ):
         with output.open(path) as file:
             for batch in pq.ParquetFile(file).iter_batches(columns=["key"]):
-                keys.add(batch.column("key").to_pylist())
+                live, gone = ~gone[: batch.num_rows], gone[batch.num_rows :]
+                keys.add(batch.column("key").filter(pa.array(live)).to_pylist())
     return keys
 
 
@@ -345,7 +352,7 @@ def _summary(spec: ConvertJob, folder: JobFolder, manifest: Manifest | None, sta
     totals = manifest.totals if manifest is not None else None
     return Conversion(
         output=spec.output,
-        num_samples=totals.samples if totals else 0,
+        num_samples=manifest.num_samples if manifest else 0,
         num_rejects=totals.rejects if totals else 0,
         num_units=plan.units if plan else 0,
         num_inputs=plan.inputs if plan else 0,

@@ -193,6 +193,8 @@ def _appended(parent: Manifest, new: Manifest, plan: Plan, pilot: PilotResult) -
     return new.model_copy(
         update={
             "parent": parent.version,
+            "min_reader": max(parent.min_reader, new.min_reader),
+            "removed": parent.removed,
             "totals": totals_of(shards, rejects),
             "code": parent.code.model_copy(update={"grid": shared_grid(shards)}),
             "jobs": (*parent.jobs, *new.jobs),

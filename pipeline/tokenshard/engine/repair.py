@@ -26,18 +26,20 @@ from tokenshard.codecs.choose import load_codec
 from tokenshard.engine.finalize import totals_of
 from tokenshard.engine.job_folder import JobFolder, Receipt
 from tokenshard.engine.plan import read_unit, unit_places
+from tokenshard.engine.rewriting import rows_batch, user_columns
 from tokenshard.engine.salvage import Salvage, salvage_group, zero_sectors
 from tokenshard.errors import FormatError, JobError, SpecError
 from tokenshard.shards.dataset import Dataset, read_model
+from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.manifest import commit_manifest, read_manifest
 from tokenshard.shards.reader import ShardReader
 from tokenshard.shards.rejects import describe_rejects, read_rejects_file, rejects_bytes
 from tokenshard.shards.restore import restore
-from tokenshard.shards.schema import KEY, size_names
+from tokenshard.shards.schema import KEY
 from tokenshard.shards.writer import ShardWriter, TokenBatch
 from tokenshard.spec.base import digest
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.manifest import Manifest, RejectsEntry, ShardEntry
+from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, Manifest, RejectsEntry, ShardEntry
 from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import CodebookTokenizer
@@ -80,6 +82,8 @@ class _Done:
     filled_samples: int = 0
     filled_ids: int = 0
     lost_samples: int = 0
+    removed: int = 0
+    """deleted rows that the new shard does not have"""
 
 
 def repair(store: Store) -> Repair:
@@ -165,7 +169,8 @@ class _Shard:
                 reader = ShardReader(copy, self._entry, self._codec)
             except FormatError as error:
                 reason = str(error).removeprefix(f"{copy.url(self._entry.path)}: ")
-                self._lose(0, np.ones(self._entry.rows, bool), None, reason)
+                self._done.removed = self._entry.num_deleted
+                self._lose(0, ~deleted_rows(self._entry), None, reason)
                 self._commit_rejects()
                 return self._done
             found = restore(reader, data)
@@ -185,10 +190,10 @@ class _Shard:
         return load_codec(spec, read_model(self._store, self._manifest, spec.model) if spec.model else None)
 
     def _salvage(self, reader: ShardReader, data: bytes, path: Path) -> None:
+        self._done.removed = self._entry.num_deleted
         erased = zero_sectors(data)
         columns = reader.columns
-        hidden = {KEY, *size_names(columns, reader.schema), *(spec.column for spec in columns.codes)}
-        user = pa.schema([each for each in reader.schema if each.name not in hidden])
+        user, gone = user_columns(reader), deleted_rows(self._entry)
         codecs = [self._codec(spec) for spec in columns.codes]
         name = f"data/{self._stem}.parquet"
         with ShardWriter(path, name, columns, codecs, self._manifest.tokenizer, user) as writer:
@@ -198,32 +203,18 @@ class _Shard:
                 for note in found.notes:
                     self._say(f"row group {group} (rows {start} to {start + listed.rows - 1}): {note}")
                 keys = None if found.table is None else found.table[KEY].to_pylist()
-                self._lose(start, ~found.kept, keys, f"damage of row group {group} left too little of it")
+                deleted = gone[start : start + listed.rows]
+                self._lose(start, ~found.kept & ~deleted, keys, f"damage of row group {group} left too little of it")
+                found.kept &= ~deleted
                 self._count_filled(start, found)
                 if found.kept.any():
-                    writer.append(self._batch(found, columns.extents, user, start))
+                    writer.append(_batch(reader, found, start))
                 start += listed.rows
             self._commit_rejects()
             rejects = self._done.rejects
             self._done.shard = writer.close(rejects.sha256 if rejects else None)
             if self._done.shard is not None:
                 self._put(path)
-
-    def _batch(self, found: Salvage, extents: Sequence[str], user: pa.Schema, start: int) -> TokenBatch:
-        """The kept rows of a row group."""
-        assert found.table is not None
-        rows = np.flatnonzero(found.kept)
-        table = found.table.take(pa.array(rows))
-        sizes = np.stack([table[name].to_numpy() for name in extents], axis=1) if extents else found.grids[rows]
-        mine = np.repeat(found.kept, sample_sizes(found.grids))
-        raw, total = self._entry.raw_bytes, self._entry.rows
-        return TokenBatch(
-            keys=table[KEY].to_pylist(),
-            sizes=sizes.astype(np.int32),
-            ids=tuple(ids[mine] for ids in found.ids),
-            raw_bytes=sum(raw * (start + row + 1) // total - raw * (start + row) // total for row in rows.tolist()),
-            columns=table.select(user.names) if len(user) else None,
-        )
 
     def _count_filled(self, start: int, found: Salvage) -> None:
         rows = np.flatnonzero(found.kept & (found.filled > 0))
@@ -272,6 +263,15 @@ class _Shard:
         self._done.lines.append(f"{self._entry.path}: {what}")
 
 
+def _batch(reader: ShardReader, found: Salvage, start: int) -> TokenBatch:
+    """The kept rows of a row group."""
+    assert found.table is not None
+    rows = np.flatnonzero(found.kept)
+    mine = np.repeat(found.kept, sample_sizes(found.grids))
+    ids = [level[mine] for level in found.ids]
+    return rows_batch(reader, found.table.take(pa.array(rows)), found.grids[rows], ids, start + rows)
+
+
 def _receipts(store: Store, manifest: Manifest) -> dict[str, tuple[JobFolder, Receipt]]:
     """The receipt of each shard by its path, and the folder of its job, as far as these are still there."""
     found = {}
@@ -305,7 +305,8 @@ def _repaired(store: Store, manifest: Manifest, done: dict[str, _Done]) -> Manif
     splits = Counter[str]()
     for shard in kept if manifest.splits else ():
         with store.open(shard.path) as file:
-            splits.update(pq.read_table(file, columns=["split"])["split"].to_pylist())
+            column = pq.read_table(file, columns=["split"])["split"]
+            splits.update(column.filter(pa.array(~deleted_rows(shard))).to_pylist())
     return manifest.model_copy(
         update={
             "version": manifest.version + 1,
@@ -313,6 +314,8 @@ def _repaired(store: Store, manifest: Manifest, done: dict[str, _Done]) -> Manif
             "shards": kept,
             "rejects": rejects,
             "totals": totals_of(kept, rejects),
+            "removed": manifest.removed + sum(one.removed for one in done.values()),
+            "min_reader": NEWEST_VERSION if any(shard.deleted for shard in kept) else FORMAT_VERSION,
             "splits": {str(name): count for name, count in sorted(splits.items(), key=lambda item: str(item[0]))},
             "source": {**manifest.source, "repair": [line for one in done.values() for line in one.lines]},
         }

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
 from tokenshard.loading.order import chosen_rows
-from tokenshard.loading.where import Bounds, Where
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.reader import ShardReader
+from tokenshard.shards.where import Bounds, Where
 
 READ_THREADS = 8
 
@@ -41,7 +41,7 @@ class Selector:
 
     def __init__(self, dataset: Dataset, where: str | None, weights: str | None) -> None:
         """``weights`` names a column of numbers >= 0: a sample of weight 2.5 comes two or three times an epoch."""
-        self._groups = np.array([g.rows for shard in dataset.manifest.shards for g in shard.row_groups], np.int64)
+        self._groups: NDArray[np.int64] = np.diff(dataset.group_starts)
         self._kept: dict[int, NDArray[np.int32]] = {}
         self._weights: dict[int, NDArray[np.float64]] | None = None
         if where is None and weights is None:
@@ -52,13 +52,11 @@ class Selector:
             self._weights = {}
         columns = [*(predicate.columns if predicate else ()), *([weights] if weights is not None else ())]
 
-        def select(place: tuple[int, int]) -> tuple[NDArray[np.int32] | None, NDArray[np.float64]]:
-            return _select(dataset.reader(place[0]), place[1], predicate, columns, weights)
+        def select(group: int) -> tuple[NDArray[np.int32] | None, NDArray[np.float64]]:
+            return _select(dataset, group, predicate, columns, weights)
 
-        sizes = [len(entry.row_groups) for entry in dataset.manifest.shards]
-        places = [(shard, group) for shard, size in enumerate(sizes) for group in range(size)]
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            for number, (kept, weight) in enumerate(pool.map(select, places)):
+            for number, (kept, weight) in enumerate(pool.map(select, range(dataset.num_row_groups))):
                 if kept is not None:
                     self._kept[number] = kept
                 if self._weights is not None:
@@ -81,16 +79,14 @@ class Selector:
 
 
 def _select(
-    reader: ShardReader, group: int, where: Where | None, columns: Sequence[str], weights: str | None
+    dataset: Dataset, number: int, where: Where | None, columns: Sequence[str], weights: str | None
 ) -> tuple[NDArray[np.int32] | None, NDArray[np.float64]]:
     """Rows of a row group that hold (None: all), and their weights."""
     none = np.zeros(0, np.float64)
+    reader, group = dataset.place(number)
     if where is not None and not where.may_hold(_bounds(reader, group, where.columns)):
         return np.zeros(0, np.int32), none
-    table = reader.read_columns(group, columns)
-    for name in columns:
-        if name not in table.column_names:  # of an older shard, before the column was there
-            table = table.append_column(name, pa.nulls(table.num_rows))
+    table = dataset.group_table(number, columns)
     kept = None
     if where is not None:
         mask = where.mask(table)

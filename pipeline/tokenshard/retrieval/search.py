@@ -1,12 +1,12 @@
-"""Search in a dataset of page vectors: MaxSim straight on the codes of its shards.
+"""Search in a dataset of page vectors: a filter on columns, candidates of an index, MaxSim straight on their codes.
 
-Codes are laid out for scoring row group by row group; vectors are never made of them. A query is encoded by the encoder
-that is stored with what it searches.
+Vectors are never made of the codes. A query is encoded by the encoder that is stored with what it searches. Without an
+index, or where it would leave out less than a filter does, all pages are scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,35 @@ from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
-from tokenshard.retrieval.compression.base import Compressor, Encoded, Scorer, Streams
+from tokenshard.retrieval.compression.base import Compressor
 from tokenshard.retrieval.encoders.base import PageEncoder, Query
 from tokenshard.retrieval.encoders.registry import load_encoder
+from tokenshard.retrieval.exact import Vectors
+from tokenshard.retrieval.index import Index, open_index
+from tokenshard.retrieval.pages import MEMORY, PageCodes, Pages
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.schema import KEY
+from tokenshard.shards.schema import KEY, NUM_TOKENS, length_name
+from tokenshard.shards.stats import column_bytes
+from tokenshard.shards.where import Where
+from tokenshard.spec.search_index import Stage
 
 DOCUMENT, PAGE = "document", "page"
+CANDIDATES = 512
+PROBES = 32
+_BATCH_SCORES = 1 << 26
+"""Scores of several queries held at a time."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far search may be from scoring all pages."""
+
+    candidates: int = CANDIDATES
+    """pages an index proposes for each query, which are then scored on their codes"""
+    probes: int = PROBES
+    """lists, or neighbours, that are looked at for each query vector"""
+    exhaustive: bool = False
+    """score all pages, index or not"""
 
 
 @dataclass(frozen=True)
@@ -36,13 +58,35 @@ class Hit:
     """MaxSim: the sum over the query's vectors of the best inner product on the page"""
 
 
+@dataclass(frozen=True)
+class Found:
+    """The answer to a query."""
+
+    hits: tuple[Hit, ...]
+    """best first; equal ones in the order of the dataset"""
+    scored: int
+    """pages whose codes were scored"""
+    exact: bool
+    """whether these were all pages that the filter lets through"""
+
+
 class PageSearch:
-    """All pages of a dataset, ready to be scored. Takes the memory of their codes; threads may share one."""
+    """All pages of a dataset, ready to be scored. Threads may share one."""
 
-    def __init__(self, dataset: Dataset, encoder: str | None = None, device: str = "cpu") -> None:
-        """``encoder``: where the weights of a transformers model are now, e.g. `hf:FOLDER`.
+    def __init__(
+        self,
+        dataset: Dataset,
+        encoder: str | None = None,
+        device: str = "cpu",
+        memory: int = MEMORY,
+        first_stage: Stage | None = None,
+    ) -> None:
+        """``encoder``: where the weights of a transformers model are now, e.g. `hf:FOLDER`. ``memory``: bytes that
+        codes may take; those beyond are read for each query. ``first_stage``: the index to use, by default the first
+        there is.
 
-        Raises SpecError where the dataset holds no page vectors, FormatError where its files are damaged.
+        Raises SpecError where the dataset holds no page vectors, or not that index; FormatError where its files are
+        damaged.
         """
         if dataset.manifest.kind != "document":
             raise SpecError(
@@ -51,76 +95,118 @@ class PageSearch:
         folder = f"tokenizer/{dataset.manifest.tokenizer.fingerprint}"
         self.encoder: PageEncoder = load_encoder(dataset.store, folder, encoder, device)
         self.compressor: Compressor = state.load(dataset.store.read(f"{folder}/model.safetensors"))
-        self._dataset = dataset
-        self._scorers: list[Scorer] = [self.compressor.open(encoded) for encoded in self.opened()]
+        self.dataset = dataset
+        self.codes = PageCodes(dataset, self.compressor, memory, device)
+        self.index: Index | None = open_index(dataset, self.compressor, first_stage)
+        if first_stage is not None and self.index is None:
+            raise SpecError(
+                f"{dataset.store.root}: has no index of {first_stage}; build it: "
+                f"tokenshard search build {dataset.store.root} --first-stage {first_stage}"
+            )
         self._pages = dataset.table([KEY, DOCUMENT, PAGE])
-        self.vectors = sum(int(scorer.offsets[-1]) for scorer in self._scorers)
-        """vectors of all pages"""
 
     def __len__(self) -> int:
-        return int(self._pages.num_rows)
+        return len(self.codes)
 
-    def opened(self) -> Iterator[Encoded]:
-        """The codes of all pages, a row group at a time."""
-        levels = len(self._dataset.manifest.code.levels)
-        for group in range(self._dataset.num_row_groups):
-            codes = [np.asarray(page).reshape(levels, -1) for page in self._dataset.group_codes(group)]
-            yield _encoded(codes, self._dataset.group_table(group, self.compressor.streams), self.compressor)
+    @property
+    def vectors(self) -> int:
+        """Vectors of all pages."""
+        return int(self.codes.lengths.sum())
 
     @property
     def nbytes(self) -> int:
-        """Memory that the codes take."""
-        return sum(scorer.nbytes for scorer in self._scorers)
+        """Memory that codes and index take at the moment."""
+        return self.codes.nbytes + (self.index.stage.nbytes if self.index is not None else 0)
+
+    def where(self, text: str) -> Pages:
+        """Numbers of the pages that a predicate on their columns holds for. Raises SpecError that says what is wrong
+        with it."""
+        predicate = Where.parse(text, self.dataset.schema)
+        tables = self.dataset.iter_tables(predicate.columns)
+        masks = [predicate.mask(table) for table in tables]
+        return np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *masks]))
 
     def scores(self, query: Query, threads: int = 1) -> NDArray[np.float32]:
         """MaxSim of a query with each page, in the order of the dataset; -inf for pages without vectors."""
-        vectors = self.encoder.encode_query(query)
-        return np.concatenate([scorer.scores(vectors, threads=threads) for scorer in self._scorers])
+        return self.codes.scores([self.encoder.encode_query(query)], threads=threads)[0]
 
-    def find(self, query: Query, top: int = 10, threads: int = 1) -> list[Hit]:
-        """The ``top`` best pages, best first; equal ones in the order of the dataset."""
-        scores = self.scores(query, threads)
-        best = np.argsort(-scores, kind="stable")[:top]
-        rows = self._pages.take(pa.array(best[np.isfinite(scores[best])])).to_pylist()
-        return [
-            Hit(row[KEY], row[DOCUMENT], row[PAGE], float(score))
-            for row, score in zip(rows, scores[best], strict=False)
-        ]
+    def find(
+        self, query: Query, top: int = 10, threads: int = 1, where: str | None = None, effort: Effort | None = None
+    ) -> Found:
+        """The ``top`` best pages."""
+        return self.find_all([query], top, threads, where, effort)[0]
 
-    def documents(self, query: Query, top: int = 10, threads: int = 1) -> list[str]:
+    def find_all(
+        self,
+        queries: Sequence[Query],
+        top: int = 10,
+        threads: int = 1,
+        where: str | None = None,
+        effort: Effort | None = None,
+    ) -> list[Found]:
+        """The ``top`` best pages for each of several queries. Codes that are not in memory are read once for many."""
+        allowed = None if where is None else self.where(where)
+        found = []
+        for vectors, pages, scores in self._ranked(queries, allowed, effort or Effort(), threads):
+            best = np.argsort(-scores, kind="stable")[:top]
+            best = best[np.isfinite(scores[best])] if len(vectors) else best[:0]
+            rows = self._pages.take(pa.array(pages[best])).to_pylist()
+            hits = (
+                Hit(row[KEY], row[DOCUMENT], row[PAGE], float(score))
+                for row, score in zip(rows, scores[best], strict=True)
+            )
+            found.append(Found(tuple(hits), len(pages), len(pages) == len(self._scorable(allowed))))
+        return found
+
+    def documents(self, query: Query, top: int = 10, threads: int = 1, effort: Effort | None = None) -> list[str]:
         """The ``top`` documents by their best pages, best first."""
-        scores = self.scores(query, threads)
-        names = self._pages[DOCUMENT].to_pylist()
+        ((_, pages, scores),) = self._ranked([query], None, effort or Effort(), threads)
         found: dict[str, None] = {}
-        for place in np.argsort(-scores, kind="stable"):
+        order = np.argsort(-scores, kind="stable")
+        names = self._pages[DOCUMENT]
+        for place in order:
             if len(found) >= top or not np.isfinite(scores[place]):
                 break
-            found.setdefault(names[place])
+            found.setdefault(names[int(pages[place])].as_py())
         return list(found)
+
+    def _scorable(self, allowed: Pages | None) -> Pages:
+        """Pages with vectors, among those that are allowed."""
+        full = np.flatnonzero(self.codes.lengths)
+        return full if allowed is None else np.asarray(np.intersect1d(full, allowed, assume_unique=True), np.int64)
+
+    def _ranked(
+        self, queries: Sequence[Query], allowed: Pages | None, effort: Effort, threads: int
+    ) -> list[tuple[Vectors, Pages, Vectors]]:
+        """Vectors of each query, the pages that were scored for it, and their scores."""
+        pages = self._scorable(allowed)
+        ranked = []
+        step = max(1, _BATCH_SCORES // max(1, len(pages)))
+        for first in range(0, len(queries), step):
+            vectors = [self.encoder.encode_query(query) for query in queries[first : first + step]]
+            chosen = [self._candidates(own, pages, effort, threads) for own in vectors]
+            ranked += list(zip(vectors, chosen, self.codes.scores(vectors, chosen, threads), strict=True))
+        return ranked
+
+    def _candidates(self, query: Vectors, pages: Pages, effort: Effort, threads: int) -> Pages:
+        """Those of the pages that are to be scored: what the index proposes, and what is not in it."""
+        if self.index is None or effort.exhaustive or len(pages) <= effort.candidates or not len(query):
+            return pages
+        estimates = self.index.stage.estimates(query, effort.probes, threads)[pages]
+        estimates[~self.index.covered[pages]] = -np.inf
+        count = min(effort.candidates, len(pages) - 1)
+        best = np.argpartition(-estimates, count)[:count]
+        best = best[np.isfinite(estimates[best])]
+        beside = np.flatnonzero(~self.index.covered[pages])
+        chosen: Pages = pages[np.sort(np.concatenate([best, beside]))]
+        return chosen
 
 
 def bytes_per_vector(dataset: Dataset, vectors: int) -> float:
     """Bytes on disk of the columns that search reads, with the models of their codecs, for each vector."""
-    import pyarrow.parquet as pq
-
-    columns = dataset.reader(0).columns
-    wanted = {"num_tokens", "code_len", *columns.streams, *(spec.column for spec in columns.codes)}
-    total = sum(dataset.manifest.models.values())
-    for shard in dataset.manifest.shards:
-        with dataset.store.open(shard.path) as file:
-            metadata = pq.read_metadata(file)
-        for group in range(metadata.num_row_groups):
-            chunks = [metadata.row_group(group).column(place) for place in range(metadata.num_columns)]
-            total += sum(
-                chunk.total_compressed_size
-                for chunk in chunks
-                if chunk.path_in_schema in wanted or chunk.path_in_schema.startswith("code_len_")
-            )
+    manifest = dataset.manifest
+    wanted = {NUM_TOKENS, *(column.name for column in manifest.columns if column.role == "stream")}
+    wanted |= {name for spec in manifest.code.columns for name in (spec.column, length_name(spec))}
+    sizes: Mapping[str, Any] = column_bytes(dataset)
+    total = sum(manifest.models.values()) + sum(size for name, size in sizes.items() if name in wanted)
     return float(total / max(vectors, 1))
-
-
-def _encoded(codes: Sequence[NDArray[Any]], table: pa.Table, compressor: Compressor) -> Encoded:
-    offsets = np.zeros(len(codes) + 1, np.int64)
-    np.cumsum([page.shape[1] for page in codes], out=offsets[1:])
-    streams = {name: Streams.of(table[name].to_pylist()) for name in compressor.streams}
-    return Encoded(offsets, np.ascontiguousarray(np.concatenate(codes, axis=1)), streams)

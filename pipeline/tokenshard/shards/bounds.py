@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +112,9 @@ def _check_shard(shard: ShardEntry, levels: int, grid: tuple[int | None, ...]) -
     require(shard.bytes <= MAX_FILE_BYTES, f"{where}: a shard of {shard.bytes} bytes")
     require(len(shard.row_groups) <= MAX_ROW_GROUPS, f"{where}: more than {MAX_ROW_GROUPS} row groups")
     require(sum(group.rows for group in shard.row_groups) == shard.rows, f"{where}: rows do not add up")
+    edges = [edge for run in shard.deleted for edge in run]
+    ascend = all(before < after for before, after in pairwise(edges))
+    require(ascend and (not edges or 0 <= edges[0] <= edges[-1] <= shard.rows), f"{where}: deleted rows out of order")
     require(len(shard.grid) == len(grid), f"{where}: grid has {len(shard.grid)} axes instead of {len(grid)}")
     agrees = all(dim is None or dim == own for dim, own in zip(grid, shard.grid, strict=True))
     require(agrees, f"{where}: grid differs from the dataset's {list(grid)}")

@@ -24,6 +24,7 @@ from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.cache import Cache, CachedStore
+from tokenshard.shards.deleted import deleted_rows, live_rows
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.once import OnceCache
 from tokenshard.shards.reader import RowGroup, ShardReader, arrange, joins_footer
@@ -56,8 +57,10 @@ class Dataset:
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store, self.manifest = store, manifest
-        rows = [group.rows for shard in manifest.shards for group in shard.row_groups]
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
+        groups = [group for shard in manifest.shards for group in shard.row_groups]
+        self._live = [rows for shard in manifest.shards for rows in live_rows(shard)]
+        counts = [group.rows if rows is None else len(rows) for group, rows in zip(groups, self._live, strict=True)]
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         self._first_samples: list[int] = self._starts.tolist()
         counts = [len(shard.row_groups) for shard in manifest.shards]
         self._first_group = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
@@ -109,9 +112,19 @@ class Dataset:
         """Number of the first sample of each row group, and of samples; int64 [num_row_groups + 1]."""
         return self._starts
 
+    def numbers(self, shard: int) -> NDArray[np.int64]:
+        """Number of the sample that each row of a shard is, -1 for rows that are deleted."""
+        first = int(self._starts[self._first_group[shard]])
+        gone = deleted_rows(self.manifest.shards[shard])
+        return np.where(gone, -1, first + np.cumsum(~gone) - 1)
+
     def group_codes(self, group: int) -> Codes:
         """Codes of a row group, by its number in the whole dataset; what :meth:`codes` gives of its samples."""
         return self._arranged(self.read_group(group), None)
+
+    def flat_codes(self, group: RowGroup, rows: NDArray[np.int64] | None = None) -> list[Ids]:
+        """Codes of a fetched row group, or of some rows of it: one flat array a level, samples back to back."""
+        return self._tokenizer_ids(group.decode(rows))
 
     def group_table(self, group: int, columns: Sequence[str]) -> pa.Table:
         """The named columns of a row group; those its shard lacks are empty."""
@@ -251,6 +264,11 @@ class Dataset:
 
     # -- row groups ---------------------------------------------------------------------------------------------------
 
+    def place(self, group: int) -> tuple[ShardReader, int]:
+        """The reader of the shard that a row group is in, and its number there. It knows nothing of deleted rows."""
+        shard, local = self._place(group)
+        return self._reader(shard), local
+
     def _place(self, group: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._first_group, group, "right")) - 1
         return shard, group - int(self._first_group[shard])
@@ -259,6 +277,8 @@ class Dataset:
         self, group: int, levels: int | None = None, columns: Sequence[str] = (), verify: bool = True
     ) -> RowGroup:
         """The encoded codes of a row group, by its number in the whole dataset (one range read, not cached).
+
+        Rows that are deleted are not among them.
 
         The other arguments are those of :meth:`ShardReader.read_group`.
         """
@@ -269,11 +289,13 @@ class Dataset:
         if self.fixed_grid is not None:
             with damage_reported(found.where):
                 require(bool((found.grids == self.fixed_grid).all()), "token grid differs from the manifest")
-        return found
+        live = self._live[group]
+        return found if live is None else found.of_rows(live)
 
     def _columns(self, group: int, names: Sequence[str]) -> pa.Table:
         shard, local = self._place(group)
-        return self._reader(shard).read_columns(local, names)
+        table, live = self._reader(shard).read_columns(local, names), self._live[group]
+        return table if live is None else table.take(pa.array(live))
 
     def _read_columns(self, group: int) -> list[tuple[str, pa.Array]]:
         """All columns but the codes of a row group, each in one piece; those its shard lacks are empty."""
@@ -302,7 +324,7 @@ class Dataset:
             yield group, places, numbers[places] - self._starts[group]
 
     def _arranged(self, group: RowGroup, rows: NDArray[np.int64] | None) -> Codes:
-        levels = self._tokenizer_ids(group.decode(rows))
+        levels = self.flat_codes(group, rows)
         return arrange(levels, group.grids if rows is None else group.grids[rows], self.fixed_grid)
 
     def _sample_codes(self, group: RowGroup, row: int) -> NDArray[Any]:

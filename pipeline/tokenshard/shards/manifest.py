@@ -43,6 +43,8 @@ SHARD_LIST = pa.schema(
     ]
 )
 """The shard list as Parquet: field by field the JSON of a ShardEntry."""
+DELETED = pa.field("deleted", pa.list_(pa.list_(pa.int64(), 2)))
+"""Its last column, where any shard has deleted rows."""
 
 
 def manifest_name(version: int) -> str:
@@ -131,7 +133,8 @@ def _document(store: Store, data: bytes) -> dict[str, Any]:
 def _put_shard_list(store: Store, manifest: Manifest) -> ShardsFile:
     file = io.BytesIO()
     rows = [shard.model_dump(mode="json") for shard in manifest.shards]
-    table = pa.Table.from_pylist(rows, schema=SHARD_LIST)
+    deleted = any(shard.deleted for shard in manifest.shards)
+    table = pa.Table.from_pylist(rows, schema=SHARD_LIST.append(DELETED) if deleted else SHARD_LIST)
     pq.write_table(table, file, version="2.6", compression="zstd", write_page_checksum=True)
     data = file.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
@@ -152,4 +155,8 @@ def _read_shard_list(store: Store, listed: ShardsFile) -> list[dict[str, Any]]:
         require(hashlib.sha256(data).hexdigest() == listed.sha256, f"damaged (SHA-256 differs); {REMEDY}")
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         require(table.num_rows == listed.rows, f"{table.num_rows} rows instead of {listed.rows}")
-        return [dict(row) for row in table.to_pylist()]
+        rows = [dict(row) for row in table.to_pylist()]
+        for row in rows:
+            if row.get(DELETED.name, ()) is None:
+                del row[DELETED.name]
+        return rows

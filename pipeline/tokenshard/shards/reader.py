@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -71,6 +71,23 @@ class RowGroup:
         members = members[members < self.rows]
         ends, places = np.cumsum(sample_sizes(self.grids)[members]), np.searchsorted(members, rows)
         return tuple(cast(Ids, _gather(ids, ends, places)) for ids in self._decode(members))
+
+    def of_rows(self, rows: NDArray[np.int64]) -> RowGroup:
+        """Just some rows, in that order. Those that share streams with others are decoded for it."""
+        alone = math.lcm(*(codec.group for codec in self.codecs)) == 1
+        sizes = [length if alone else None for length in self.lengths]
+        streams = tuple(
+            data if kept is None else _gather(data, ends, rows)
+            for data, kept, ends in zip(self.streams, sizes, self._ends, strict=True)
+        )
+        if any(kept is None for kept in sizes):
+            decoded = self.decode(rows)
+            streams = tuple(
+                ids if kept is None else data for ids, kept, data in zip(decoded, sizes, streams, strict=True)
+            )
+        lengths = tuple(None if kept is None else kept[rows] for kept in sizes)
+        table = self.table.take(pa.array(rows))
+        return replace(self, grids=self.grids[rows], streams=streams, lengths=lengths, table=table)
 
     def decode_row(self, row: int) -> tuple[Ids, ...]:
         """What :meth:`decode` gives for one row, sooner: what can be checked and laid out once, is."""

@@ -22,7 +22,7 @@ from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import MAX_LEVELS, require
 from tokenshard.spec.base import StoredDocument, canonical_json
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.manifest import FORMAT_VERSION, ColumnEntry, TokenizerEntry
+from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, ColumnEntry, TokenizerEntry
 
 KEY = "key"
 NUM_TOKENS = "num_tokens"
@@ -133,8 +133,8 @@ class ShardFooter:
 def check_min_reader(min_reader: int) -> None:
     """Raises FormatError when a file needs a newer reader than this package has."""
     require(
-        min_reader <= FORMAT_VERSION,
-        f"needs a tokenshard that reads shard format {min_reader}, but this one reads up to {FORMAT_VERSION}; "
+        min_reader <= NEWEST_VERSION,
+        f"needs a tokenshard that reads shard format {min_reader}, but this one reads up to {NEWEST_VERSION}; "
         "upgrade with: pip install --upgrade tokenshard",
     )
 

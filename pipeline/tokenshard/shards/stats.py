@@ -29,7 +29,7 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)
     names = [spec.column for spec in manifest.code.columns]
-    bytes_of = _column_bytes(dataset)
+    bytes_of = column_bytes(dataset)
     code_bytes = _code_bytes(manifest)
     levels = stored_levels(manifest)
     for level, spec, histogram in zip(levels, manifest.code.columns, histograms, strict=True):
@@ -47,7 +47,7 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     packed = {column.name: bytes_of.get(column.name, 0) for column in manifest.columns if column.role == "stream"}
     columns = sum(bytes_of.values())
     return {
-        "num_samples": manifest.totals.samples,
+        "num_samples": manifest.num_samples,
         "num_tokens": manifest.totals.ids,
         "bytes": manifest.totals.token_bytes,
         "raw_bytes": manifest.totals.raw_bytes,
@@ -123,7 +123,7 @@ def _code_bytes(manifest: Manifest) -> list[int]:
     return sizes
 
 
-def _column_bytes(dataset: Dataset) -> dict[str, int]:
+def column_bytes(dataset: Dataset) -> dict[str, int]:
     """Bytes of all column chunks by column, from the Parquet footers."""
     sizes: dict[str, int] = {}
     for shard in range(len(dataset.manifest.shards)):

@@ -22,6 +22,7 @@ from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import TokenshardError
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset, read_model, read_sidecar
+from tokenshard.shards.deleted import live_rows
 from tokenshard.shards.describe import group_spans
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import read_manifest
@@ -60,6 +61,8 @@ class _ShardFindings:
 
     errors: list[str] = field(default_factory=list)
     keys: list[pa.ChunkedArray] = field(default_factory=list)
+    live: list[pa.ChunkedArray] = field(default_factory=list)
+    """keys of rows that are not deleted"""
     row_groups: int = 0
     ids: int = 0
 
@@ -82,7 +85,7 @@ def verify(store: Store, deep: bool = False, version: int | None = None, threads
             ids += findings.ids
             with _collected(errors), damage_reported(store.url(entry.path)):
                 samples += sum(len(column) for column in findings.keys)
-                _check_unique(keys, findings.keys, store.url(entry.path), errors)
+                _check_unique(keys, findings.live, store.url(entry.path), errors)
     rejects = _check_rejects(store, manifest, errors)
     notes: list[str] = []
     with _collected(errors):
@@ -151,6 +154,8 @@ def _check_shard(
             with _collected(findings.errors):
                 columns = others if deep or not intact else [KEY]
                 findings.keys.append(reader.read_columns(group, columns)[KEY])
+                live = live_rows(entry)[group]
+                findings.live.append(findings.keys[-1] if live is None else findings.keys[-1].take(pa.array(live)))
             findings.row_groups += len(findings.errors) == before
         if not findings.errors:
             _check_key_range(entry, findings.keys)
@@ -208,7 +213,7 @@ def _check_unique(keys: KeySet, columns: list[pa.ChunkedArray], where: str, erro
 
 def _check_counts(store: Store, manifest: Manifest, errors: list[str]) -> None:
     totals, inputs = manifest.totals, sum(job.inputs - job.retried for job in manifest.jobs)
-    if totals.samples + totals.rejects != inputs:
+    if totals.samples + totals.rejects + manifest.removed != inputs:
         errors.append(
             f"{store.root}: {totals.samples} samples and {totals.rejects} rejects from {inputs} inputs; "
             "some are missing or there twice"

@@ -12,7 +12,9 @@ from tokenshard.spec.codec import CodecSpec
 
 FORMAT: Literal["tokenshard"] = "tokenshard"
 FORMAT_VERSION = 1
-"""Version of the shard format this package writes, and the newest one it reads."""
+"""Version of the shard format this package writes."""
+NEWEST_VERSION = 2
+"""The newest one it reads. Version 2: shards may have deleted rows; only manifests that list some need it."""
 
 NOT_IN_FINGERPRINT = ("source", "shards_file", "fingerprint")
 """Fields that say where and how a dataset is stored, not what it holds."""
@@ -63,6 +65,16 @@ class ShardEntry(StoredDocument):
     grid: tuple[int | None, ...] = Field(description="grid dims all rows share; null where they differ")
     footer: ChunkEntry = Field(description="Parquet metadata with the 8 bytes behind it, at the end of the file")
     row_groups: tuple[RowGroupEntry, ...]
+    deleted: tuple[tuple[int, int], ...] = Field(
+        default=(),
+        exclude_if=lambda runs: not runs,
+        description="rows [start, end) that are no longer in the dataset, ascending; absent where none was deleted",
+    )
+
+    @property
+    def num_deleted(self) -> int:
+        """Rows that are deleted."""
+        return sum(end - start for start, end in self.deleted)
 
 
 class ShardsFile(StoredDocument):
@@ -187,7 +199,18 @@ class Manifest(StoredDocument):
         description="where the shard list is stored when `shards` is empty in the JSON (not in the fingerprint)",
     )
     rejects: tuple[RejectsEntry, ...] = ()
+    removed: int = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda rows: not rows,
+        description="samples that were deleted and whose shards were since written without them; absent where none was",
+    )
     fingerprint: str = Field(default="", description="hash of everything above that is not time- or host-dependent")
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that readers see: those of the shards, less those that were deleted."""
+        return self.totals.samples - sum(shard.num_deleted for shard in self.shards)
 
     def model_path(self, sha256: str) -> str:
         """Where a codec model lies."""

@@ -128,7 +128,7 @@ def _hashes(part: str, dataset: Dataset) -> dict[str, Any]:
         "url": dataset.store.root,
         "version": manifest.version,
         "fingerprint": manifest.fingerprint,
-        "samples": manifest.totals.samples,
+        "samples": manifest.num_samples,
         "bytes": manifest.totals.token_bytes,
         "shards": [{"path": shard.path, "sha256": shard.sha256} for shard in manifest.shards],
     }

@@ -103,10 +103,13 @@ class Scorer(ABC):
     def score(self, prepared: Any, pages: NDArray[np.int64], out: Vectors) -> None:
         """Write MaxSim with each of ``pages`` (none empty) to ``out``; without the interpreter's lock where it can."""
 
-    def scores(self, query: Vectors, pages: NDArray[np.int64] | None = None, threads: int = 1) -> Vectors:
+    def scores(
+        self, query: Vectors, pages: NDArray[np.int64] | None = None, threads: int = 1, prepared: Any = None
+    ) -> Vectors:
         """MaxSim float32 [P] of a query [m, d] with all pages, or with those given by number.
 
-        A page without vectors scores -inf, a query without them 0, as in :func:`~tokenshard.retrieval.exact.maxsim`.
+        ``prepared``: tables of the query that another scorer of the same compressor made. A page without vectors
+        scores -inf, a query without them 0, as in :func:`~tokenshard.retrieval.exact.maxsim`.
         """
         chosen = np.arange(len(self)) if pages is None else np.asarray(pages, np.int64)
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
@@ -115,7 +118,8 @@ class Scorer(ABC):
         if not len(query):
             out[:] = 0
             return out
-        prepared = self.prepare(np.ascontiguousarray(query, np.float32))
+        if prepared is None:
+            prepared = self.prepare(np.ascontiguousarray(query, np.float32))
         lengths = self.offsets[chosen + 1] - self.offsets[chosen]
         full = np.flatnonzero(lengths)
         ends = np.searchsorted(np.cumsum(lengths[full]), np.arange(1, threads) / threads * lengths.sum())
@@ -145,6 +149,8 @@ class Compressor(ABC):
     """Whether a page is coded as a multiset: ids of the only level are sorted within a page (codec `multiset`)."""
     dimensions: int
     alphabets: tuple[int, ...] = ()
+    centroids: Vectors | None = None
+    """[K, d], of a method whose ids are those of the nearest of these."""
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ class Hpc(Compressor):
     name: ClassVar[str] = "hpc"
 
     def __init__(self, centroids: NDArray[np.float16]) -> None:
-        self.centroids = centroids.astype(np.float32)
+        self.centroids: Vectors = centroids.astype(np.float32)
         self._stored = centroids
         self.dimensions = centroids.shape[1]
         self.alphabets = (len(centroids),)

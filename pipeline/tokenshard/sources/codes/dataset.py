@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.base import Ids, id_dtype, sample_sizes
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.dataset import Dataset, read_sidecar
+from tokenshard.shards.deleted import live_rows
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.reader import ShardReader
@@ -99,15 +100,17 @@ class DatasetSource:
         seen = KeySet()
         name, prefix = self._key_column()
         for number, shard in enumerate(self._manifest.shards):
-            start = 0
+            start, kept = 0, live_rows(shard)
             for group, listed in enumerate(shard.row_groups):
-                values = self._dataset.reader(number).read_columns(group, [name])
+                own = kept[group]
+                live = np.arange(listed.rows) if own is None else own
+                values = self._dataset.reader(number).read_columns(group, [name]).take(pa.array(live))
                 keys = self._keys(values, name, prefix, shard.path)
                 self._check_unique(seen, keys, name, shard.path)
                 if self._spec.counts:
-                    self._count(number, group)
-                rows = np.arange(start, start + listed.rows, dtype=np.int64)
-                sizes = _shares(sum(chunk.length for chunk in listed.codes[: len(self._levels)]), listed.rows)
+                    self._count(number, group, live)
+                rows: NDArray[np.int64] = start + live
+                sizes = _shares(sum(chunk.length for chunk in listed.codes[: len(self._levels)]), listed.rows)[live]
                 columns = [keys, [shard.path] * len(keys), pa.nulls(len(keys)), sizes, rows, pa.nulls(len(keys))]
                 arrays = [pa.array(c).cast(f.type) for c, f in zip(columns, PLAN_COLUMNS, strict=True)]
                 batch = pa.RecordBatch.from_arrays(arrays, schema=PLAN_COLUMNS)
@@ -115,8 +118,8 @@ class DatasetSource:
                     yield batch.slice(first, BATCH)
                 start += listed.rows
 
-    def _count(self, number: int, group: int) -> None:
-        ids = self._dataset.reader(number).read_group(group, len(self._levels)).decode()
+    def _count(self, number: int, group: int, rows: NDArray[np.int64]) -> None:
+        ids = self._dataset.reader(number).read_group(group, len(self._levels)).decode(rows)
         for level, (counts, plane) in enumerate(zip(self._counts, ids, strict=True)):
             counts += np.bincount(self._tokenizer_ids(level, plane), minlength=len(counts))
 

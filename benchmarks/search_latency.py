@@ -1,0 +1,279 @@
+"""Queries a second and memory of search in 5,000 and in 100,000 documents, beside FAISS on the same vectors.
+
+    python benchmarks/search_latency.py VECTORS.npz FOLDER [--documents 5000 100000] [--queries 60] [--zero-grade 4]
+
+VECTORS.npz and FOLDER (a corpus in the BEIR layout) are those of documents.py. The corpus is made larger by documents
+of which each has an eighth of the vectors of eight others; nobody judged them. Codes depend on the vector alone, so
+those of the larger corpus are gathered from those of the corpus.
+
+tokenshard: inverted lists, then MaxSim on codes; or all pages. FAISS: the nearest tokens of each query token in an
+`IndexPQ` or `IndexIVFPQ`, summed up by document as in inverted lists (the least similarity found stands in for what was
+not), and perhaps MaxSim of the best documents on their decoded codes. Each at several settings.
+
+nDCG@10, and overlap with the ten best by exact MaxSim. CPU time a query, of all threads; queries a second are by the
+clock, on 2 threads: FAISS gets all queries in one call, tokenshard two at a time. Memory is that of codes and index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from documents import Corpus, load_corpus
+from numpy.typing import NDArray
+
+from tokenshard.retrieval.compression import state
+from tokenshard.retrieval.compression.base import Encoded, Scorer
+from tokenshard.retrieval.compression.ofec import Ofec, SparseScorer
+from tokenshard.retrieval.compression.registry import Method
+from tokenshard.retrieval.evaluation import measured, ndcg, overlap
+from tokenshard.retrieval.exact import Multivectors
+from tokenshard.retrieval.first_stages.base import Numbered, Part
+from tokenshard.retrieval.first_stages.lists import InvertedLists
+
+THREADS = 2
+PARTS = 8
+Queries = Sequence[NDArray[np.float32]]
+Rankings = list[NDArray[np.int64]]
+Search = Callable[[Queries], Rankings]
+
+
+@dataclass(frozen=True)
+class Large:
+    """A corpus made larger. Document p has the vectors ``rows[offsets[p]:offsets[p + 1]]`` of the corpus."""
+
+    corpus: Corpus
+    rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    queries: list[NDArray[np.float32]]
+    asked: list[str]
+    exact: Rankings
+
+    @classmethod
+    def of(cls, corpus: Corpus, count: int, queries: int) -> Large:
+        rng = np.random.default_rng(count)
+        base = corpus.pages.offsets
+        parts = [np.arange(base[-1])]
+        lengths = [corpus.pages.lengths]
+        for _ in range(count - len(corpus.pages)):
+            own = []
+            for page in rng.integers(0, len(corpus.pages), PARTS):
+                mine = np.arange(base[page], base[page + 1])
+                own.append(rng.permutation(mine)[: len(mine) // PARTS])
+            parts.append(np.concatenate(own))
+            lengths.append(np.array([len(parts[-1])]))
+        rows = np.concatenate(parts)
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        chosen = np.linspace(0, len(corpus.queries) - 1, queries).astype(int).tolist()
+        vectors = [corpus.queries[query] for query in chosen]
+        exact = []
+        for query in vectors:
+            similar = query @ corpus.pages.vectors.T
+            exact.append(best(sum(np.maximum.reduceat(one[rows], offsets[:-1]) for one in similar)))
+        return cls(corpus, rows, offsets, vectors, [corpus.asked[query] for query in chosen], exact)
+
+    def quality(self, found: Rankings) -> tuple[float, float]:
+        """nDCG@10 and overlap."""
+        run, exact = self._named(found), self._named(self.exact)
+        judged = {query: self.corpus.judgements[query] for query in self.asked}
+        value = float(measured(ndcg, run, judged, 10).mean())
+        return value, float(np.mean([overlap(run[query], exact[query]) for query in self.asked]))
+
+    def _named(self, found: Rankings) -> dict[str, list[str]]:
+        keys, known = self.corpus.keys, len(self.corpus.keys)
+        return {
+            query: [keys[page] if page < known else f"made {page}" for page in own]
+            for query, own in zip(self.asked, found, strict=True)
+        }
+
+
+def best(scores: NDArray[Any], count: int = 10) -> NDArray[np.int64]:
+    return np.argsort(-scores, kind="stable")[:count]
+
+
+def most(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Numbers of the largest, ascending."""
+    found = np.sort(np.argpartition(-scores, count)[:count])
+    return found[np.isfinite(scores[found])]
+
+
+# -- tokenshard -------------------------------------------------------------------------------------------------------
+
+
+def gathered(scorer: SparseScorer, large: Large) -> SparseScorer:
+    """Codes of the larger corpus."""
+    lengths = np.diff(scorer.starts)[large.rows]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    entries = np.repeat(scorer.starts[large.rows] - starts[:-1], lengths) + np.arange(starts[-1])
+    return replace(
+        scorer,
+        ids=scorer.ids[large.rows],
+        offsets=large.offsets,
+        starts=starts,
+        dims=scorer.dims[entries],
+        values=scorer.values[entries],
+    )
+
+
+def one_by_one(search: Callable[[NDArray[np.float32]], NDArray[np.int64]]) -> Search:
+    def run(queries: Queries) -> Rankings:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(search, queries))
+
+    return run
+
+
+def lists_search(
+    lists: InvertedLists, scorer: Scorer, probes: int, candidates: int
+) -> Callable[[NDArray[np.float32]], NDArray[np.int64]]:
+    def search(query: NDArray[np.float32]) -> NDArray[np.int64]:
+        pages = most(lists.estimates(query, probes), candidates)
+        return pages[best(scorer.scores(query, pages))]
+
+    return search
+
+
+# -- FAISS ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A FAISS index of tokens. ``codes``: those of the corpus, to score documents on."""
+
+    index: Any
+    document: NDArray[np.int32]
+    decoded: NDArray[np.float32]
+    large: Large
+
+    def search(self, queries: Queries, neighbours: int, rescored: int) -> Rankings:
+        similar, found = self.index.search(np.concatenate(queries), neighbours)
+        first, rankings = 0, []
+        count = len(self.large.offsets) - 1
+        for query in queries:
+            total = np.zeros(count, np.float32)
+            for values, tokens in zip(
+                similar[first : first + len(query)], found[first : first + len(query)], strict=True
+            ):
+                there = tokens >= 0
+                documents, place = np.unique(self.document[tokens[there]], return_index=True)  # sorted by similarity
+                total[documents] += values[there][place] - (values[there][-1] if there.any() else 0)
+            first += len(query)
+            if not rescored:
+                rankings.append(best(total))
+                continue
+            chosen = most(total, rescored)
+            rows = [self.large.rows[slice(*self.large.offsets[page : page + 2])] for page in chosen]
+            starts = np.cumsum([0, *(len(own) for own in rows[:-1])])
+            scores = query @ self.decoded[np.concatenate(rows)].T
+            rankings.append(chosen[best(np.maximum.reduceat(scores, starts, axis=1).sum(0))])
+        return rankings
+
+
+def faiss_tokens(large: Large, key: str, centroids: NDArray[np.float32]) -> Tokens:
+    """An index trained on the corpus, with the tokens of the larger one; inverted lists of the same centroids."""
+    vectors = large.corpus.pages.vectors
+    if key.startswith("IVF"):
+        key = f"IVF{len(centroids)},{key.partition(',')[2]}"
+    index = faiss.index_factory(vectors.shape[1], key, faiss.METRIC_INNER_PRODUCT)
+    if key.startswith("IVF"):
+        faiss.extract_index_ivf(index).quantizer.add(centroids)
+    index.train(vectors)
+    codes = index.sa_encode(vectors)
+    decoded = index.sa_decode(codes)
+    document = np.repeat(np.arange(len(large.offsets) - 1, dtype=np.int32), np.diff(large.offsets))
+    for start in range(0, len(large.rows), 1 << 20):
+        part = np.ascontiguousarray(codes[large.rows[start : start + (1 << 20)]])
+        index.add_sa_codes(part)
+    return Tokens(index, document, decoded, large)
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def report(name: str, search: Search, large: Large, memory: int) -> None:
+    search(large.queries[:2])  # compile, warm up
+    cpu, clock = time.process_time(), time.perf_counter()
+    found = search(large.queries)
+    cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+    value, same = large.quality(found)
+    count = len(large.queries)
+    print(
+        f"{name:44} nDCG@10 {value:.4f}  overlap {same:.3f}  CPU {1e3 * cpu / count:8.2f} ms  "
+        f"{count / clock:8.1f} queries/s  {memory / 1e6:7.1f} MB",
+        flush=True,
+    )
+
+
+def ours(large: Large, fitted: Ofec, base: SparseScorer) -> None:
+    scorer = gathered(base, large)
+    numbers = np.arange(len(large.offsets) - 1)
+    began = time.process_time()
+    arrays, entries = InvertedLists.build(fitted, None, [Numbered(Encoded(large.offsets, scorer.ids[None]), numbers)])
+    lists = InvertedLists.open(fitted, None, [Part(arrays, entries, numbers)], len(numbers))
+    size = sum(array.nbytes for array in arrays.values()) / len(large.rows)
+    print(f"inverted lists: {time.process_time() - began:.1f} s, {size:.2f} bytes a vector as a file", flush=True)
+    for probes, candidates in ((16, 64), (32, 64), (32, 128), (32, 256), (64, 512)):
+        search = one_by_one(lists_search(lists, scorer, probes, candidates))
+        report(f"tokenshard, {probes} probes, {candidates} pages", search, large, scorer.nbytes + lists.nbytes)
+    report("tokenshard, all pages", one_by_one(lambda query: best(scorer.scores(query))), large, scorer.nbytes)
+
+
+def peer(large: Large, key: str, centroids: NDArray[np.float32]) -> None:
+    tokens = faiss_tokens(large, key, centroids)
+    memory = len(faiss.serialize_index(tokens.index)) + tokens.document.nbytes
+    for probes in (8, 32) if key.startswith("IVF") else (0,):
+        if probes:
+            faiss.extract_index_ivf(tokens.index).nprobe = probes
+        for neighbours, rescored in ((256, 0), (1024, 0), (256, 128), (1024, 128)):
+
+            def search(queries: Queries, many: int = neighbours, few: int = rescored) -> Rankings:
+                return tokens.search(queries, many, few)
+
+            name = f"FAISS {key}, {probes or 'all'} probes, {neighbours} tokens" + ", rescored" * bool(rescored)
+            report(name, search, large, memory + (4 * len(large.rows) if rescored else 0))  # codes of a document
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vectors", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--documents", type=int, nargs="+", default=[5_000, 100_000])
+    parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--codec", default="ofec:0.12,4096", help="of tokenshard: any ofec")
+    parser.add_argument("--peers", nargs="+", default=["PQ16", "IVF,PQ16", "IVF,PQ32"])
+    parser.add_argument("--codebook", type=Path, help="Keep the fitted codec here for the next run.")
+    parser.add_argument("--judgements", default="qrels_test.tsv")
+    parser.add_argument("--zero-grade", type=float)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(THREADS)
+    corpus = load_corpus(options.folder, options.judgements, options.zero_grade, options.vectors)
+    if options.codebook is not None and options.codebook.is_file():
+        fitted = state.load(options.codebook.read_bytes())
+    else:
+        fitted = Method.parse(options.codec).fit(corpus.pages)
+        if options.codebook is not None:
+            options.codebook.write_bytes(state.dump(fitted))
+    assert isinstance(fitted, Ofec)
+    encoded = fitted.encode(corpus.pages)
+    base = fitted.open(encoded)  # of the vectors in another order
+    corpus = replace(corpus, pages=Multivectors(corpus.pages.vectors[encoded.order], corpus.pages.offsets))
+    for count in options.documents:
+        large = Large.of(corpus, count, options.queries)
+        value, _ = large.quality(large.exact)
+        print(f"{count:,} documents, {len(large.rows):,} vectors; exact nDCG@10 {value:.4f}")
+        ours(large, fitted, base)
+        for key in options.peers:
+            peer(large, key, fitted.centroids)
+
+
+if __name__ == "__main__":
+    main()
