@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import tokenshard
 from integration.documents import compress
+from tokenshard.cli.main import cli
 from tokenshard.engine.convert import Mode
 from tokenshard.errors import JobError, SpecError
 from tokenshard.retrieval.exact import Multivectors, maxsim
@@ -52,11 +55,18 @@ def test_vectors_of_a_table_are_searched_by_vectors(table: Path, tmp_path: Path)
     (exact,) = maxsim(Multivectors.of([query]), Multivectors.of(PAGES))
     scores = search.scores(query)
     assert np.abs(scores - exact).max() < 0.1 * len(query)
-    assert search.find(PAGES[17])[0].key == "p17"
+    assert search.find(PAGES[17]).hits[0].key == "p17"
     row = tokenshard.open(tmp_path / "pages")[17]
     assert (row["document"], row["page"], row["year"]) == ("p17", None, 1997)
     with pytest.raises(SpecError, match="not known what made these vectors; ask with vectors"):
         search.find("text")
+    with pytest.raises(SpecError, match=r"expected finite vectors \[m, 16\]"):
+        search.find(query[:, :8])
+    np.save(tmp_path / "some.npy", np.stack([PAGES[17][:5], PAGES[3][:5]]))
+    words = ["search", "query", str(tmp_path / "pages"), "--queries", str(tmp_path / "some.npy"), "--top", "1"]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    answers = {line["_id"]: line["hits"][0]["key"] for line in map(json.loads, done.stdout.splitlines())}
+    assert answers == {"some#1": "p17", "some#2": "p03"}
 
 
 def test_files_of_arrays_make_the_same_codes_as_a_table(table: Path, tmp_path: Path) -> None:
@@ -105,7 +115,7 @@ def test_a_dataset_is_recoded_with_its_columns_and_what_became_of_each_vector(
     assert second.store.read(f"{folder}/encoder.json") == first.store.read(
         f"tokenizer/{first.manifest.tokenizer.fingerprint}/encoder.json"
     )
-    assert len(PageSearch(second).find(PAGES[3])) == 10
+    assert len(PageSearch(second).find(PAGES[3]).hits) == 10
 
 
 def test_what_does_not_fit_is_refused(table: Path, tmp_path: Path) -> None:
@@ -141,5 +151,5 @@ def test_the_encoder_that_made_the_vectors_encodes_queries(tmp_path: Path) -> No
     compress(tmp_path / "pages.safetensors", tmp_path / "out", compression="int8", encoder=name)
     search = PageSearch(tokenshard.open(tmp_path / "out"))
     assert pages[0].vectors.shape == (16, DIMENSIONS)
-    assert search.find(images[5])[0].key == "p05"
-    assert len(search.find("what lift")) == 10
+    assert search.find(images[5]).hits[0].key == "p05"
+    assert len(search.find("what lift").hits) == 10
