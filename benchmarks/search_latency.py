@@ -3,8 +3,8 @@
     python benchmarks/search_latency.py VECTORS.npz FOLDER [--documents 5000 100000] [--queries 60] [--zero-grade 4]
 
 VECTORS.npz and FOLDER (a corpus in the BEIR layout) are those of documents.py. The corpus is made larger by documents
-of which each has one half of the vectors of two random documents of it; they are judged by nobody. Codes depend on the
-vector alone, so those of the larger corpus are gathered from those of the corpus.
+of which each has an eighth of the vectors of eight others; nobody judged them. Codes depend on the vector alone, so
+those of the larger corpus are gathered from those of the corpus.
 
 tokenshard: inverted lists, then MaxSim on codes; or all pages. FAISS: the nearest tokens of each query token in an
 `IndexPQ` or `IndexIVFPQ`, summed up by document as in inverted lists (the least similarity found stands in for what was
@@ -30,14 +30,17 @@ import torch
 from documents import Corpus, load_corpus
 from numpy.typing import NDArray
 
+from tokenshard.retrieval.compression import state
 from tokenshard.retrieval.compression.base import Encoded, Scorer
 from tokenshard.retrieval.compression.ofec import Ofec, SparseScorer
 from tokenshard.retrieval.compression.registry import Method
 from tokenshard.retrieval.evaluation import measured, ndcg, overlap
+from tokenshard.retrieval.exact import Multivectors
 from tokenshard.retrieval.first_stages.base import Numbered, Part
 from tokenshard.retrieval.first_stages.lists import InvertedLists
 
 THREADS = 2
+PARTS = 8
 Queries = Sequence[NDArray[np.float32]]
 Rankings = list[NDArray[np.int64]]
 Search = Callable[[Queries], Rankings]
@@ -62,9 +65,9 @@ class Large:
         lengths = [corpus.pages.lengths]
         for _ in range(count - len(corpus.pages)):
             own = []
-            for page in rng.integers(0, len(corpus.pages), 2):
+            for page in rng.integers(0, len(corpus.pages), PARTS):
                 mine = np.arange(base[page], base[page + 1])
-                own.append(rng.permutation(mine)[: (len(mine) + 1) // 2])
+                own.append(rng.permutation(mine)[: len(mine) // PARTS])
             parts.append(np.concatenate(own))
             lengths.append(np.array([len(parts[-1])]))
         rows = np.concatenate(parts)
@@ -244,17 +247,25 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--documents", type=int, nargs="+", default=[5_000, 100_000])
     parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--codec", default="ofec:0.16,4096", help="of tokenshard: any ofec")
+    parser.add_argument("--codec", default="ofec:0.12,4096", help="of tokenshard: any ofec")
     parser.add_argument("--peers", nargs="+", default=["PQ16", "IVF,PQ16", "IVF,PQ32"])
+    parser.add_argument("--codebook", type=Path, help="Keep the fitted codec here for the next run.")
     parser.add_argument("--judgements", default="qrels_test.tsv")
     parser.add_argument("--zero-grade", type=float)
     options = parser.parse_args()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(THREADS)
     corpus = load_corpus(options.folder, options.judgements, options.zero_grade, options.vectors)
-    fitted = Method.parse(options.codec).fit(corpus.pages)
+    if options.codebook is not None and options.codebook.is_file():
+        fitted = state.load(options.codebook.read_bytes())
+    else:
+        fitted = Method.parse(options.codec).fit(corpus.pages)
+        if options.codebook is not None:
+            options.codebook.write_bytes(state.dump(fitted))
     assert isinstance(fitted, Ofec)
-    base = fitted.open(fitted.encode(corpus.pages))
+    encoded = fitted.encode(corpus.pages)
+    base = fitted.open(encoded)  # of the vectors in another order
+    corpus = replace(corpus, pages=Multivectors(corpus.pages.vectors[encoded.order], corpus.pages.offsets))
     for count in options.documents:
         large = Large.of(corpus, count, options.queries)
         value, _ = large.quality(large.exact)

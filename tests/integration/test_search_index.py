@@ -209,6 +209,16 @@ def test_queries_of_a_file_are_answered_line_by_line(most: Path, tmp_path: Path)
     assert [[hit["key"] for hit in answer["hits"]] for answer in answers] == [own[:3] for own in keys(opened(most))]
 
 
+def test_what_an_index_no_longer_needs_is_cleaned_up(most: Path) -> None:
+    run("search", "build", str(most))
+    run("search", "build", str(most), "--rebuild")
+    files = sorted(path.name for path in (most / "search" / "lists").iterdir())
+    assert len(files) == 3
+    run("clean", str(most), "--yes")
+    assert sorted(path.name for path in (most / "search" / "lists").iterdir()) == files[1:]
+    assert keys(opened(most), Effort(candidates=90)) == keys(opened(most), Effort(exhaustive=True))
+
+
 def test_damage_of_an_index_is_found_out(most: Path) -> None:
     dataset = tokenshard.open(most)
     part = build(dataset, opened(most).compressor, "lists").parts[0]
