@@ -97,7 +97,9 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
     ]
     (place / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     sources |= {"convert-documents": "corpus.jsonl"}
-    sources |= {"convert-video": "clips/"}
+    pages = np.random.default_rng(0).standard_normal((8, 30, 32)).astype(np.float16)
+    np.save(place / "vectors.npy", pages)
+    sources |= {"convert-video": "clips/", "compress-documents": "vectors.npy"}
     sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/", "train-adapt": "labelled/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)

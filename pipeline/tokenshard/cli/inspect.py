@@ -193,6 +193,8 @@ def verify(out: str, deep: bool, repair: bool, storage: dict[str, Any], as_json:
 def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str | None, storage: dict[str, Any]) -> None:
     """Draw samples as a picture: original (where the source is at hand) beside the reconstruction.
 
+    Of pages: their text, and the attention that each patch received.
+
     \b
     Example:
       tokenshard show tokens/ cat/001.jpg dog/007.jpg --out grid.png

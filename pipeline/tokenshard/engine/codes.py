@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import id_dtype
-from tokenshard.engine.encoding import Encoded, Encoder, Window, cut
+from tokenshard.engine.encoding import Encoded, Encoder, Encoding, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import InputError, SpecError
 from tokenshard.shards.bounds import MAX_GROUP_IDS, MAX_LEVELS
@@ -30,7 +30,7 @@ GRID_EXTENTS = ("frames", "height", "width")
 """Columns for the token grids of ragged samples whose inputs have no known size."""
 
 
-class PassingThrough:
+class PassingThrough(Encoding):
     """The encoding of a job whose source delivers codes. Complete only after the source has planned."""
 
     def __init__(self, spec: ConvertJob, source: CodeSource) -> None:
@@ -50,7 +50,7 @@ class PassingThrough:
         part = codes[(slice(None), *cut(codes.shape[1:], [limit] * (codes.ndim - 1), draw))]
         return Window(replace(sample, data=part.copy(), columns={}), codes.size / max(1, part.size))
 
-    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, Encoder]:
+    def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, Encoder]:
         found = self._tokenizer()
         if isinstance(found, Store):
             described = copy_tokenizer(found, output)

@@ -49,7 +49,7 @@ class Deriving(PassingThrough):
             raise SpecError(f"{self._wanted.path}: {error}") from error
         return found
 
-    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, DerivedEncoder]:
+    def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, DerivedEncoder]:
         made = self._made()
         save_tokenizer(made, output, f"tokenizer/{made.spec.fingerprint}")
         entry = TokenizerEntry(fingerprint=made.spec.fingerprint, numerics=made.spec.numerics)

@@ -4,147 +4,240 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.engine.encoding import Encoded, Window
+from tokenshard.engine.encoding import Encoded, Encoding, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
 from tokenshard.retrieval.compression.accounting import trained_bytes
 from tokenshard.retrieval.compression.base import Compressor
+from tokenshard.retrieval.compression.reduction import Prune
 from tokenshard.retrieval.compression.registry import Method
 from tokenshard.retrieval.encoders.base import PageEncoder, PageVectors
-from tokenshard.retrieval.encoders.registry import load_encoder, open_encoder, read_encoder_spec, save_encoder
+from tokenshard.retrieval.encoders.registry import (
+    FILES,
+    encoder_files,
+    load_encoder,
+    open_encoder,
+    put_encoder,
+    read_encoder_spec,
+)
 from tokenshard.retrieval.exact import Multivectors
+from tokenshard.retrieval.patches import Patches
 from tokenshard.sources.base import CodeLayout, MadeColumn, Sample
-from tokenshard.sources.documents.base import NOT_DRAWN
-from tokenshard.spec.job import ConvertDocuments
+from tokenshard.sources.documents.base import GRID_COLUMNS, MERGE, NOT_DRAWN, PATCHES, POSITIONS, SALIENCY
+from tokenshard.spec.documents import EncoderSpec
+from tokenshard.spec.job import ConvertDocuments, PagesJob
 from tokenshard.spec.manifest import TokenizerEntry
-from tokenshard.spec.tokenizer import TokenizerSpec
+from tokenshard.spec.tokenizer import PAGES, TokenizerSpec
 from tokenshard.store import Store
+from tokenshard.tokenizers.folder import DESCRIPTION, WEIGHTS, read_tokenizer_spec
 
-COMPRESSOR = "model.safetensors"
-DESCRIPTION = "tokenizer.json"
-GRID = (MadeColumn("grid_height", "int32"), MadeColumn("grid_width", "int32"))
-POSITIONS = MadeColumn("positions", "binary")
-"""uint16 or uint32 little-endian, one a vector in the order of the codes: row * grid_width + column of its patch"""
-SALIENCY = MadeColumn("saliency", "binary")
-"""uint8, one a vector in the order of the codes: 32 * log2(share) + 128 of the attention it received, 0 where none is
-known"""
+COMPRESSOR = WEIGHTS
 
 
-class EncodingPages:
-    """The encoding of a `convert-documents` job: both parts are fitted on a sample of the pages."""
+CHARS_A_TOKEN = 4
+"""Of text, on average."""
+FITTING_PAGES = 512
+"""Pages of the sample that the encoder is fitted on, where it is."""
+TOGETHER = 64
+"""Pages of the sample that are encoded at a time."""
+
+
+class CompressingPages(Encoding):
+    """What all jobs that compress vectors of pages have in common: the compressor is fitted on a sample of them."""
+
+    rounds: ClassVar[int] = 8
+
+    def __init__(self, spec: PagesJob) -> None:
+        self._spec = spec
+
+    def _stored(
+        self, encoder: EncoderSpec, files: Mapping[str, bytes], pages: Sequence[PageVectors], output: Store, inputs: int
+    ) -> tuple[TokenizerEntry, Compressor]:
+        """One fitted on the sample ``pages`` of ``inputs``, stored in the dataset with the files of an encoder."""
+        method = checked_method(self._spec)
+        _check_saliency(method, pages)
+        vectors = Multivectors.of([_reduced(method, page)[0] for page in pages], encoder.dimensions)
+        expected = round(len(vectors.vectors) / max(1, len(pages)) * inputs)
+        compressor = method.fit(vectors, self._spec.seed, expected)
+        weights = state.dump(compressor)
+        spec = TokenizerSpec(
+            kind=PAGES,
+            modality="document",
+            levels=compressor.levels,
+            downsample=(),
+            config={
+                "encoder": encoder.fingerprint,
+                "compression": method.text,
+                **trained_bytes(compressor, vectors),
+            },
+            numerics=encoder.numerics,
+            weights_sha256=hashlib.sha256(weights).hexdigest(),
+            files=FILES,
+        )
+        folder = _folder(spec.fingerprint)
+        put_encoder(files, output, folder)
+        output.put_if_absent(f"{folder}/{COMPRESSOR}", weights)
+        description = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        output.put_if_absent(f"{folder}/{DESCRIPTION}", description.encode())
+        return TokenizerEntry(fingerprint=spec.fingerprint, numerics=spec.numerics), compressor
+
+    def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
+        folder = _folder(tokenizer.fingerprint)
+        described = read_tokenizer_spec(output, folder)
+        if described.kind != PAGES:
+            raise SpecError(f"{output.root}: holds no vectors of pages; they need a dataset of their own")
+        stored, method = str(described.config.get("compression")), checked_method(self._spec)
+        if stored != method.text:
+            raise SpecError(f"{output.root}: its vectors are compressed by {stored}; use --compression '{stored}'")
+        encoder = read_encoder_spec(output, folder)
+        self._check_encoder(encoder, output)
+        compressor = state.load(output.read(f"{folder}/{COMPRESSOR}"))
+        return CodeLayout(
+            alphabets=compressor.levels,
+            grid=(None,),
+            kind="document",
+            preprocess={**self._spec.source.output_fields(), "encoder": encoder.model_dump(mode="json")},
+            made=(
+                *(*GRID_COLUMNS, POSITIONS, SALIENCY),
+                *((PATCHES, MERGE) if self._merged(method) else ()),
+                *(MadeColumn(name, "binary") for name in compressor.streams),
+            ),
+            streams=compressor.streams,
+            codec="multiset" if compressor.order_free else None,
+        )
+
+    def _merged(self, method: Method) -> bool:
+        """Whether what became of each of the encoder's vectors is stored."""
+        return bool(method.reductions)
+
+    def _check_encoder(self, stored: EncoderSpec, output: Store) -> None:
+        """Raises SpecError where the dataset's encoder is not that of the job."""
+
+    def _pages_encoder(self, compressor: Compressor, vectorized: Vectorized) -> PagesEncoder:
+        method = checked_method(self._spec)
+        return PagesEncoder(vectorized, method, compressor, self._merged(method))
+
+
+class EncodingPages(CompressingPages):
+    """The encoding of a `convert-documents` job: encoder and compressor are fitted on a sample of the pages."""
 
     def __init__(self, spec: ConvertDocuments) -> None:
-        self._spec = spec
+        super().__init__(spec)
+        self._job = spec
 
     @cached_property
     def _encoder(self) -> PageEncoder:
-        return opened_encoder(self._spec)
+        return opened_encoder(self._job)
 
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
         """A whole page, without its columns: methods are trained on pages. Of an image its vectors are kept instead."""
         if self._encoder.spec.reads == "text":
             return Window(replace(sample, columns={}))
         (page,) = self._encoder.encode_pages([sample])
-        return Window(_SeenPage(sample.key, sample.uri, NOT_DRAWN, sample.raw_bytes, page=page))
+        return Window(SeenPage(sample.key, sample.uri, NOT_DRAWN, sample.raw_bytes, page=page))
 
-    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, PagesEncoder]:
+    def suffices(self, windows: Sequence[Window]) -> bool:
+        return sum(_vectors(window.sample) for window in windows) >= self._spec.pilot.ids
+
+    def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, PagesEncoder]:
         pages = [window.sample for window in windows]
-        encoder = self._encoder.fitted(pages)
-        seen = _encoded(encoder, pages)
-        vectors = Multivectors.of([page.vectors for page in seen], encoder.spec.dimensions)
-        compressor = Method.parse(self._spec.compression).fit(vectors, self._spec.seed)
-        weights = state.dump(compressor)
-        spec = TokenizerSpec(
-            kind="pages",
-            modality="document",
-            levels=compressor.alphabets,
-            downsample=(),
-            config={
-                "encoder": encoder.spec.fingerprint,
-                "compression": self._spec.compression,
-                **trained_bytes(compressor, vectors),
-            },
-            numerics=encoder.spec.numerics,
-            weights_sha256=hashlib.sha256(weights).hexdigest(),
-        )
-        folder = _folder(spec.fingerprint)
-        save_encoder(encoder, output, folder)
-        output.put_if_absent(f"{folder}/{COMPRESSOR}", weights)
-        description = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-        output.put_if_absent(f"{folder}/{DESCRIPTION}", description.encode())
-        return TokenizerEntry(fingerprint=spec.fingerprint, numerics=spec.numerics), PagesEncoder(encoder, compressor)
-
-    def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
-        compressor = state.load(output.read(f"{_folder(tokenizer.fingerprint)}/{COMPRESSOR}"))
-        encoder = read_encoder_spec(output, _folder(tokenizer.fingerprint))
-        made = (*GRID, POSITIONS, SALIENCY, *(MadeColumn(name, "binary") for name in compressor.streams))
-        return CodeLayout(
-            alphabets=compressor.alphabets,
-            grid=(None,),
-            kind="document",
-            preprocess={**self._spec.source.output_fields(), "encoder": encoder.model_dump(mode="json")},
-            made=made,
-            streams=compressor.streams,
-            codec="multiset" if compressor.order_free else None,
-        )
+        encoder = self._encoder.fitted(pages[:FITTING_PAGES])
+        parts = (pages[first : first + TOGETHER] for first in range(0, len(pages), TOGETHER))
+        seen = [page for part in parts for page in _encoded(encoder, part)]
+        entry, compressor = self._stored(encoder.spec, encoder_files(encoder), seen, output, inputs)
+        of_key = {sample.key: page for sample, page in zip(pages, seen, strict=True)}
+        return entry, self._pages_encoder(compressor, lambda samples: [of_key[sample.key] for sample in samples])
 
     def load(self, pilot: PilotResult, output: Store) -> PagesEncoder:
-        folder = _folder(pilot.tokenizer)
-        encoder = load_encoder(output, folder, self._spec.encoder, self._spec.device)
-        return PagesEncoder(encoder, state.load(output.read(f"{folder}/{COMPRESSOR}")))
+        encoder = load_encoder(output, _folder(pilot.tokenizer), self._job.encoder, self._job.device)
+        return self._pages_encoder(stored_compressor(pilot, output), encoder.encode_pages)
+
+    def _check_encoder(self, stored: EncoderSpec, output: Store) -> None:
+        if stored.name.partition(":")[0] != self._job.encoder.partition(":")[0]:
+            raise SpecError(f"{output.root}: its vectors were made by {stored.name}; use --encoder {stored.name}")
 
 
 @dataclass(frozen=True)
-class _SeenPage(Sample):
+class SeenPage(Sample):
     """A page of the pilot's sample, with the vectors of its image."""
 
     page: PageVectors | None = None
 
 
+def _vectors(sample: Sample) -> int:
+    """Vectors of a page of the pilot's sample; of text that is not encoded yet about as many."""
+    if isinstance(sample, SeenPage) and sample.page is not None:
+        return len(sample.page.vectors)
+    return 0 if sample.text is None else len(sample.text.text) // CHARS_A_TOKEN
+
+
 def _encoded(encoder: PageEncoder, samples: Sequence[Sample]) -> list[PageVectors]:
     """Vectors of pages, of which some may have been seen already."""
-    seen = [sample.page if isinstance(sample, _SeenPage) else None for sample in samples]
+    seen = [sample.page if isinstance(sample, SeenPage) else None for sample in samples]
     made = iter(encoder.encode_pages([sample for sample, page in zip(samples, seen, strict=True) if page is None]))
     return [next(made) if page is None else page for page in seen]
 
 
+Vectorized = Callable[[Sequence[Sample]], Sequence[PageVectors]]
+"""Makes the vectors of pages, or finds them."""
+
+
 @dataclass(frozen=True)
 class PagesEncoder:
-    """Encoder and compressor as the engine uses them."""
+    """What makes vectors of pages, and what is done to these, as the engine uses it."""
 
-    encoder: PageEncoder
+    vectorized: Vectorized
+    method: Method
     compressor: Compressor
+    merged: bool
+    """whether what became of each vector is stored"""
     tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
-        return [self._compressed(page) for page in _encoded(self.encoder, samples)]
+        return [self._compressed(page) for page in self.vectorized(samples)]
 
     def size(self, sample: Sample, ids: NDArray[np.integer]) -> tuple[int, ...]:
         return ids.shape[1:]
 
     def _compressed(self, page: PageVectors) -> Encoded:
-        found = self.compressor.encode(Multivectors.of([page.vectors], self.encoder.spec.dimensions))
-        assert found.ids is not None
-        order = slice(None) if found.order is None else found.order
-        places = page.positions[:, 0] * page.grid[1] + page.positions[:, 1]
-        width = np.uint16 if page.grid[0] * page.grid[1] <= 1 << 16 else np.uint32
+        vectors, patches = _reduced(self.method, page)
+        found = self.compressor.encode(Multivectors.of([vectors], self.compressor.dimensions))
+        if found.order is not None:
+            place = np.empty(len(vectors), np.int64)
+            place[found.order] = np.arange(len(vectors))
+            patches = patches.after(place, len(vectors))
+        ids = np.zeros((1, len(vectors)), np.uint16) if found.ids is None else found.ids
         columns: dict[str, Any] = {name: stream[0] for name, stream in found.streams.items()}
-        columns |= {
-            "grid_height": page.grid[0],
-            "grid_width": page.grid[1],
-            POSITIONS.name: places.astype(width)[order].tobytes(),
-            SALIENCY.name: _levels(page.saliency, len(places))[order].tobytes(),
-        }
-        return Encoded(found.ids, columns)
+        return Encoded(ids, columns | patches.columns(self.merged))
+
+
+def _reduced(method: Method, page: PageVectors) -> tuple[NDArray[np.float32], Patches]:
+    """The vectors of a page after the reductions of a method, and where they are."""
+    if not method.reductions:
+        return page.vectors, page.patches
+    vectors, labels = method.reduce(Multivectors.of([page.vectors], page.vectors.shape[1]), page.saliency)
+    return vectors.vectors, page.patches.after(labels, len(vectors.vectors))
+
+
+def _check_saliency(method: Method, pages: Sequence[PageVectors]) -> None:
+    """Raises SpecError where a method prunes by what the pages do not have."""
+    wanted = any(isinstance(step, Prune) and step.by != "random" for step in method.reductions)
+    if wanted and any(page.saliency is None for page in pages if len(page.vectors)):
+        raise SpecError(f"{method.text}: the vectors come without attention; prune:random and pool need none")
+
+
+def stored_compressor(pilot: PilotResult, output: Store) -> Compressor:
+    """The compressor that the pilot fitted."""
+    return state.load(output.read(f"{_folder(pilot.tokenizer)}/{COMPRESSOR}"))
 
 
 def opened_encoder(spec: ConvertDocuments) -> PageEncoder:
@@ -152,21 +245,22 @@ def opened_encoder(spec: ConvertDocuments) -> PageEncoder:
     return open_encoder(spec.encoder, spec.device, spec.numerics)
 
 
+def checked_method(spec: PagesJob) -> Method:
+    """The method that a job names. Raises SpecError where there is none, or it needs what pages do not have."""
+    method = Method.parse(spec.compression)
+    if any(isinstance(step, Prune) and step.by == "idf" for step in method.reductions):
+        raise SpecError(f"{spec.compression}: shards know no token frequencies; prune by attention or at random")
+    return method
+
+
 def check_documents(spec: ConvertDocuments) -> None:
     """Raises SpecError, before any work, where encoder or method are not what the job can use."""
-    method = Method.parse(spec.compression)
-    if method.compressor.name == "fp16":
-        raise SpecError(f"{spec.compression}: vectors without ids cannot be stored; choose a method with centroids")
+    checked_method(spec)
     reads = opened_encoder(spec).spec.reads
+    if reads == "vectors":
+        raise SpecError(f"{spec.encoder} encodes no pages; ready vectors are for: tokenshard convert vectors SRC OUT")
     if reads == "pixels" and not spec.source.render:
         raise SpecError(f"{spec.encoder} reads page images; set source.render: true")
-
-
-def _levels(saliency: NDArray[np.float32] | None, count: int) -> NDArray[np.uint8]:
-    if saliency is None:
-        return np.zeros(count, np.uint8)
-    levels = np.rint(32 * np.log2(np.maximum(saliency, 1e-9)) + 128)
-    return np.asarray(np.clip(levels, 1, 255), np.uint8)
 
 
 def _folder(fingerprint: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,14 @@ from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
 from tokenshard.sources.codes.dataset import DatasetSource
-from tokenshard.spec.job import ConvertDocuments, ConvertGrids, ConvertJob, TokenizeJob, Transcode
+from tokenshard.spec.job import (
+    CompressDocuments,
+    ConvertDocuments,
+    ConvertGrids,
+    ConvertJob,
+    TokenizeJob,
+    Transcode,
+)
 from tokenshard.spec.manifest import Manifest, TokenizerEntry
 from tokenshard.store import Store
 
@@ -69,12 +76,22 @@ class Encoder(Protocol):
 class Encoding(Protocol):
     """How the encoder of a job comes about: made by the pilot, taken up by every unit."""
 
+    rounds: ClassVar[int] = 1
+    """parts that the pilot reads its sample in, each spread over all of it"""
+
+    def suffices(self, windows: Sequence[Window]) -> bool:
+        """Whether the windows of the first rounds are enough to fit on."""
+        return False
+
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
         """A part of a sample that is small enough to keep many of. Raises InputError where the sample is bad."""
         ...
 
-    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, Encoder]:
-        """An encoder of windows; its tokenizer is stored in the dataset."""
+    def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, Encoder]:
+        """An encoder of windows; its tokenizer is stored in the dataset.
+
+        ``inputs``: of the whole job; the windows are a sample of these.
+        """
         ...
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
@@ -98,6 +115,10 @@ def check_job(spec: ConvertJob) -> None:
         check_documents(spec)
     elif Store(spec.source.path).root == Store(spec.output).root:
         raise SpecError(f"{spec.output}: is source and output at once; choose another output")
+    elif isinstance(spec, CompressDocuments):
+        from tokenshard.engine.documents import checked_method
+
+        checked_method(spec)
     elif isinstance(spec, Transcode) and spec.source.derives:
         from tokenshard.engine.deriving import check_derivable
 
@@ -128,6 +149,10 @@ def encoding_of(spec: ConvertJob, source: Source) -> Encoding:
         from tokenshard.engine.documents import EncodingPages
 
         return EncodingPages(spec)
+    if isinstance(spec, CompressDocuments):
+        from tokenshard.engine.compressing import CompressingVectors
+
+        return CompressingVectors(spec, source)
     if isinstance(spec, Transcode) and spec.source.derives:
         from tokenshard.engine.deriving import Deriving
 

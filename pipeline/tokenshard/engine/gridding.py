@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.engine.encoding import Encoded, Window
+from tokenshard.engine.encoding import Encoded, Encoding, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.engine.tokenizing import Tokenizing
 from tokenshard.errors import SpecError
@@ -23,7 +23,7 @@ from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 
 
-class Gridding:
+class Gridding(Encoding):
     """The encoding of a `convert-grids` job: what tokenizers do in any job, and more."""
 
     def __init__(self, spec: ConvertGrids) -> None:
@@ -33,9 +33,9 @@ class Gridding:
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
         return Window(replace(cast(GridTile, sample), layers={}, shoalest=None, columns={}))
 
-    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, TileTokens]:
+    def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, TileTokens]:
         fields = [replace(window, sample=_with_field(cast(GridTile, window.sample))) for window in windows]
-        entry, encoder = self._tokenizing.fit(fields, output)
+        entry, encoder = self._tokenizing.fit(fields, output, inputs)
         return entry, TileTokens(encoder.tokenizer, tuple(encoder.tables))
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:

@@ -54,7 +54,11 @@ class PilotRunner:
             raise JobError(f"{self._spec.source.path}: the sample of the inputs {task.quarantine}; remove such inputs")
         draw = np.random.Generator(np.random.Philox(self._spec.seed))
         output = self._folder.output
-        windows = list(self._windows(rows, draw))
+        windows: list[Window] = []
+        for part in range(self._encoding.rounds):
+            windows += self._windows(rows[part :: self._encoding.rounds], draw)
+            if task.probe is None and self._encoding.suffices(windows):
+                break
         if task.probe is not None:
             return None
         if not windows:
@@ -63,7 +67,7 @@ class PilotRunner:
                 f"{self._spec.kind} reads?"
             )
         windows = [windows[place] for place in draw.permutation(len(windows))]  # any prefix is a fair sample too
-        tokenizer, encoder = self._encoding.fit(windows, output)
+        tokenizer, encoder = self._encoding.fit(windows, output, self._plan.inputs)
         layout = self._encoding.layout(tokenizer, output)
         codecs = _fit_codecs(self._spec, self._plan, layout, encoder, windows, output)
         self._folder.create_pilot(
@@ -148,7 +152,8 @@ def _fit_codecs(
         alphabet = entry.alphabet if entry.remap is None else len(entry.remap)
         flat = flat_ids(codes, level, alphabet)
         table = encoder.tables[level] if encoder.tables else None
-        choice = choose_codec(flat, grids, alphabet, layout.codec or spec.codec, expected, earlier, table)
+        wanted = layout.codec if layout.codec is not None and spec.codec == "auto" else spec.codec
+        choice = choose_codec(flat, grids, alphabet, wanted, expected, earlier, table)
         earlier = Earlier(flat, alphabet)
         codec = choice.spec(column)
         if table is not None and codec.model is not None and choice.given:

@@ -68,8 +68,10 @@ def salvage_group(
     out.filled = np.zeros(listed.rows, np.int64)
     out.table = _columns(reader, group, out.notes)
     damaged = [not _holds(data, chunk) for chunk in listed.codes]
-    if out.table is None or not _holds(data, listed.sizes):
-        return _lost(out, f"{'keys' if out.table is None else 'sizes'} are damaged")
+    if out.table is None:
+        return _lost(out, "keys, or packed bytes that belong to the ids, are damaged")
+    if not _holds(data, listed.sizes):
+        return _lost(out, "sizes are damaged")
     try:
         coded = reader.read_group(group, verify=False)
     except FormatError:  # of the page of a compressed list: the other columns have no page that is looked at
@@ -96,7 +98,7 @@ def _lost(out: Salvage, reason: str) -> Salvage:
 
 
 def _columns(reader: ShardReader, group: int, notes: list[str]) -> pa.Table | None:
-    """Key, extents and user columns; None where the keys are damaged. Other damaged columns are empty."""
+    """Key, extents and user columns; None where keys or packed bytes are damaged. Other damaged columns are empty."""
     codes = {spec.column for spec in reader.columns.codes}
     names = [name for name in reader.schema.names if name not in codes]
     rows = reader.entry.row_groups[group].rows
@@ -105,7 +107,7 @@ def _columns(reader: ShardReader, group: int, notes: list[str]) -> pa.Table | No
         try:
             columns[name] = reader.read_columns(group, [name])[name]
         except FormatError:
-            if name == KEY:
+            if name == KEY or name in reader.columns.streams:
                 return None
             notes.append(f"column {name!r} is damaged: its {rows:,} values are empty now")
             columns[name] = pa.chunked_array([pa.nulls(rows, reader.schema.field(name).type)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenshard.engine.encoding import Encoded, Window, cut
+from tokenshard.engine.encoding import Encoded, Encoding, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, Sample
@@ -43,7 +43,7 @@ AXES: Mapping[str, Axes] = {
 """By what a job encodes; a new modality is a line here."""
 
 
-class Tokenizing:
+class Tokenizing(Encoding):
     """The encoding of a job with a tokenizer: fitted on the input, or a saved one."""
 
     def __init__(self, spec: TokenizeJob) -> None:
@@ -54,7 +54,7 @@ class Tokenizing:
         part = sample.data[cut(sample.data.shape[: len(limits)], limits, draw)]
         return Window(replace(sample, data=np.ascontiguousarray(part), columns={}))
 
-    def fit(self, windows: Sequence[Window], output: Store) -> tuple[TokenizerEntry, TokenizerEncoder]:
+    def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, TokenizerEncoder]:
         tables: Sequence[bytes] = ()
         if _is_kind(self._spec):
             kind, options = parse_tokenizer(self._spec.tokenizer)

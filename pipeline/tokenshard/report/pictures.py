@@ -32,7 +32,12 @@ class PictureRow(NamedTuple):
     codes: NDArray[Any] | None = None
 
 
-def reconstruction_grid(rows: Sequence[PictureRow | tuple[Any, ...]]) -> Image.Image:
+HEADINGS = ("original", "reconstruction", "codes")
+
+
+def reconstruction_grid(
+    rows: Sequence[PictureRow | tuple[Any, ...]], headings: tuple[str, str, str] = HEADINGS
+) -> Image.Image:
     """One line of pictures a sample: original | reconstruction | codes, with the caption below.
 
     Plain tuples in the order of :class:`PictureRow` will do. The first and the last column are left out when no sample
@@ -43,7 +48,7 @@ def reconstruction_grid(rows: Sequence[PictureRow | tuple[Any, ...]]) -> Image.I
     samples = [PictureRow(*row) for row in rows]
     lines = [_line(sample) for sample in samples]
     shown = [c for c in range(3) if any(line[c] is not None for line in lines)]
-    headings = [("original", "reconstruction", "codes")[c] for c in shown]
+    names = [headings[c] for c in shown]
     heading_font, caption_font = ImageFont.load_default(HEADING_SIZE), ImageFont.load_default(CAPTION_SIZE)
 
     cell_width = max(image.width for line in lines for image in line if image is not None)
@@ -54,7 +59,7 @@ def reconstruction_grid(rows: Sequence[PictureRow | tuple[Any, ...]]) -> Image.I
         "RGB", (width, 2 * MARGIN - GAP + heading_height + sum(heights) + len(lines) * caption_height), BACKGROUND
     )
     draw = ImageDraw.Draw(canvas)
-    for n, heading in enumerate(headings):
+    for n, heading in enumerate(names):
         draw.text((MARGIN + n * (cell_width + GAP), MARGIN), heading, INK, heading_font, anchor="la")
     top = MARGIN + heading_height
     for sample, line, height in zip(samples, lines, heights, strict=True):

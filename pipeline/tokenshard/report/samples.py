@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.errors import FormatError, SpecError, StoreError
+from tokenshard.report.pages import page_rows
 from tokenshard.report.pictures import PictureRow, reconstruction_grid
 from tokenshard.report.quality import psnr
 from tokenshard.shards.dataset import Dataset
 from tokenshard.sources.base import Sample
 from tokenshard.sources.registry import open_source
-from tokenshard.spec.job import TokenizeJob
+from tokenshard.spec.job import ConvertDocuments, TokenizeJob
+from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import FileTokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
@@ -32,12 +34,17 @@ FRAMES_SHOWN = 4
 def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str | Path) -> list[str]:
     """Draw the samples with these keys (none: ``count`` evenly spaced ones) into a PNG; a line of text for each.
 
-    Originals are shown where the source is still at hand. Raises SpecError for an unknown key.
+    Originals are shown where the source is still at hand; of pages the attention that their patches received, too.
+    Raises SpecError for an unknown key.
     """
     numbers = sample_numbers(dataset, keys, count)
-    tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
     samples = [dataset[number] for number in numbers]
     originals = dict(_originals(dataset, [sample["key"] for sample in samples]))
+    if dataset.tokenizer_files()[0].kind == PAGES:
+        pages, said = page_rows(samples, originals)
+        reconstruction_grid(pages, ("page", "attention", "")).save(picture, "PNG")
+        return said
+    tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
     rows, lines = [], []
     for sample in samples:
         codes = np.asarray(sample["codes"])
@@ -127,7 +134,9 @@ def _originals_of_job(folder: JobFolder, wanted: pa.Array) -> Iterator[tuple[str
         if plan is None:
             return
         job = folder.conversion()
-        if not isinstance(job, TokenizeJob):
+        if isinstance(job, ConvertDocuments):
+            job = job.model_copy(update={"source": job.source.model_copy(update={"render": True})})
+        elif not isinstance(job, TokenizeJob):
             return  # its inputs are ids, not what they stand for
         source = open_source(job, plan.source_state)
         for part in plan.parts:

@@ -163,7 +163,7 @@ class CodeLayout:
     used: tuple[tuple[int, ...], ...] = ()
     """by level the ids that occur, where only these are to be stored (in ascending order, by their number)"""
     codec: CodecName | None = None
-    """the only codec that suits the ids, where it is not to be chosen: `multiset` where their order has no meaning"""
+    """the codec that suits the ids best, where it need not be measured: `multiset` where their order has no meaning"""
     made: tuple[MadeColumn, ...] = ()
     """columns that the encoder makes"""
     streams: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ SOURCES = {
     "convert-images": "tokenshard.sources.images.open:open_image_source",
     "convert-video": "tokenshard.sources.video.source:open_video_source",
     "convert-documents": "tokenshard.sources.documents.open:open_document_source",
+    "compress-documents": "tokenshard.sources.vectors.open:open_vector_source",
     "convert-grids": "tokenshard.sources.grids.source:open_grid_source",
     "transcode": "tokenshard.sources.codes.dataset:open_dataset_source",
     "import": "tokenshard.sources.codes.open:open_code_source",

@@ -63,11 +63,27 @@ class DocumentSourceSpec(SourceSpec):
         return self.model_dump(mode="json", exclude={"path", "passwords_env", "passwords_file"})
 
 
+class VectorSourceSpec(SourceSpec):
+    """Vectors of pages that were made elsewhere, or are those of another dataset."""
+
+    path: str = Field(min_length=1, description="file, folder, glob or URL")
+    form: Literal["auto", "dataset", "arrays", "tables"] = Field(
+        default="auto",
+        description="dataset: of page vectors; arrays: .npy and .safetensors, [n, d] or [pages, n, d]; tables: Parquet "
+        "and Arrow files with a list of vectors a row; auto: found out",
+    )
+    version: int | None = Field(default=None, ge=1, description="of a dataset; default: the newest")
+    column: str | None = Field(default=None, description="of tables, the one with the vectors; default: the only one")
+    key_column: str | None = Field(default=None, description="of tables, the one with the keys; default: `key`")
+
+
 class EncoderSpec(StoredDocument):
     """Description of a page encoder, stored with the vectors it made. Queries need an encoder that fits it."""
 
     name: str = Field(description="how it is named on the command line, e.g. `minilm`, `hf:FOLDER`")
-    reads: Literal["text", "pixels"] = Field(description="the part of a page that it encodes")
+    reads: Literal["text", "pixels", "vectors"] = Field(
+        description="the part of a page that it encodes; vectors: nothing, it is not known what made them"
+    )
     dimensions: int = Field(ge=1, description="of a vector")
     grid: tuple[int, int] | None = Field(default=None, description="patches of a page (rows, columns); none: they vary")
     max_tokens: int | None = Field(default=None, ge=1, description="of a page; the text behind is left out")

@@ -16,7 +16,7 @@ from pydantic import ByteSize, Field, JsonValue, TypeAdapter, ValidationError, m
 from tokenshard.errors import SpecError
 from tokenshard.spec.base import Document, SourceSpec, digest
 from tokenshard.spec.codes import DatasetSourceSpec, ImportSourceSpec
-from tokenshard.spec.documents import DocumentSourceSpec
+from tokenshard.spec.documents import DocumentSourceSpec, VectorSourceSpec
 from tokenshard.spec.explain import SpecLoader, explain, line_of
 from tokenshard.spec.grids import Bound, GridSourceSpec
 from tokenshard.spec.images import ImageSourceSpec
@@ -166,7 +166,18 @@ class ConvertVideo(TokenizeJob):
     pilot: PilotSpec = PilotSpec(samples=128)
 
 
-class ConvertDocuments(ConvertJob):
+class PagesJob(ConvertJob):
+    """Vectors of pages, compressed. The model behind the kinds of job that make such a dataset."""
+
+    compression: str = Field(default="ofec:0.16", min_length=1, description="method for the vectors, e.g. `hpc:256`")
+    unit: UnitSpec = UnitSpec(samples=1024)
+    pilot: PilotSpec = PilotSpec(samples=4096, ids=500_000)
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        return {**super().output_fields(), "compression": self.compression}
+
+
+class ConvertDocuments(PagesJob):
     """`convert-documents`: pages of documents as compressed sets of vectors."""
 
     kind: Literal["convert-documents"] = "convert-documents"
@@ -174,11 +185,8 @@ class ConvertDocuments(ConvertJob):
     encoder: str = Field(
         default="minilm", min_length=1, description="`minilm`, `patch-dct`, or `hf:FOLDER` of a transformers checkpoint"
     )
-    compression: str = Field(default="ofec:0.16", min_length=1, description="method for the vectors, e.g. `hpc:256`")
     numerics: Literal["fp32", "bf16"] = Field(default="fp32", description="numerics mode of the encoder")
     device: Literal["cpu", "cuda", "mps", "xpu"] = Field(default="cpu", description="where pages are encoded")
-    unit: UnitSpec = UnitSpec(samples=1024)
-    pilot: PilotSpec = PilotSpec(samples=512)
 
     @model_validator(mode="before")
     @classmethod
@@ -190,7 +198,25 @@ class ConvertDocuments(ConvertJob):
         return {**data, "source": {**source, "render": not reads_text}}
 
     def output_fields(self) -> dict[str, JsonValue]:
-        fields = self.model_dump(mode="json", include={"encoder", "compression", "numerics"})
+        fields = self.model_dump(mode="json", include={"encoder", "numerics"})
+        return {**super().output_fields(), **fields}
+
+
+class CompressDocuments(PagesJob):
+    """`compress-documents`: ready vectors of pages, or those of a dataset, compressed."""
+
+    kind: Literal["compress-documents"] = "compress-documents"
+    source: VectorSourceSpec
+    encoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the one that made the vectors, for queries, e.g. hf:FOLDER; default: that of the dataset, else "
+        "queries are vectors, too",
+    )
+    numerics: Literal["fp32", "bf16"] = Field(default="fp32", description="numerics mode of the encoder")
+
+    def output_fields(self) -> dict[str, JsonValue]:
+        fields = self.model_dump(mode="json", include={"encoder", "numerics"})
         return {**super().output_fields(), **fields}
 
 
@@ -349,6 +375,7 @@ JOB_KINDS: dict[str, type[JobSpec]] = {
     "convert-images": ConvertImages,
     "convert-video": ConvertVideo,
     "convert-documents": ConvertDocuments,
+    "compress-documents": CompressDocuments,
     "convert-grids": ConvertGrids,
     "transcode": Transcode,
     "import": Import,

@@ -6,6 +6,9 @@ from pydantic import Field, JsonValue
 
 from tokenshard.spec.base import StoredDocument
 
+PAGES = "pages"
+"""Kind of what compresses the vectors of pages: kept like a tokenizer, and decodes nothing."""
+
 
 class TokenizerSpec(StoredDocument):
     """Description of a tokenizer, stored beside ``model.safetensors``.
@@ -29,6 +32,12 @@ class TokenizerSpec(StoredDocument):
         exclude_if=lambda tables: not tables,
         description="SHA-256 of the codec model of each level that comes with the tokenizer, as `<sha256>.tsm` beside "
         "the weights; absent where none do",
+    )
+    files: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=lambda files: not files,
+        description="further files beside the weights that belong to the tokenizer, e.g. `encoder.json` of page "
+        "vectors; absent where there are none",
     )
 
     @property

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
 from tokenshard.errors import FormatError, SpecError, TokenshardError
-from tokenshard.spec.tokenizer import TokenizerSpec
+from tokenshard.spec.tokenizer import PAGES, TokenizerSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.registry import tokenizer_class
@@ -38,9 +38,16 @@ def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str, tables: Sequ
     _put(store, prefix, description.encode(), weights_to_bytes(tokenizer.tensors()), tables)
 
 
-def _put(store: Store, prefix: str, description: bytes, weights: bytes, tables: Sequence[bytes]) -> None:
+def _put(
+    store: Store,
+    prefix: str,
+    description: bytes,
+    weights: bytes,
+    tables: Sequence[bytes],
+    further: Mapping[str, bytes] | None = None,
+) -> None:
     files = {f"{hashlib.sha256(table).hexdigest()}.tsm": table for table in tables}
-    for file, content in {**files, WEIGHTS: weights, DESCRIPTION: description}.items():
+    for file, content in {**files, **(further or {}), WEIGHTS: weights, DESCRIPTION: description}.items():
         name = _join(prefix, file)
         if not store.put_if_absent(name, content) and store.read(name) != content:
             raise TokenshardError(f"{store.url(name)} belongs to another tokenizer; save this one to a new folder")
@@ -49,15 +56,16 @@ def _put(store: Store, prefix: str, description: bytes, weights: bytes, tables: 
 def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
     """The tokenizer saved below ``prefix``.
 
-    Raises :class:`FormatError` with the file and the reason when it is missing, damaged, inconsistent or too new.
+    Raises :class:`FormatError` with the file and the reason when it is missing, damaged, inconsistent or too new;
+    :class:`SpecError` where the ids are those of page vectors, which no tokenizer decodes.
     """
     spec = read_tokenizer_spec(store, prefix)
     name = _join(prefix, WEIGHTS)
     weights = _read(store, name, MAX_WEIGHTS_BYTES)
     try:
         return tokenizer_from(spec, weights)
-    except FormatError as error:
-        raise FormatError(f"{store.url(name)}: {error}") from error
+    except (FormatError, SpecError) as error:
+        raise type(error)(f"{store.url(name)}: {error}") from error
 
 
 def read_tables(store: Store, spec: TokenizerSpec, prefix: str = "") -> tuple[bytes, ...]:
@@ -86,13 +94,26 @@ def copy_tokenizer(store: Store, output: Store) -> TokenizerSpec:
     weights = _read(store, WEIGHTS, MAX_WEIGHTS_BYTES)
     _check_weights(spec, weights)
     description = _read(store, DESCRIPTION, MAX_DESCRIPTION_BYTES)
-    _put(output, f"tokenizer/{spec.fingerprint}", description, weights, read_tables(store, spec))
+    further = {name: _read(store, _checked_name(store, name), MAX_WEIGHTS_BYTES) for name in spec.files}
+    _put(output, f"tokenizer/{spec.fingerprint}", description, weights, read_tables(store, spec), further)
     return spec
+
+
+def _checked_name(store: Store, name: str) -> str:
+    """The name of a further file. Raises :class:`FormatError` for one that leads out of the folder."""
+    if name in {"", ".", "..", WEIGHTS, DESCRIPTION} or "/" in name or "\\" in name:
+        raise FormatError(f"{store.url(DESCRIPTION)}: {name!r} is no name of a file beside it")
+    return name
 
 
 def tokenizer_from(spec: TokenizerSpec, weights: bytes) -> Tokenizer:
     """The tokenizer of a description and the bytes of its weights file; :class:`FormatError` if they do not fit."""
     _check_weights(spec, weights)
+    if spec.kind == PAGES:
+        raise SpecError(
+            "its ids stand for vectors of pages, which are searched and not decoded: tokenshard search query OUT TEXT, "
+            "or tokenshard.retrieval.search.PageSearch"
+        )
     try:
         cls = tokenizer_class(spec.kind)
     except SpecError as error:

@@ -154,6 +154,11 @@ class Compressor(ABC):
     centroids: Vectors | None = None
     """[K, d], of a method whose ids are those of the nearest of these."""
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Alphabets of the code columns that a shard has: of a method without ids one of a single id, in no bytes."""
+        return self.alphabets or (1,)
+
     @classmethod
     @abstractmethod
     def parse(cls, arguments: tuple[str, ...]) -> Config:

@@ -9,12 +9,13 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenshard.retrieval.patches import Patches
 from tokenshard.sources.base import Sample
 from tokenshard.spec.documents import EncoderSpec
 
 Vectors = NDArray[np.float32]
-Query = str | NDArray[np.uint8]
-"""Text, or an image (uint8 [height, width, 3])."""
+Query = str | NDArray[Any]
+"""Text, an image (uint8 [height, width, 3]), or vectors (float [m, d])."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class PageVectors:
     """patches of the page: rows, columns"""
     saliency: NDArray[np.float32] | None = None
     """[n]: attention that each vector received, in even shares (1 on average); None where the encoder has none"""
+    left: Patches | None = None
+    """where these are what is left of the vectors that an encoder had made: what became of each"""
+
+    @property
+    def patches(self) -> Patches:
+        """Where the vectors are on their page."""
+        if self.left is not None:
+            return self.left
+        cells = self.positions[:, 0].astype(np.int64) * self.grid[1] + self.positions[:, 1]
+        return Patches.whole(self.grid, cells, self.saliency)
 
 
 class PageEncoder(Protocol):

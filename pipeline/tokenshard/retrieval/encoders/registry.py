@@ -15,6 +15,8 @@ from tokenshard.tokenizers.weights import weights_from_bytes, weights_sha256, we
 
 DESCRIPTION = "encoder.json"
 FITTED = "encoder.safetensors"
+FILES = (FITTED, DESCRIPTION)
+"""In the order in which they are written."""
 _MAX_DESCRIPTION = 1 << 20
 _MAX_FITTED = 1 << 28
 
@@ -53,10 +55,19 @@ def _transformers(options: str, device: str, numerics: str) -> PageEncoder:
     return open_transformers(options, device, numerics)
 
 
+def _ready(options: str, device: str, numerics: str) -> PageEncoder:
+    from tokenshard.retrieval.encoders.ready import ReadyVectors
+
+    if not options.isdecimal():
+        raise SpecError(f"encoder vectors:{options}: expected vectors:DIMENSIONS")
+    return ReadyVectors(int(options))
+
+
 ENCODERS: Mapping[str, Callable[[str, str, str], PageEncoder]] = {
     "minilm": _minilm,
     "patch-dct": _patch_dct,
     "hf": _transformers,
+    "vectors": _ready,
 }
 
 
@@ -68,8 +79,28 @@ def save_encoder(encoder: PageEncoder, store: Store, prefix: str) -> None:
 
     Saving the same again changes nothing; raises TokenshardError where another encoder is there already.
     """
+    put_encoder(encoder_files(encoder), store, prefix)
+
+
+def encoder_files(encoder: PageEncoder) -> dict[str, bytes]:
+    """Its files by name. Raises SpecError where it was to be fitted to pages, and was not."""
     description = json.dumps(encoder.spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    for name, content in {FITTED: weights_to_bytes(encoder.tensors()), DESCRIPTION: description.encode()}.items():
+    return {FITTED: weights_to_bytes(encoder.tensors()), DESCRIPTION: description.encode()}
+
+
+def read_encoder_files(store: Store, prefix: str) -> dict[str, bytes]:
+    """The files of the encoder saved below ``prefix``. Raises FormatError where they are missing or damaged."""
+    spec, place = read_encoder_spec(store, prefix), f"{prefix}/{FITTED}".lstrip("/")
+    fitted = _read(store, place, _MAX_FITTED)
+    if spec.fitted_sha256 is not None and weights_sha256(fitted) != spec.fitted_sha256:
+        raise FormatError(f"{store.url(place)}: damaged (SHA-256 differs); copy it again")
+    return {FITTED: fitted, DESCRIPTION: _read(store, f"{prefix}/{DESCRIPTION}".lstrip("/"), _MAX_DESCRIPTION)}
+
+
+def put_encoder(files: Mapping[str, bytes], store: Store, prefix: str) -> None:
+    """Write the files of an encoder, as :func:`save_encoder` does."""
+    for name in FILES:
+        content = files[name]
         place = f"{prefix}/{name}".lstrip("/")
         if not store.put_if_absent(place, content) and store.read(place) != content:
             raise TokenshardError(f"{store.url(place)} belongs to another encoder; choose a new folder")
@@ -81,11 +112,8 @@ def load_encoder(store: Store, prefix: str, name: str | None = None, device: str
     Raises FormatError where the files are missing or damaged, or the weights are not those that made the vectors.
     """
     spec = read_encoder_spec(store, prefix)
-    place = f"{prefix}/{FITTED}".lstrip("/")
-    fitted = _read(store, place, _MAX_FITTED)
-    if spec.fitted_sha256 is not None and weights_sha256(fitted) != spec.fitted_sha256:
-        raise FormatError(f"{store.url(place)}: damaged (SHA-256 differs); copy it again")
-    encoder = open_encoder(name or spec.name, device, spec.numerics).with_tensors(weights_from_bytes(fitted))
+    fitted = weights_from_bytes(read_encoder_files(store, prefix)[FITTED])
+    encoder = open_encoder(name or spec.name, device, spec.numerics).with_tensors(fitted)
     if encoder.spec.fingerprint != spec.fingerprint:
         raise FormatError(
             f"{name or spec.name}: not the encoder that made the vectors of {store.url(prefix)}; its weights or "

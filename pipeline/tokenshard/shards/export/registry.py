@@ -134,6 +134,9 @@ def _put_description(
 ) -> None:
     """The tokenizer and, last of all files, what is needed to import the export again."""
     spec, weights = contents.dataset.tokenizer_files()
+    folder = f"tokenizer/{spec.fingerprint}"
+    for name in (*spec.files, *(f"{sha256}.tsm" for sha256 in spec.tables)):
+        output.put(f"tokenizer/{name}", contents.dataset.store.read(f"{folder}/{name}"))
     output.put("tokenizer/model.safetensors", weights)
     output.put("tokenizer/tokenizer.json", (spec.model_dump_json(indent=2) + "\n").encode())
     described = contents.describe(format, samples, json_columns)

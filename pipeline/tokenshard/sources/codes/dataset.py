@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from tokenshard.sources.outcome import planned_reject
 from tokenshard.sources.plan import BATCH, Input, column_values, planned_inputs
 from tokenshard.spec.codes import DatasetSourceSpec
 from tokenshard.spec.manifest import ColumnEntry
+from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
 
 CACHED_SHARDS = 64
@@ -79,6 +80,8 @@ class DatasetSource:
                 raise SpecError(f"{self._spec.path}: no label or metadata column {name!r}; it has {known}")
         wanted = users if self._spec.columns is None else self._spec.columns
         kept = tuple(column for name, column in users.items() if name in wanted and name not in self._spec.drop)
+        if len(self._levels) < len(self._manifest.code.levels) and self._dataset.tokenizer_files()[0].kind == PAGES:
+            raise SpecError(f"{self._spec.path}: the vector of a page needs all its levels; leave `levels` out")
         streams = [column.name for column in kept if column.role == "stream"]
         if streams and (self._spec.derives or len(self._levels) < len(self._manifest.code.levels)):
             raise SpecError(
@@ -186,6 +189,7 @@ class DatasetSource:
             streams=tuple(column.name for column in self._kept if column.role == "stream"),
             preprocess=manifest.preprocess,
             used=tuple(ids or (0,) for ids in used),
+            codec=self._order_free,
             origin={
                 "raw_bytes": manifest.totals.raw_bytes,
                 "dataset": {
@@ -197,6 +201,12 @@ class DatasetSource:
                 },
             },
         )
+
+    @property
+    def _order_free(self) -> Literal["multiset"] | None:
+        """`multiset` where the order of the ids has no meaning: another codec would store one all the same."""
+        stored = {spec.codec for spec in self._manifest.code.columns[: len(self._levels)]}
+        return "multiset" if stored == {"multiset"} and not self._spec.derives else None
 
     def tokenizer(self) -> Store:
         self._dataset.tokenizer_files()  # raises where they are not those of the manifest

@@ -212,15 +212,15 @@ def read_schema(store: Store, name: str) -> pa.Schema:
 
 
 def read_batches(
-    store: Store, name: str, columns: Sequence[str], first: int = 0
+    store: Store, name: str, columns: Sequence[str], first: int = 0, most: int = ROWS
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(row of the file, rows) with these columns; parts before the row ``first`` may be left out."""
+    """(row of the file, at most so many rows) with these columns; parts before the row ``first`` may be left out."""
     if name.endswith(".arrow"):
         with buffered(store, name) as file:
             start = 0
             for batch in pa.ipc.open_stream(file):
-                for offset in range(0, batch.num_rows, ROWS):
-                    piece = batch.slice(offset, ROWS)
+                for offset in range(0, batch.num_rows, most):
+                    piece = batch.slice(offset, most)
                     if start + offset + piece.num_rows > first:
                         yield start + offset, piece.select(list(columns))
                 start += batch.num_rows
@@ -231,7 +231,7 @@ def read_batches(
             rows = parquet.metadata.row_group(group).num_rows
             if start + rows > first:
                 position = start
-                for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=list(columns)):
+                for batch in parquet.iter_batches(most, row_groups=[group], columns=list(columns)):
                     yield position, batch
                     position += batch.num_rows
             start += rows

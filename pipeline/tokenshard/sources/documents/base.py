@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.errors import StoreError
-from tokenshard.sources.base import Reject, Sample, SourceColumn, TextLayer, Thunk
+from tokenshard.sources.base import MadeColumn, Reject, Sample, SourceColumn, TextLayer, Thunk
 from tokenshard.sources.images.files import Files
 from tokenshard.sources.outcome import planned_reject, rejected
 from tokenshard.sources.plan import Input, planned_inputs
@@ -33,6 +33,22 @@ COLUMNS = (
     SourceColumn("text", pa.string(), "metadata"),
 )
 """What every page carries; null where a form of documents does not know it."""
+
+GRID_COLUMNS = (MadeColumn("grid_height", "int32"), MadeColumn("grid_width", "int32"))
+"""patches of a page"""
+POSITIONS = MadeColumn("positions", "binary")
+"""uint16 or, where a page has more than 65,536 patches, uint32, little-endian, one a vector in the order of the codes:
+row * grid_width + column of its patch; of a vector that was made of several, the patch of the most salient of these"""
+SALIENCY = MadeColumn("saliency", "binary")
+"""uint8, one a vector in the order of the codes: 32 * log2(share) + 128 of the attention it received, 0 where none is
+known"""
+PATCHES = MadeColumn("patches", "binary")
+"""only where vectors were pruned or pooled: patch of each vector that the encoder made, as `positions`"""
+MERGE = MadeColumn("merge", "binary")
+"""beside `patches`: number of the code that each of the encoder's vectors became a part of, uint16 (uint32 where a page
+has 65,535 codes or more); all bits set where it was dropped"""
+MADE = (*GRID_COLUMNS, POSITIONS, SALIENCY, PATCHES, MERGE)
+"""columns that compression makes of any page, beside the streams of its method"""
 
 NOT_DRAWN: NDArray[np.uint8] = np.zeros((0, 0, 3), np.uint8)
 
