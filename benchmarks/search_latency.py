@@ -3,8 +3,8 @@
     python benchmarks/search_latency.py VECTORS.npz FOLDER [--documents 5000 100000] [--queries 60] [--zero-grade 4]
 
 VECTORS.npz and FOLDER (a corpus in the BEIR layout) are those of documents.py. The corpus is made larger by documents
-of which each has one half of the vectors of two random documents of it; they are judged by nobody. Codes depend on the
-vector alone, so those of the larger corpus are gathered from those of the corpus.
+of which each has one eighth of eight random documents of it; nobody judged them. Codes depend on the vector alone, so
+those of the larger corpus are gathered from those of the corpus.
 
 tokenshard: inverted lists, then MaxSim on codes; or all pages. FAISS: the nearest tokens of each query token in an
 `IndexPQ` or `IndexIVFPQ`, summed up by document as in inverted lists (the least similarity found stands in for what was
@@ -30,15 +30,19 @@ import torch
 from documents import Corpus, load_corpus
 from numpy.typing import NDArray
 
+from tokenshard.retrieval.compression import state
 from tokenshard.retrieval.compression.base import Encoded, Scorer
-from tokenshard.retrieval.compression.ofec import SparseScorer
+from tokenshard.retrieval.compression.ofec import Ofec, SparseScorer
 from tokenshard.retrieval.compression.registry import Method
 from tokenshard.retrieval.evaluation import measured, ndcg, overlap
 from tokenshard.retrieval.first_stages.base import Numbered, Part
 from tokenshard.retrieval.first_stages.lists import InvertedLists
 
 THREADS = 2
+PARTS = 8
+Queries = Sequence[NDArray[np.float32]]
 Rankings = list[NDArray[np.int64]]
+Search = Callable[[Queries], Rankings]
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,10 @@ class Large:
         lengths = [corpus.pages.lengths]
         for _ in range(count - len(corpus.pages)):
             own = []
-            for page in rng.integers(0, len(corpus.pages), 2):
-                mine = np.arange(base[page], base[page + 1])
-                own.append(rng.permutation(mine)[: (len(mine) + 1) // 2])
+            for page in rng.integers(0, len(corpus.pages), PARTS):
+                first, length = int(base[page]), int(base[page + 1] - base[page])
+                start = int(rng.integers(0, length - length // PARTS + 1))
+                own.append(np.arange(first + start, first + start + length // PARTS))
             parts.append(np.concatenate(own))
             lengths.append(np.array([len(parts[-1])]))
         rows = np.concatenate(parts)
@@ -118,10 +123,10 @@ def gathered(scorer: SparseScorer, large: Large) -> SparseScorer:
     )
 
 
-def one_by_one(large: Large, search: Callable[[NDArray[np.float32]], NDArray[np.int64]]) -> Callable[[], Rankings]:
-    def run() -> Rankings:
+def one_by_one(search: Callable[[NDArray[np.float32]], NDArray[np.int64]]) -> Search:
+    def run(queries: Queries) -> Rankings:
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(search, large.queries))
+            return list(pool.map(search, queries))
 
     return run
 
@@ -148,8 +153,7 @@ class Tokens:
     decoded: NDArray[np.float32]
     large: Large
 
-    def search(self, neighbours: int, rescored: int) -> Rankings:
-        queries = self.large.queries
+    def search(self, queries: Queries, neighbours: int, rescored: int) -> Rankings:
         similar, found = self.index.search(np.concatenate(queries), neighbours)
         first, rankings = 0, []
         count = len(self.large.offsets) - 1
@@ -173,10 +177,14 @@ class Tokens:
         return rankings
 
 
-def faiss_tokens(large: Large, key: str) -> Tokens:
-    """An index trained on the corpus, with the tokens of the larger one."""
+def faiss_tokens(large: Large, key: str, centroids: NDArray[np.float32]) -> Tokens:
+    """An index trained on the corpus, with the tokens of the larger one; inverted lists of the same centroids."""
     vectors = large.corpus.pages.vectors
+    if key.startswith("IVF"):
+        key = f"IVF{len(centroids)},{key.partition(',')[2]}"
     index = faiss.index_factory(vectors.shape[1], key, faiss.METRIC_INNER_PRODUCT)
+    if key.startswith("IVF"):
+        faiss.extract_index_ivf(index).quantizer.add(centroids)
     index.train(vectors)
     codes = index.sa_encode(vectors)
     decoded = index.sa_decode(codes)
@@ -190,10 +198,10 @@ def faiss_tokens(large: Large, key: str) -> Tokens:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def report(name: str, run: Callable[[], Rankings], large: Large, memory: int) -> None:
-    run()  # compile, warm up
+def report(name: str, search: Search, large: Large, memory: int) -> None:
+    search(large.queries[:2])  # compile, warm up
     cpu, clock = time.process_time(), time.perf_counter()
-    found = run()
+    found = search(large.queries)
     cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
     value, same = large.quality(found)
     count = len(large.queries)
@@ -204,40 +212,33 @@ def report(name: str, run: Callable[[], Rankings], large: Large, memory: int) ->
     )
 
 
-def compare(large: Large, codec: str, peers: Sequence[str]) -> None:
-    pages = large.corpus.pages
-    fitted = Method.parse(codec).fit(pages)
-    base = fitted.open(fitted.encode(pages))
-    assert isinstance(base, SparseScorer)
+def ours(large: Large, fitted: Ofec, base: SparseScorer) -> None:
     scorer = gathered(base, large)
     numbers = np.arange(len(large.offsets) - 1)
     began = time.process_time()
-    encoded = Encoded(large.offsets, scorer.ids[None])
-    arrays, entries = InvertedLists.build(fitted, None, [Numbered(encoded, numbers)])
+    arrays, entries = InvertedLists.build(fitted, None, [Numbered(Encoded(large.offsets, scorer.ids[None]), numbers)])
     lists = InvertedLists.open(fitted, None, [Part(arrays, entries, numbers)], len(numbers))
-    size = sum(array.nbytes for array in arrays.values())
-    print(f"inverted lists: {time.process_time() - began:.1f} s, {size / len(large.rows):.2f} bytes a vector as a file")
+    size = sum(array.nbytes for array in arrays.values()) / len(large.rows)
+    print(f"inverted lists: {time.process_time() - began:.1f} s, {size:.2f} bytes a vector as a file", flush=True)
     for probes, candidates in ((16, 64), (32, 64), (32, 128), (32, 256), (64, 512)):
-        search = one_by_one(large, lists_search(lists, scorer, probes, candidates))
-        name = f"tokenshard {codec}, {probes} probes, {candidates} pages"
-        report(name, search, large, scorer.nbytes + lists.nbytes)
-    everything = one_by_one(large, lambda query: best(scorer.scores(query)))
-    report(f"tokenshard {codec}, all pages", everything, large, scorer.nbytes)
-    for key in peers:
-        tokens = faiss_tokens(large, key)
-        memory = len(faiss.serialize_index(tokens.index)) + tokens.document.nbytes
-        for probes in (8, 32) if key.startswith("IVF") else (0,):
-            if probes:
-                faiss.extract_index_ivf(tokens.index).nprobe = probes
-            for neighbours, rescored in ((256, 0), (1024, 0), (256, 128), (1024, 128)):
-                name = f"FAISS {key} probes {probes or 'all'}, {neighbours} tokens" + ", rescored" * bool(rescored)
-                extra = large.rows.size * 4 if rescored else 0  # which codes a document has
-                report(
-                    name,
-                    lambda many=neighbours, few=rescored: tokens.search(many, few),  # noqa: B023
-                    large,
-                    memory + extra,
-                )
+        search = one_by_one(lists_search(lists, scorer, probes, candidates))
+        report(f"tokenshard, {probes} probes, {candidates} pages", search, large, scorer.nbytes + lists.nbytes)
+    report("tokenshard, all pages", one_by_one(lambda query: best(scorer.scores(query))), large, scorer.nbytes)
+
+
+def peer(large: Large, key: str, centroids: NDArray[np.float32]) -> None:
+    tokens = faiss_tokens(large, key, centroids)
+    memory = len(faiss.serialize_index(tokens.index)) + tokens.document.nbytes
+    for probes in (8, 32) if key.startswith("IVF") else (0,):
+        if probes:
+            faiss.extract_index_ivf(tokens.index).nprobe = probes
+        for neighbours, rescored in ((256, 0), (1024, 0), (256, 128), (1024, 128)):
+
+            def search(queries: Queries, many: int = neighbours, few: int = rescored) -> Rankings:
+                return tokens.search(queries, many, few)
+
+            name = f"FAISS {key}, {probes or 'all'} probes, {neighbours} tokens" + ", rescored" * bool(rescored)
+            report(name, search, large, memory + (4 * len(large.rows) if rescored else 0))  # codes of a document
 
 
 def main() -> None:
@@ -246,19 +247,30 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--documents", type=int, nargs="+", default=[5_000, 100_000])
     parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--codec", default="ofec:0.16")
-    parser.add_argument("--peers", nargs="+", default=["PQ16", "IVF4096,PQ16", "IVF4096,PQ32"])
+    parser.add_argument("--codec", default="ofec:0.12,4096", help="of tokenshard: any ofec")
+    parser.add_argument("--peers", nargs="+", default=["PQ16", "IVF,PQ16", "IVF,PQ32"])
+    parser.add_argument("--codebook", type=Path, help="Keep the fitted codec here for the next run.")
     parser.add_argument("--judgements", default="qrels_test.tsv")
     parser.add_argument("--zero-grade", type=float)
     options = parser.parse_args()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(THREADS)
     corpus = load_corpus(options.folder, options.judgements, options.zero_grade, options.vectors)
+    if options.codebook is not None and options.codebook.is_file():
+        fitted = state.load(options.codebook.read_bytes())
+    else:
+        fitted = Method.parse(options.codec).fit(corpus.pages)
+        if options.codebook is not None:
+            options.codebook.write_bytes(state.dump(fitted))
+    assert isinstance(fitted, Ofec)
+    base = fitted.open(fitted.encode(corpus.pages))
     for count in options.documents:
         large = Large.of(corpus, count, options.queries)
         value, _ = large.quality(large.exact)
         print(f"{count:,} documents, {len(large.rows):,} vectors; exact nDCG@10 {value:.4f}")
-        compare(large, options.codec, options.peers)
+        ours(large, fitted, base)
+        for key in options.peers:
+            peer(large, key, fitted.centroids)
 
 
 if __name__ == "__main__":

@@ -209,6 +209,16 @@ def test_queries_of_a_file_are_answered_line_by_line(most: Path, tmp_path: Path)
     assert [[hit["key"] for hit in answer["hits"]] for answer in answers] == [own[:3] for own in keys(opened(most))]
 
 
+def test_what_an_index_no_longer_needs_is_cleaned_up(most: Path) -> None:
+    run("search", "build", str(most))
+    run("search", "build", str(most), "--rebuild")
+    files = sorted(path.name for path in (most / "search" / "lists").iterdir())
+    assert len(files) == 3
+    run("clean", str(most), "--yes")
+    assert sorted(path.name for path in (most / "search" / "lists").iterdir()) == files[1:]
+    assert keys(opened(most), Effort(candidates=90)) == keys(opened(most), Effort(exhaustive=True))
+
+
 def test_damage_of_an_index_is_found_out(most: Path) -> None:
     dataset = tokenshard.open(most)
     part = build(dataset, opened(most).compressor, "lists").parts[0]
@@ -221,3 +231,36 @@ def test_damage_of_an_index_is_found_out(most: Path) -> None:
         opened(most)
     with pytest.raises(SpecError, match="has no index of hnsw"):
         opened(most, first_stage="hnsw")
+
+
+def test_pages_on_s3_are_searched_through_a_local_cache(most: Path, s3_url: str, tmp_path: Path) -> None:
+    expected = json.loads(run("search", "query", str(most), ASKED[1], "--json"))
+    there = Store(s3_url)
+    for entry in Store(most).list():
+        there.put(entry.name, most / entry.name)
+    run("search", "build", s3_url)
+    words = ["search", "query", s3_url, ASKED[1], "--json", "--candidates", "90", "--cache", str(tmp_path / "cache")]
+    found = json.loads(run(*words, "--cache-size", "4MB"))
+    assert (found["hits"], found["exact"]) == (expected["hits"], False)
+    kept = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.range"))
+    assert 0 < kept <= 4_000_000
+    for path in (tmp_path / "cache").rglob("*.range"):  # what no longer is what was read is read again
+        path.write_bytes(bytes(path.stat().st_size))
+    assert json.loads(run(*words))["hits"] == expected["hits"]
+
+
+def test_an_image_finds_the_page_like_it(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "scans").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((160, 160)).save(tmp_path / "scans" / f"{number}.png")
+    convert(tmp_path / "scans", tmp_path / "pages", "--encoder", "patch-dct", "--compression", "hpc:64")
+    words = ("search", "query", str(tmp_path / "pages"))
+    found = json.loads(run(*words, "--image", str(tmp_path / "scans" / "4.png"), "--top", "2", "--json"))
+    assert found["hits"][0]["document"] == "4.png"
+    with pytest.raises(SpecError, match="found by an image, not by text"):
+        run(*words, "a cat")
+    with pytest.raises(SpecError, match=r"none\.png: no such file"):
+        run(*words, "--image", str(tmp_path / "none.png"))

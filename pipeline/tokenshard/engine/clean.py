@@ -1,15 +1,17 @@
-"""What may be removed from a dataset folder: files that no version lists and no unfinished job needs."""
+"""What may be removed from a dataset folder: files that no version or index lists and no unfinished job needs."""
 
 from __future__ import annotations
 
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.errors import JobError
+from tokenshard.retrieval.index import unlisted
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.store import Store
 
 
 def leftovers(output: Store, journal: bool = False) -> list[str]:
-    """Names of data and rejects files that no manifest lists (with ``journal``: all of `_job/` too).
+    """Names of data and rejects files that no manifest lists, and of files of search indexes that were built anew since
+    (with ``journal``: all of `_job/` too).
 
     Raises SpecError where there is no dataset, and JobError while a job that was started there is not finished.
     """
@@ -22,4 +24,5 @@ def leftovers(output: Store, journal: bool = False) -> list[str]:
         listed.update(shard.path for shard in manifest.shards)
         listed.update(rejects.path for rejects in manifest.rejects)
     folders = ["data", "rejects", *(["_job"] if journal else [])]
-    return [entry.name for folder in folders for entry in output.list(folder) if entry.name not in listed]
+    names = [entry.name for folder in folders for entry in output.list(folder) if entry.name not in listed]
+    return names + unlisted(output)

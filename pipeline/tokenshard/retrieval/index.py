@@ -70,7 +70,7 @@ def build(dataset: Dataset, compressor: Compressor, name: Stage, rebuild: bool =
 
     ``rebuild``: index all of them. Raises ManifestConflict where another build was faster.
     """
-    store, before = dataset.store, read_index(dataset, name)
+    store, before = dataset.store, read_index(dataset.store, name)
     version = 1 if before is None else before.version + 1
     shards = {shard.path: shard for shard in dataset.manifest.shards}
     kept: tuple[IndexPart, ...] = ()
@@ -95,7 +95,7 @@ def build(dataset: Dataset, compressor: Compressor, name: Stage, rebuild: bool =
         parts=(*kept, *parts),
     )
     manifest = manifest.model_copy(update={"fingerprint": manifest.computed_fingerprint()})
-    place = f"{FOLDER}/{name}/{version:08d}.json"
+    place = _place(name, version)
     if not store.put_if_absent(place, manifest.model_dump_json(indent=1).encode()):
         raise ManifestConflict(f"{store.url(place)}: another build was faster; run the command again")
     return manifest
@@ -108,7 +108,7 @@ def open_index(dataset: Dataset, compressor: Compressor, name: Stage | None = No
     """
     manifest = None
     for each in STAGES if name is None else (name,):
-        manifest = manifest or read_index(dataset, each)
+        manifest = manifest or read_index(dataset.store, each)
     if manifest is None or manifest.tokenizer != dataset.manifest.tokenizer.fingerprint:
         return None
     numbers = {shard.path: (shard, dataset.numbers(place)) for place, shard in enumerate(dataset.manifest.shards)}
@@ -128,9 +128,8 @@ def open_index(dataset: Dataset, compressor: Compressor, name: Stage | None = No
     return Index(stage, manifest.version, covered)
 
 
-def read_index(dataset: Dataset, name: Stage) -> IndexManifest | None:
+def read_index(store: Store, name: Stage) -> IndexManifest | None:
     """The newest manifest of an index; None where there is none. Raises FormatError where it is damaged or too new."""
-    store = dataset.store
     names = [entry.name for entry in store.list(f"{FOLDER}/{name}") if _NAME.fullmatch(entry.name)]
     if not names:
         return None
@@ -142,6 +141,19 @@ def read_index(dataset: Dataset, name: Stage) -> IndexManifest | None:
         manifest = IndexManifest.model_validate(document)
         require(manifest.fingerprint == manifest.computed_fingerprint(), "damaged (fingerprint differs); delete it")
     return manifest
+
+
+def unlisted(store: Store) -> list[str]:
+    """Names of the files of indexes that the newest manifest of each does not list."""
+    names = []
+    for stage in STAGES:
+        manifest = read_index(store, stage)
+        listed = set[str]()
+        if manifest is not None:
+            listed = {part.file.path for part in manifest.parts} | {_place(stage, manifest.version)}
+            listed |= {manifest.centroids.path} if manifest.centroids is not None else set()
+        names += [entry.name for entry in store.list(f"{FOLDER}/{stage}") if entry.name not in listed]
+    return names
 
 
 def stage_class(name: Stage) -> type[FirstStage]:
@@ -229,6 +241,10 @@ def _trained(codes: PageCodes) -> Vectors:
     return trained_centroids(vectors, max(1, min(count, len(vectors) // 8)), seed=0)
 
 
+def _place(name: Stage, version: int) -> str:
+    return f"{FOLDER}/{name}/{version:08d}.json"
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +260,7 @@ def _arrays(store: Store, file: IndexFile) -> Arrays:
     """The arrays of a file. Raises FormatError where it is missing or damaged."""
     require(_FILE.fullmatch(file.path) is not None, f"path {file.path!r} of an index leaves its folder")
     with damage_reported(store.url(file.path)):
-        data = store.read(file.path, 0, file.bytes + 1)
+        data = store.read(file.path, 0, file.bytes)
         require(hashlib.sha256(data).hexdigest() == file.sha256, "damaged (SHA-256 differs); build the index again")
         try:
             return load_tensors(data)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from tokenshard.spec.job import job_schema
 from tokenshard.spec.manifest import Manifest
+from tokenshard.spec.search_index import IndexManifest
 from tokenshard.spec.tokenizer import TokenizerSpec
 
 
@@ -21,6 +22,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
 
     return {
+        "index.schema.json": of(IndexManifest),
         "job.schema.json": job_schema(),
         "manifest.schema.json": of(Manifest),
         "tokenizer.schema.json": of(TokenizerSpec),
