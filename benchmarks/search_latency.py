@@ -3,7 +3,7 @@
     python benchmarks/search_latency.py VECTORS.npz FOLDER [--documents 5000 100000] [--queries 60] [--zero-grade 4]
 
 VECTORS.npz and FOLDER (a corpus in the BEIR layout) are those of documents.py. The corpus is made larger by documents
-of which each has one eighth of eight random documents of it; nobody judged them. Codes depend on the vector alone, so
+of which each has an eighth of the vectors of eight others; nobody judged them. Codes depend on the vector alone, so
 those of the larger corpus are gathered from those of the corpus.
 
 tokenshard: inverted lists, then MaxSim on codes; or all pages. FAISS: the nearest tokens of each query token in an
@@ -35,6 +35,7 @@ from tokenshard.retrieval.compression.base import Encoded, Scorer
 from tokenshard.retrieval.compression.ofec import Ofec, SparseScorer
 from tokenshard.retrieval.compression.registry import Method
 from tokenshard.retrieval.evaluation import measured, ndcg, overlap
+from tokenshard.retrieval.exact import Multivectors
 from tokenshard.retrieval.first_stages.base import Numbered, Part
 from tokenshard.retrieval.first_stages.lists import InvertedLists
 
@@ -65,9 +66,8 @@ class Large:
         for _ in range(count - len(corpus.pages)):
             own = []
             for page in rng.integers(0, len(corpus.pages), PARTS):
-                first, length = int(base[page]), int(base[page + 1] - base[page])
-                start = int(rng.integers(0, length - length // PARTS + 1))
-                own.append(np.arange(first + start, first + start + length // PARTS))
+                mine = np.arange(base[page], base[page + 1])
+                own.append(rng.permutation(mine)[: len(mine) // PARTS])
             parts.append(np.concatenate(own))
             lengths.append(np.array([len(parts[-1])]))
         rows = np.concatenate(parts)
@@ -263,7 +263,9 @@ def main() -> None:
         if options.codebook is not None:
             options.codebook.write_bytes(state.dump(fitted))
     assert isinstance(fitted, Ofec)
-    base = fitted.open(fitted.encode(corpus.pages))
+    encoded = fitted.encode(corpus.pages)
+    base = fitted.open(encoded)  # of the vectors in another order
+    corpus = replace(corpus, pages=Multivectors(corpus.pages.vectors[encoded.order], corpus.pages.offsets))
     for count in options.documents:
         large = Large.of(corpus, count, options.queries)
         value, _ = large.quality(large.exact)

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 import tokenshard
 from integration.documents import compress, convert_pages, write_corpus
+from tokenshard.cli.main import cli
 from tokenshard.engine.convert import Mode
 from tokenshard.engine.documents import COMPRESSOR
 from tokenshard.engine.repair import repair
@@ -52,7 +55,7 @@ def exact(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def top(out: Path, count: int = 10) -> list[str]:
-    return [hit.key for hit in PageSearch(tokenshard.open(out)).find(QUERY, count)]
+    return [hit.key for hit in PageSearch(tokenshard.open(out)).find(QUERY, count).hits]
 
 
 def sound(out: Path) -> tokenshard.Dataset:
@@ -189,10 +192,8 @@ def test_what_became_of_each_vector_is_stored(codec: str, corpus: Path, exact: P
     convert_pages(corpus, out, compression=codec)
     whole, fewer = tokenshard.open(exact), tokenshard.open(out)
     assert fewer.manifest.totals.ids < 0.65 * whole.manifest.totals.ids
-    method, search = Method.parse(codec), PageSearch(fewer)
-    encoder = PageSearch(whole)
-    vectors = [encoder.compressor.decode(encoded) for encoded in encoder.opened()]
-    pages = [part[page] for part in vectors for page in range(len(part))]
+    method = Method.parse(codec)
+    pages = Scores(exact).decoded
     for number in (0, 7, 39):
         full, row = Patches.of(whole[number]), fewer[number]
         found = Patches.of(row)
@@ -214,7 +215,7 @@ def test_what_became_of_each_vector_is_stored(codec: str, corpus: Path, exact: P
             assert found.saliency[code] == full.saliency[members].max()
         shown = found.map(np.arange(len(found.positions), dtype=np.float32))
         assert np.isfinite(shown).sum() == len(set(found.patches[found.labels >= 0].tolist()))
-    assert len(search.find(QUERY)) == 10
+    assert len(top(out)) == 10
 
 
 def test_a_pooled_vector_is_where_its_most_salient_part_was() -> None:
@@ -258,3 +259,14 @@ def test_pruning_by_what_is_not_known_is_refused(corpus: Path, tmp_path: Path) -
 def test_vectors_of_pages_are_no_pictures(exact: Path) -> None:
     with pytest.raises(SpecError, match="searched and not decoded: tokenshard search query"):
         tokenshard.open(exact).tokenizer  # noqa: B018
+
+
+def test_pages_are_shown_with_their_text_and_attention(exact: Path, tmp_path: Path) -> None:
+    words = ["show", str(exact), "d003", "--out", str(tmp_path / "page.png")]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    row = tokenshard.open(exact)[3]
+    assert (
+        f"{row['num_tokens']} vectors of {row['num_tokens']} on 1 x {row['grid_width']} patches: {row['text']}"
+        in done.output
+    )
+    assert Image.open(tmp_path / "page.png").size > (150, 150)

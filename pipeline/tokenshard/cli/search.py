@@ -132,7 +132,9 @@ def build(out: str, first_stage: Any, rebuild: bool, storage: dict[str, Any], as
 @click.argument("text", required=False)
 @click.option("--image", metavar="FILE", help="Search by an image instead of a text, with encoders that read images.")
 @click.option(
-    "--queries", metavar="FILE", help='Many texts: JSON lines {"_id": …, "text": …}. A line a query comes out.'
+    "--queries",
+    metavar="FILE",
+    help='Many texts: JSON lines {"_id": …, "text": …}; or vectors: .npy, .safetensors. A line a query comes out.',
 )
 @click.option("--where", help="Only pages for which this holds, e.g. \"document == 'a.pdf' and page < 3\".")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Pages to show.")
@@ -183,11 +185,20 @@ def _found(found: Any) -> dict[str, Any]:
 
 
 def _batch(pages: Any, queries: str, values: dict[str, Any], **options: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    from tokenshard.retrieval.evaluation import read_queries
-
-    asked = read_queries(*_placed(queries, values["storage"]))
+    asked = _asked(queries, values["storage"])
     answers = pages.find_all(list(asked.values()), effort=_effort(values), **options)
     yield from zip(asked, map(_found, answers), strict=True)
+
+
+def _asked(queries: str, storage: dict[str, Any]) -> dict[str, Any]:
+    """Queries by their ids: texts, or of files of arrays vectors."""
+    from tokenshard.retrieval.evaluation import read_queries
+
+    if not queries.endswith((".npy", ".safetensors")):
+        return read_queries(*_placed(queries, storage))
+    from tokenshard.retrieval.encoders.ready import read_query_vectors
+
+    return read_query_vectors(queries, storage)
 
 
 def _line(value: Any) -> str:
@@ -245,7 +256,6 @@ def evaluate(
         measured,
         ndcg,
         read_judgements,
-        read_queries,
         recall,
         retained,
         trec_run,
@@ -253,7 +263,7 @@ def evaluate(
     from tokenshard.retrieval.evaluation import reciprocal_rank as mrr
     from tokenshard.retrieval.search import bytes_per_vector
 
-    asked = read_queries(*_placed(queries, values["storage"]))
+    asked = _asked(queries, values["storage"])
     judged = read_judgements(*_placed(judgements, values["storage"]))
     pages = _opened(out, values)
     effort = _effort(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -41,10 +42,10 @@ class CompressingVectors(CompressingPages):
 
     def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, PagesEncoder]:
         of_key = {window.sample.key: page for window in windows if (page := _seen(window.sample)) is not None}
-        full = next((page for page in of_key.values() if len(page.vectors)), None)
-        if full is None:
+        widths = Counter(page.vectors.shape[1] for page in of_key.values() if len(page.vectors))
+        if not widths:
             raise SpecError(f"{self._spec.source.path}: no page of the sample has a vector")
-        described, files = self._encoder(full.vectors.shape[1])
+        described, files = self._encoder(widths.most_common(1)[0][0])
         alike = [page for page in of_key.values() if page.vectors.shape[1] == described.dimensions]
         entry, compressor = self._stored(described, files, alike, output, inputs)
         return entry, self._pages_encoder(compressor, lambda samples: [of_key[sample.key] for sample in samples])

@@ -139,7 +139,10 @@ def _fit_codecs(
     ]
     encoder = StoredIds(encoder, levels)
     for window in windows:
-        codes += [made.ids for made in encoder.encode([window.sample])]
+        try:
+            codes += [made.ids for made in encoder.encode([window.sample])]
+        except InputError:  # its unit makes a reject of it
+            continue
         total += codes[-1][0].size
         whole += codes[-1][0].size * window.whole
         if total >= spec.pilot.ids:

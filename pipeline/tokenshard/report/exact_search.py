@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.errors import SpecError
-from tokenshard.retrieval.encoders.base import PageEncoder
+from tokenshard.retrieval.encoders.base import PageEncoder, Query, query_vectors
 from tokenshard.retrieval.exact import Multivectors, maxsim
 from tokenshard.shards.dataset import Dataset
 from tokenshard.sources.base import Sample
@@ -20,7 +20,7 @@ PAGES = 64
 
 
 def exact_rankings(
-    dataset: Dataset, encoder: PageEncoder, queries: Mapping[str, str], top: int = 10
+    dataset: Dataset, encoder: PageEncoder, queries: Mapping[str, Query], top: int = 10
 ) -> dict[str, list[str]]:
     """The ``top`` documents of each query by fp32 MaxSim. Takes the memory of all vectors.
 
@@ -46,8 +46,8 @@ def exact_rankings(
     if not vectors:
         raise SpecError(f"{dataset.store.root}: none of its pages can be read from its source any more")
     together, found = Multivectors.of(vectors), {}
-    for key, text in queries.items():
-        (scores,) = maxsim(Multivectors.of([encoder.encode_query(text)]), together)
+    for key, query in queries.items():
+        (scores,) = maxsim(Multivectors.of([query_vectors(encoder, query)]), together)
         best: dict[str, None] = {}
         for place in np.argsort(-scores, kind="stable"):
             if len(best) >= top or not np.isfinite(scores[place]):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
 from tokenshard.retrieval.compression.base import Compressor
-from tokenshard.retrieval.encoders.base import PageEncoder, Query
+from tokenshard.retrieval.encoders.base import PageEncoder, Query, query_vectors
 from tokenshard.retrieval.encoders.registry import load_encoder
 from tokenshard.retrieval.exact import Vectors
 from tokenshard.retrieval.index import Index, open_index
@@ -128,7 +128,7 @@ class PageSearch:
 
     def scores(self, query: Query, threads: int = 1) -> NDArray[np.float32]:
         """MaxSim of a query with each page, in the order of the dataset; -inf for pages without vectors."""
-        return self.codes.scores([self.encoder.encode_query(query)], threads=threads)[0]
+        return self.codes.scores([query_vectors(self.encoder, query)], threads=threads)[0]
 
     def find(
         self, query: Query, top: int = 10, threads: int = 1, where: str | None = None, effort: Effort | None = None
@@ -184,7 +184,7 @@ class PageSearch:
         ranked = []
         step = max(1, _BATCH_SCORES // max(1, len(pages)))
         for first in range(0, len(queries), step):
-            vectors = [self.encoder.encode_query(query) for query in queries[first : first + step]]
+            vectors = [query_vectors(self.encoder, query) for query in queries[first : first + step]]
             chosen = [self._candidates(own, pages, effort, threads) for own in vectors]
             ranked += list(zip(vectors, chosen, self.codes.scores(vectors, chosen, threads), strict=True))
         return ranked

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenshard.errors import SpecError
 from tokenshard.retrieval.patches import Patches
 from tokenshard.sources.base import Sample
 from tokenshard.spec.documents import EncoderSpec
@@ -71,6 +72,15 @@ class PageEncoder(Protocol):
     def with_tensors(self, tensors: dict[str, NDArray[Any]]) -> Self:
         """The encoder with what was taken earlier. Raises FormatError where it does not fit."""
         ...
+
+
+def query_vectors(encoder: PageEncoder, query: Query) -> Vectors:
+    """Vectors [m, d] of a query, which may be some already. Raises SpecError where it cannot be one."""
+    if isinstance(query, str) or query.dtype.kind != "f":
+        return encoder.encode_query(query)
+    if query.ndim != 2 or query.shape[1] != encoder.spec.dimensions or not np.isfinite(query).all():
+        raise SpecError(f"a query of shape {list(query.shape)}; expected finite vectors [m, {encoder.spec.dimensions}]")
+    return np.ascontiguousarray(query, np.float32)
 
 
 def normalized(vectors: NDArray[Any]) -> Vectors:
