@@ -65,9 +65,12 @@ def main() -> None:
         return options.vectors and options.vectors / f"{'-by-'.join(names)}.npz"
 
     other, names = None, [options.folder.name]
+    first_token = any("prune:cls" in codec for codec in options.codecs)
     if options.codebooks_of:
-        other = load_corpus(options.codebooks_of, vectors=kept(options.codebooks_of.name), tokens=options.tokens)
         names.append(options.codebooks_of.name)
+        other = load_corpus(
+            options.codebooks_of, vectors=kept(names[1]), tokens=options.tokens, first_token=first_token
+        )
     corpus = load_corpus(
         options.folder,
         options.judgements,
@@ -76,7 +79,7 @@ def main() -> None:
         options.pages,
         options.tokens,
         other.reduction if other else None,
-        any("prune:cls" in codec for codec in options.codecs),
+        first_token,
     )
     function, k = MEASURES[options.measure]
     exact = estimate(measured(function, corpus.run(corpus.exact), corpus.judgements, k))

@@ -27,8 +27,8 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from documents import Corpus, load_corpus
 from numpy.typing import NDArray
+from retrieving.corpus import Corpus, load_corpus
 
 from tokenshard.retrieval.compression import state
 from tokenshard.retrieval.compression.base import Encoded, Scorer

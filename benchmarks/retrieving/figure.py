@@ -37,6 +37,7 @@ def plot(rows: Sequence[Row], label: str, file: Path) -> None:
     panels[1].axhline(100, color="grey", linewidth=0.8)
     for panel, name in zip(panels, ("overlap of the ten best with exact", f"{label} kept, %"), strict=True):
         panel.set(xscale="log", xlabel="bytes a vector of the whole pages, codebook apart", ylabel=name)
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3, which="both")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.savefig(file, dpi=120)
@@ -45,4 +46,4 @@ def plot(rows: Sequence[Row], label: str, file: Path) -> None:
 
 def _family(codec: str) -> str:
     """Methods that differ in a number alone are one line: `pq16` and `pq32`, also behind a reduction."""
-    return re.sub(r"[:,]?[0-9.]+(,auto)?(?=$|[|/])", "", codec)
+    return re.sub(r"((?<=[a-z])(?<!fp)[0-9]+|([:,]([0-9.]+|auto))+)(?=$|[|/])", "", codec)

@@ -59,6 +59,8 @@ def export(out: str, dst: str, **values: Any) -> None:
     if values["format_name"] in PAGE_FORMATS:
         from tokenshard.retrieval.export.registry import export_pages
 
+        if values["split"]:
+            raise click.UsageError("--split is of token ids; pages are exported whole")
         done = export_pages(
             dataset,
             dst,

@@ -16,12 +16,14 @@ from tokenshard.retrieval.compression import state
 from tokenshard.retrieval.compression.base import Compressor, Encoded
 from tokenshard.retrieval.exact import Multivectors, Vectors
 from tokenshard.retrieval.pages import PageCodes
+from tokenshard.retrieval.patches import Patches
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.export.base import Contents, Output
 from tokenshard.shards.export.json_values import is_json
 from tokenshard.shards.schema import KEY
+from tokenshard.sources.documents.base import MADE
 
-INTERNAL = frozenset({"positions", "saliency", "grid_height", "grid_width"})
+INTERNAL = frozenset(column.name for column in MADE)
 """Columns that describe codes, not pages."""
 
 
@@ -34,8 +36,7 @@ class PageBatch:
     """the exported columns of these pages"""
     encoded: Encoded
     compressor: Compressor
-    positions: list[bytes]
-    grids: list[tuple[int, int]]
+    patches: list[Patches]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -49,10 +50,10 @@ class PageBatch:
     def row_means(self) -> Multivectors:
         """The mean of the vectors in each row of patches that has any, of length 1: few vectors for a first search."""
         means = []
-        for page, (height, width) in enumerate(self.grids):
-            kind = np.uint16 if height * width <= 1 << 16 else np.uint32
-            rows = np.frombuffer(self.positions[page], kind).astype(np.int64) // max(1, width)
-            sums: Vectors = np.zeros((max(1, height), self.vectors.vectors.shape[1]), np.float32)
+        for page, patches in enumerate(self.patches):
+            height, width = patches.grid
+            rows = patches.positions // max(1, width)
+            sums: Vectors = np.zeros((max(1, height), self.compressor.dimensions), np.float32)
             np.add.at(sums, rows, self.vectors[page])
             kept = sums[np.bincount(rows, minlength=len(sums)) > 0]
             means.append(kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12))
@@ -85,13 +86,12 @@ class ExportedPages:
             raise SpecError(f"the column {bad[0]!r} cannot be written as JSON; leave it out with --columns")
 
     def batches(self) -> Iterator[PageBatch]:
-        names = list(dict.fromkeys([KEY, *self.schema.names, *INTERNAL]))
+        made = [name for name in self.dataset.schema.names if name in INTERNAL]
+        names = list(dict.fromkeys([KEY, *self.schema.names, *made]))
         for group, encoded in enumerate(PageCodes(self.dataset, self.compressor).encoded()):
             table = self.dataset.group_table(group, names)
-            grids = zip(table["grid_height"].to_pylist(), table["grid_width"].to_pylist(), strict=True)
-            positions = table["positions"].to_pylist()
-            columns = table.select(self.schema.names)
-            yield PageBatch(table[KEY].to_pylist(), columns, encoded, self.compressor, positions, list(grids))
+            patches = [Patches.of(row) for row in table.select(made).to_pylist()]
+            yield PageBatch(table[KEY].to_pylist(), table.select(self.schema.names), encoded, self.compressor, patches)
 
 
 class PageWriter(ABC):
