@@ -119,7 +119,8 @@ class GridDataset:
 
     @cached_property
     def _means(self) -> NDArray[np.float64]:
-        return self.dataset.table(["mean"])["mean"].to_numpy()
+        means: NDArray[np.float64] = self.dataset.table(["mean"])["mean"].to_numpy()
+        return means
 
     def _covering(
         self, grid: str, level: int, window: Window

@@ -145,7 +145,7 @@ class CropLoader:
 
     def epoch_length(self, epoch: int) -> int:
         """Crops that cover the fields once."""
-        return max(self.global_batch_size, sum(pair.coarse.size for pair in self.pairs) // self.crop**2)
+        return int(max(self.global_batch_size, sum(pair.coarse.size for pair in self.pairs) // self.crop**2))
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}

@@ -76,7 +76,7 @@ def figures(module: Upscaler, pairs: Sequence[Pair], device: torch.device) -> di
 
 
 def _similarity(truth: NDArray[np.float64], made: NDArray[np.float64], there: NDArray[np.bool_]) -> tuple[float, int]:
-    """The sum of structural similarities (Wang et al. 2004) of windows whose cells all have values, and their number."""
+    """The sum of structural similarities (Wang et al. 2004) of windows without a gap, and the number of windows."""
     if min(truth.shape) < SSIM_SIDE:
         return 0.0, 0
     span = float(np.ptp(truth[there])) or 1.0
@@ -107,7 +107,7 @@ def upscaled(module: Upscaler, heights: NDArray[np.floating[Any]]) -> NDArray[np
         return np.full((2 * heights.shape[0], 2 * heights.shape[1]), np.nan)
     middle = float(heights[there].mean())
     field = filled(heights.astype(np.float64), there) - np.float32(middle)
-    made = module(torch.from_numpy(field)[None, None])[0, 0].numpy().astype(np.float64) + middle
+    made: NDArray[np.float64] = module(torch.from_numpy(field)[None, None])[0, 0].numpy().astype(np.float64) + middle
     made[~np.repeat(np.repeat(there, 2, 0), 2, 1)] = np.nan
     return made
 

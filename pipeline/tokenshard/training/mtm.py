@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -199,7 +201,7 @@ def _shower(tokenizer: Tokenizer, setting: ModelSetting) -> Callable[[Tensor, in
     """Writes drawn samples as one picture."""
 
     def show(ids: Tensor, step: int) -> None:
-        images = tokenizer.decode(ids.cpu().numpy().astype(np.int32))
+        images = _pictures(tokenizer.decode(ids.cpu().numpy().astype(np.int32)))
         columns = math.ceil(len(images) ** 0.5)
         blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
         rows = np.split(np.concatenate([images, blank]), (len(images) + len(blank)) // columns)
@@ -209,3 +211,12 @@ def _shower(tokenizer: Tokenizer, setting: ModelSetting) -> Callable[[Tensor, in
         setting.output.put(f"{FOLDER}/samples-{step:08d}.png", file.getvalue())
 
     return show
+
+
+def _pictures(images: NDArray[Any]) -> NDArray[np.uint8]:
+    """Images as they are; fields of grids [B, H, W] in grey from the lowest to the highest, black where no value is."""
+    if images.ndim == 4:
+        return images
+    low, high = (float(reduce(images)) if np.isfinite(images).any() else 0.0 for reduce in (np.nanmin, np.nanmax))
+    grey = 55 + 200 * (np.nan_to_num(images, nan=low) - low) / max(high - low, 1e-12)
+    return np.repeat(np.where(np.isnan(images), 0, grey).astype(np.uint8)[..., None], 3, axis=3)
