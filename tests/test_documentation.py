@@ -104,6 +104,8 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
     run("convert", "video", "clips/", "video-tokens/", *words)
     sources |= {"train-clips": "video-tokens/"}
     sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/", "train-adapt": "labelled/"}
+    run("convert", "grids", str(grid), "depths/", "--levels", "1,2", "--quiet")
+    sources["train-grid-sr"] = "depths/"
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)
         if job.kind.startswith("train-"):
@@ -113,7 +115,7 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
                 fields["recipe"] |= {**small, "crop": 32}
             else:
                 fields |= small
-            if "model" in fields:
+            if "size" in fields.get("model", {}):
                 fields["model"] |= {"size": "micro"}
             spec = place / spec.name
             spec.write_text(yaml.safe_dump(fields), encoding="utf-8")

@@ -38,6 +38,7 @@ from tokenshard.spec.training import (
     PairsSpec,
     TokensSpec,
 )
+from tokenshard.spec.upscaling import GridLevelsSpec, UpscalerSpec
 from tokenshard.spec.videos import VideoSourceSpec
 
 Job = TypeVar("Job", bound="JobSpec")
@@ -328,6 +329,17 @@ class TrainAdapt(LearnJob):
     epochs: float = Field(default=30, gt=0, description="passes over the pairs")
 
 
+class TrainGridSr(LearnJob):
+    """`train-grid-sr`: a network that doubles the resolution of grids."""
+
+    kind: Literal["train-grid-sr"] = "train-grid-sr"
+    source: GridLevelsSpec
+    model: UpscalerSpec = UpscalerSpec()
+    optimizer: OptimizerSpec = OptimizerSpec(lr=1e-3, weight_decay=0, ema=0.99)
+    batch: int = Field(default=16, ge=1, description="crops a step")
+    epochs: float = Field(default=40, gt=0, description="times that crops cover the fields")
+
+
 class TrainTokenizer(JobSpec):
     """`train-tokenizer`: raw images in, a tokenizer out."""
 
@@ -360,6 +372,7 @@ JOB_KINDS: dict[str, type[JobSpec]] = {
     "train-classifier": TrainClassifier,
     "train-mtm": TrainMtm,
     "train-adapt": TrainAdapt,
+    "train-grid-sr": TrainGridSr,
     "train-tokenizer": TrainTokenizer,
 }
 """Every kind of job; a new one is a model and a line here."""

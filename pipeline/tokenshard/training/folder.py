@@ -26,6 +26,7 @@ from tokenshard.tokenizers.folder import load_tokenizer, save_tokenizer, tokeniz
 from tokenshard.training.models.adapter import SCALE, AdapterConfig, TokenAdapter
 from tokenshard.training.models.classifier import ClassifierConfig, TokenClassifier
 from tokenshard.training.models.masked import MaskedConfig, MaskedModel
+from tokenshard.training.models.upscaler import Upscaler, UpscalerConfig
 from tokenshard.training.models.vit import EncoderConfig, TokenEncoder
 
 CONFIG, WEIGHTS, CARD, SHARDS = "config.json", "model.safetensors", "README.md", "shards.json"
@@ -35,6 +36,7 @@ USES = {
     "classifier": "tokenshard predict . IMAGES",
     "mtm": "tokenshard probe . --data TOKENS --val VAL",
     "adapt": "tokenshard train classifier --data TOKENS OUT --adapt .",
+    "grid-sr": "tokenshard.training.grid_sr.upscaled(load_model(Store('.')).module, heights)",
 }
 """By kind, what a model is for."""
 MAX_CONFIG_BYTES = 1 << 24
@@ -46,7 +48,7 @@ class ModelDocument(StoredDocument):
 
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
-    kind: str = Field(description="classifier, mtm or adapt")
+    kind: str = Field(description="classifier, mtm, adapt or grid-sr")
     model: dict[str, JsonValue] = Field(description="what decides the shapes of the weights")
     tokenizer: str = Field(description="fingerprint of the tokenizer whose ids it reads")
     label: str | None = Field(default=None, description="column it learned the classes from")
@@ -72,11 +74,13 @@ class TrainedModel:
 
     @property
     def encoder(self) -> TokenEncoder:
-        """Raises SpecError for an adapter, which has none."""
+        """Raises SpecError for models that have none."""
         if isinstance(self.module, TokenAdapter):
             raise SpecError(
                 f"{self.store.root}: holds an adapter, which is for --adapt; give the folder of a classifier or mtm"
             )
+        if isinstance(self.module, Upscaler):
+            raise SpecError(f"{self.store.root}: holds an upscaler of grids; give the folder of a classifier or mtm")
         encoder = self.module.encoder
         assert isinstance(encoder, TokenEncoder)
         return encoder
@@ -232,6 +236,10 @@ def _module(document: ModelDocument, tensors: dict[str, Tensor]) -> nn.Module:
         adapter = AdapterConfig.model_validate(document.model)
         _check_adapter(adapter, tensors)
         module = TokenAdapter(adapter)
+    elif document.kind == "grid-sr":
+        upscaler = UpscalerConfig.model_validate(document.model)
+        _check_upscaler(upscaler, tensors)
+        module = Upscaler(upscaler)
     else:
         raise ValueError(f"kind {document.kind!r} is unknown; a newer tokenshard may be needed")
     module.load_state_dict(tensors)
@@ -253,6 +261,13 @@ def _check_adapter(config: AdapterConfig, tensors: dict[str, Tensor]) -> None:
     wanted = torch.Size([config.width, config.channels * SCALE**2])
     if table != torch.Size([sum(config.alphabets), config.dim]) or depth != config.depth or cells != wanted:
         raise ValueError(f"an adapter of {depth} blocks and map {list(cells)} with codes {list(table)}")
+
+
+def _check_upscaler(config: UpscalerConfig, tensors: dict[str, Tensor]) -> None:
+    """The same for an upscaler."""
+    layers = [tensor for name, tensor in tensors.items() if name.startswith("layers.")]
+    if len(layers) != config.depth or (config.depth > 1 and max(len(layer) for layer in layers) != config.width):
+        raise ValueError(f"an upscaler of {len(layers)} convolutions")
 
 
 def _first(error: Exception) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -206,7 +208,7 @@ def _shower(tokenizer: Tokenizer, setting: ModelSetting) -> Callable[[Tensor, in
         columns = ids.shape[2] if ids.ndim == 5 else math.ceil(len(ids) ** 0.5)
         if ids.ndim == 5:
             ids = ids.transpose(1, 2).flatten(0, 1)
-        images = tokenizer.decode(ids.cpu().numpy().astype(np.int32))
+        images = _pictures(tokenizer.decode(ids.cpu().numpy().astype(np.int32)))
         blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
         rows = np.split(np.concatenate([images, blank]), (len(images) + len(blank)) // columns)
         picture = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
@@ -215,3 +217,12 @@ def _shower(tokenizer: Tokenizer, setting: ModelSetting) -> Callable[[Tensor, in
         setting.output.put(f"{FOLDER}/samples-{step:08d}.png", file.getvalue())
 
     return show
+
+
+def _pictures(images: NDArray[Any]) -> NDArray[np.uint8]:
+    """Images as they are; fields of grids [B, H, W] in grey from the lowest to the highest, black where no value is."""
+    if images.ndim == 4:
+        return images
+    low, high = (float(reduce(images)) if np.isfinite(images).any() else 0.0 for reduce in (np.nanmin, np.nanmax))
+    grey = 55 + 200 * (np.nan_to_num(images, nan=low) - low) / max(high - low, 1e-12)
+    return np.repeat(np.where(np.isnan(images), 0, grey).astype(np.uint8)[..., None], 3, axis=3)

@@ -11,10 +11,11 @@ import torch
 
 from tokenshard.errors import SpecError
 from tokenshard.quantizers.distributed import rank_and_world
-from tokenshard.spec.job import JOB_KINDS, LearnJob, TrainAdapt, TrainClassifier, TrainMtm
+from tokenshard.spec.job import JOB_KINDS, LearnJob, TrainAdapt, TrainClassifier, TrainGridSr, TrainMtm
 from tokenshard.training.adapt import train_adapt
 from tokenshard.training.classifier import train_classifier
 from tokenshard.training.distributed import check_shared, in_processes, is_first
+from tokenshard.training.grid_sr import train_grid_sr
 from tokenshard.training.mtm import train_mtm
 from tokenshard.training.setting import Outcome, device_of, finished
 
@@ -51,4 +52,6 @@ def _trained(job: LearnJob, device: torch.device, say: Callable[[str], None]) ->
         return train_mtm(job, device, say)
     if isinstance(job, TrainAdapt):
         return train_adapt(job, device, say)
+    if isinstance(job, TrainGridSr):
+        return train_grid_sr(job, device, say)
     raise SpecError(f"{job.kind}: not a training job on tokens")
