@@ -13,7 +13,7 @@ import pytest
 
 import tokenshard
 from integration.command import command_line, refused, tokenshard_command
-from integration.test_crash_safety import finish, kill_workers, local_workers, shards
+from integration.test_crash_safety import finish, kill_workers, local_workers, ray_workers, shards
 from sources.grids.making import global_netcdf, opened, seafloor, whole, write_netcdf
 from tokenshard.shards.verify import verify
 from tokenshard.store import Store
@@ -54,6 +54,23 @@ def test_killed_workers_leave_the_shards_of_an_undisturbed_run(survey: Path, tmp
     calm = {path.name: path.read_bytes() for path in (tmp_path / "calm" / "data").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()} == calm
     assert verify(Store(tmp_path / "out"), deep=True).ok
+
+
+def test_ray_actors_that_are_killed_make_the_shards_of_one_process(
+    survey: Path, tmp_path: Path, ray_address: str
+) -> None:
+    undisturbed = convert(survey, tmp_path / "calm", "--engine", "local", "--workers", "0")
+    words = command_line("convert", "grids", str(survey), str(tmp_path / "out"), *WORK)
+    driver = subprocess.Popen(
+        [*words, "--engine", "ray", "--address", ray_address, "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert kill_workers(driver, tmp_path / "out", ray_workers, 2, random.Random(3)) >= 1
+    finish(driver)
+    assert tokenshard.open(tmp_path / "out").fingerprint == undisturbed["fingerprint"]
+    calm = {path.name: path.read_bytes() for path in (tmp_path / "calm" / "data").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()} == calm
 
 
 def test_bad_files_are_told_apart_and_the_others_are_converted(tmp_path: Path) -> None:
