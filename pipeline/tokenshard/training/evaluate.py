@@ -15,8 +15,7 @@ from tokenshard.loading.decoding import CODES
 from tokenshard.loading.loader import TokenLoader
 from tokenshard.shards.dataset import Dataset
 from tokenshard.sources.base import Reject, Sample
-from tokenshard.sources.decoded import decoded_samples
-from tokenshard.sources.images.decoded import decoded_images
+from tokenshard.sources.images.decoded import decoded_images, decoded_samples
 from tokenshard.spec.training import MaskSpec
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.frames import encode_frames
@@ -129,7 +128,7 @@ def raw_samples(model: TrainedModel, path: str, storage: dict[str, Any]) -> Iter
 @torch.inference_mode()
 def predict(model: TrainedModel, tokenizer: Tokenizer, image: NDArray[np.uint8], most: int = 5) -> list[dict[str, Any]]:
     """The likeliest classes of an image uint8 [height, width, 3] or of a clip [frames, height, width, 3]: `class`,
-    `name` and `probability`. A model of clips sees the frames in the middle.
+    `name` and `probability`. A model of clips sees the middle.
 
     Raises InputError where a clip has fewer frames than the model sees.
     """
@@ -142,10 +141,11 @@ def predict(model: TrainedModel, tokenizer: Tokenizer, image: NDArray[np.uint8],
     if frames is None:
         codes = tokenizer.encode(image[None])
     else:
-        if len(image) < frames:
-            raise InputError(f"a clip of {len(image)} frames; the model sees {frames}")
-        first = (len(image) - frames) // 2
-        codes = encode_frames(tokenizer, image[first : first + frames])[None]
+        codes = encode_frames(tokenizer, image)[None]
+        if codes.shape[2] < frames:
+            raise InputError(f"a clip of {codes.shape[2]} frames of tokens; the model sees {frames}")
+        first = (codes.shape[2] - frames) // 2
+        codes = codes[:, :, first : first + frames]
     ids = torch.from_numpy(codes.astype(np.int64)).to(module.head.weight.device)
     best = logits_of(module, ids).softmax(1)[0].topk(min(most, module.config.classes))
     names = model.document.names

@@ -1,12 +1,16 @@
-"""Decoded images of a path: what training and evaluation of tokenizers read."""
+"""Decoded samples of a path without a job around them: what training and evaluation of tokenizers read."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from tokenshard.sources.base import Reject, Sample
-from tokenshard.sources.decoded import decoded_samples
+import numpy as np
+import pyarrow as pa
+
+from tokenshard.sources.base import Reject, Sample, Source
 from tokenshard.sources.images.open import open_image_source
 from tokenshard.spec.images import ImageSourceSpec
 
@@ -18,5 +22,23 @@ def decoded_images(
     most: int | None = None,
     threads: int = 4,
 ) -> Iterator[Sample | Reject]:
-    """The images of a source as :func:`~tokenshard.sources.decoded.decoded_samples` gives them."""
+    """As :func:`decoded_samples`, of the images of a spec."""
     return decoded_samples(open_image_source(spec, storage_options), most=most, threads=threads)
+
+
+def decoded_samples(source: Source, *, most: int | None = None, threads: int = 4) -> Iterator[Sample | Reject]:
+    """The samples of a source in the order of its plan, or ``most`` of them spread evenly; decoded ahead on threads.
+
+    Raises SpecError when there is nothing to read.
+    """
+    plan = pa.Table.from_batches(list(source.plan()))
+    if most is not None and most < len(plan):
+        plan = plan.take(np.linspace(0, len(plan) - 1, most).round().astype(np.int64))
+    running: deque[Future[Sample | Reject]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for thunk in source.read(plan):
+            if len(running) >= 4 * threads:
+                yield running.popleft().result()
+            running.append(pool.submit(thunk))
+        while running:
+            yield running.popleft().result()

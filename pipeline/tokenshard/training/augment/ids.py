@@ -1,6 +1,6 @@
 """Augmentation of ids, before they become vectors: Token-EDA of SeiT (Park et al. 2023, arXiv:2303.11114).
 
-Of clips, ids [B, L, T, H, W], all frames get the same squares.
+Of clips, ids [B, L, T, H, W], all frames get the same squares, and equal codes of a place the same synonym.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenshard.training.augment.draws import Draws
-from tokenshard.training.augment.vectors import by_sample
+from tokenshard.training.augment.vectors import by_sample, of_one_frame
 
 TRIES = 8
 """Pairs of squares drawn until one does not overlap."""
@@ -42,8 +42,9 @@ def replace_by_synonyms(ids: Tensor, tables: Sequence[Tensor], share: float, cho
         if not table.shape[1]:
             planes.append(plane)
             continue
-        hit = (draws.uniform(*plane.shape) < share) & by_sample(chosen, plane)
-        pick = (draws.uniform(*plane.shape) * table.shape[1]).long().clamp_max(table.shape[1] - 1)
+        shape = of_one_frame(plane.shape, 3)
+        hit = (draws.uniform(*shape) < share) & by_sample(chosen, plane)
+        pick = (draws.uniform(*shape) * table.shape[1]).long().clamp_max(table.shape[1] - 1)
         planes.append(torch.where(hit, table[plane, pick], plane))
     return torch.stack(planes, 1)
 

@@ -1,6 +1,7 @@
 """Augmentation of code vectors [B, d, (T,) H, W]: crops, noise, colours and mixtures, on the device.
 
-What is done to a frame of a clip is done to all of them: one box, one colour. Time is neither cropped nor resized here.
+What is done to a frame of a clip is done to all of them: one box, one colour, one noise. Time is neither cropped nor
+resized here.
 
 Resizing is linear in the vectors, so cropping codes as one-hot maps, as SeiT does on CPUs, and cropping what they
 stand for give the same: only ids have to reach the device.
@@ -46,6 +47,12 @@ def _cubic(x: Tensor) -> Tensor:
 def by_sample(values: Tensor, like: Tensor) -> Tensor:
     """Numbers [B] of samples [B, 1, 1, …], to be broadcast with ``like``."""
     return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def of_one_frame(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """The shape of what is drawn once for all frames, of a tensor with so many axes for images, and one more for clips:
+    1 frame."""
+    return shape if len(shape) == axes else (*shape[:-3], 1, *shape[-2:])
 
 
 def crop_and_resize(vectors: Tensor, boxes: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -96,7 +103,7 @@ def _between(low: float, high: float, uniform: NDArray[np.float64]) -> NDArray[n
 def add_noise(vectors: Tensor, chosen: Tensor, scale: float, draws: Draws) -> Tensor:
     """Emb-Noise: normal noise that a channel shares, and normal noise by element, both with deviation ``scale``."""
     batch, dim = vectors.shape[:2]
-    noise = draws.normal(batch, dim, *(1,) * (vectors.ndim - 2)) + draws.normal(*vectors.shape)
+    noise = draws.normal(batch, dim, *(1,) * (vectors.ndim - 2)) + draws.normal(*of_one_frame(vectors.shape, 4))
     return vectors + noise * (scale * by_sample(chosen, vectors))
 
 

@@ -15,9 +15,10 @@ from engine.arrays import import_arrays
 from sources.video.conftest import write_video
 from tokenshard.cli.main import cli
 from tokenshard.errors import SpecError
-from tokenshard.spec.training import MaskSpec
+from tokenshard.spec.training import AugmentSpec, MaskSpec
 from tokenshard.store import Store
 from tokenshard.training.augment.draws import Draws
+from tokenshard.training.augment.recipe import Augmentation
 from tokenshard.training.folder import load_model
 from tokenshard.training.masks import draw_masks
 from tokenshard.training.models.masked import MaskedConfig, MaskedModel
@@ -139,6 +140,20 @@ def test_an_encoder_of_images_sees_a_clip_that_stands_still_as_its_frame() -> No
         frame = image.patches(image.embed(ids)) - image.positions
         still = clip.patches(clip.embed(ids[:, :, None].expand(-1, -1, 4, -1, -1))) - clip.positions
     torch.testing.assert_close(still.view(3, 2, 16, 32), frame[:, None].expand(-1, 2, -1, -1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mixed", ["cutmix", "mixup"])
+def test_a_clip_that_stands_still_stands_still_when_it_is_augmented(mixed: str) -> None:
+    spec = AugmentSpec(synonyms=0.5, swap=0.5, noise=1, color_adapt=0.5, **{"cutmix": 0, mixed: 1})
+    codebook = torch.randn(16, 8)
+    augmentation = Augmentation(spec, (4, 8, 8), [codebook])
+    frame = torch.randint(0, 16, (12, 1, 1, 8, 8))
+    ids, targets = frame.expand(-1, -1, 4, -1, -1), torch.eye(12)
+    found, shares = augmentation.mixtures(ids, targets, lambda ids: codebook[ids[:, 0]].movedim(-1, 1), Draws(0, 0))
+    assert found.shape == (12, 8, 4, 8, 8)
+    assert torch.equal(found, found[:, :, :1].expand_as(found))
+    assert float((found[:, :, 0] - codebook[frame[:, 0, 0]].movedim(-1, 1)).abs().mean()) > 0.1
+    assert float(shares.diagonal().min()) < 1
 
 
 def masked(tubelet: int) -> MaskedModel:
