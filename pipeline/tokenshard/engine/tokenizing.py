@@ -78,9 +78,7 @@ class Tokenizing:
         missing = len(extents) - len(described.downsample)
         downsample = (*(1 for _ in extents[:missing]), *described.downsample) if extents else ()
         made: tuple[MadeColumn, ...] = ()
-        if (
-            described.modality == "video"
-        ):  # a token covers a group of frames: the first alone is one, as the last may be
+        if described.modality == "video":  # groups of frames, of which the first is one frame and the last what is left
             extents, downsample, made = (GROUPS, *extents[1:]), (1, *downsample[1:]), (MadeColumn(NUM_FRAMES, "int32"),)
         return CodeLayout(
             alphabets=described.levels,
