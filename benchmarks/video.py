@@ -1,8 +1,9 @@
 """Clips as tokens: what temporal contexts save, beside H.264 at the same PSNR; speed and memory of a long video.
 
-    python benchmarks/video.py VIDEOS [--work FOLDER]
+    python benchmarks/video.py VIDEOS [--work FOLDER] [--tokenizer default] [--only codecs|speed]
 
-VIDEOS is a folder of natural clips. They are converted with `patch` (4 x 4, 1,024 codes) at 8 frames a second. The
+VIDEOS is a folder of natural clips (files, not links). They are converted at 8 frames a second, with `patch` (4 x 4,
+1,024 codes) or another tokenizer. The
 `copy` codec and the `context` codec on frames one by one are fitted on one sample and measured on all ids, models
 included. H.264 (libx264, preset medium) codes the same frames; its quality is searched until the PSNR is that of the
 tokens, and all bytes of the MP4 count. Speed: CPU seconds of the conversion beside those of decoding alone and
@@ -21,6 +22,7 @@ import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 import tokenshard as ts
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.copy import CopyCodec
+from tokenshard.report.samples import _originals
 from tokenshard.spec.job import ConvertVideo, build_job
 from tokenshard.tokenizers.frames import clip_size, decode_frames, encode_frames
 
@@ -37,12 +40,10 @@ WINDOW = 64
 TARGET = 0.75
 
 
-def job(videos: Path, out: Path, **fields: object) -> ConvertVideo:
-    source = {"path": str(videos), "fps": FPS, "incomplete": "reject", **fields}
-    return build_job(
-        ConvertVideo,
-        {"source": source, "output": str(out), "max_rejects": 1.0, "engine": {"kind": "local", "workers": 0}},
-    )
+def job(videos: Path, out: Path, tokenizer: str = "patch:4x4,k=1024") -> ConvertVideo:
+    source = {"path": str(videos), "fps": FPS, "incomplete": "reject"}
+    fields = {"output": str(out), "tokenizer": tokenizer, "max_rejects": 1.0}
+    return build_job(ConvertVideo, {"source": source, **fields, "engine": {"kind": "local", "workers": 0}})
 
 
 def cpu() -> float:
@@ -62,7 +63,7 @@ def flat(parts: list[NDArray[np.uint16]]) -> tuple[NDArray[np.uint16], NDArray[n
     return np.concatenate([part.ravel() for part in parts]), np.array([part.shape for part in parts], np.int32)
 
 
-def measure_codecs(clips: dict[str, NDArray[np.uint16]]) -> dict[str, object]:
+def measure_codecs(clips: dict[str, NDArray[np.uint16]]) -> dict[str, Any]:
     """Bits an id of all clips, by both codecs."""
     codes = list(clips.values())
     total = sum(one.size for one in codes)
@@ -197,64 +198,71 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--long-from", type=Path, help="clip that is looped; default: the first")
     parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--tokenizer", default="patch:4x4,k=1024")
+    parser.add_argument("--only", choices=["codecs", "speed"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
-        out = work / "tokens"
-        ts.run(job(options.videos, out))
-        dataset = ts.open(out)
-        rows = [dataset[number] for number in range(len(dataset))]
-        clips = {row["key"]: np.asarray(row["codes"]) for row in rows}
-        found = measure_codecs(clips)
-        print(
-            f"{found['ids']:,} ids of {len(clips)} clips: copy {found['bits_copy']:.3f}, frame by frame "
-            f"{found['bits_frames']:.3f} bits an id, ratio {found['ratio']:.3f} (wanted <= {TARGET}); "
-            f"decodes {found['decode_ratio']:.2f} times as fast"
-        )
-        from tokenshard.report.samples import _originals
-
-        originals = dict(_originals(dataset, list(clips)))
-        lines = []
-        for row in rows:
-            key = row["key"]
-            if len(row["pts"]) < 8:
-                continue
-            shown = decode_frames(dataset.tokenizer, clips[key][None], clip_size(row))
-            quality = psnr(originals[key], shown)
-            size, reached = h264_at(originals[key], quality)
-            lines.append(
-                {
-                    "key": key,
-                    "psnr": quality,
-                    "tokens": found["bytes"][key],
-                    "h264": size,
-                    "h264_psnr": reached,
-                    "ratio_of_frames": found["clips"][key],
-                }
-            )
-            print(
-                f"{key:36s} {quality:5.2f} dB  tokens {found['bytes'][key]:>8,} B  "
-                f"H.264 {size:>8,} B ({reached:.2f} dB)  "
-                f"copy / frames {found['clips'][key]:.3f}",
-                flush=True,
-            )
-        total = {name: sum(line[name] for line in lines) for name in ("tokens", "h264")}
-        print(f"together: tokens {total['tokens']:,} B, H.264 {total['h264']:,} B")
-        long = work / "long.mp4"
-        first = options.long_from or next(path for path in sorted(options.videos.rglob("*")) if path.is_file())
-        if not long.exists():
-            long_video(long, first, options.seconds)
-        command = [sys.executable, __file__, "--convert-long", str(long), str(work / "long-tokens")]
-        memory = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-        parts = alone(long, dataset.tokenizer)
-        share = (parts["decoding"] + parts["encoding"]) / memory["cpu"]
-        print(
-            f"{options.seconds} s of 1080p: peak {memory['peak_mb']:.0f} MB (imports {memory['imports_mb']:.0f}); "
-            f"CPU: decoding alone {parts['decoding']:.1f} s, encoding alone {parts['encoding']:.1f} s, together "
-            f"{share:.2f} x that of the conversion"
-        )
-        result = {**found, "h264": lines, "memory": memory, "alone": parts}
+        result: dict[str, Any] = {}
+        if options.only != "speed":
+            result |= measure_clips(options.videos, work / "tokens", options.tokenizer, options.only is None)
+        if options.only != "codecs":
+            first = next(path for path in sorted(options.videos.rglob("*")) if path.is_file())
+            result |= measure_long(work, options.long_from or first, options.seconds)
         (work / "video.json").write_text(json.dumps(result, indent=1))
+
+
+def measure_clips(videos: Path, out: Path, tokenizer: str, beside_h264: bool) -> dict[str, Any]:
+    """Bits an id of converted clips by both codecs, and the bytes of H.264 at their PSNR."""
+    ts.run(job(videos, out, tokenizer))
+    dataset = ts.open(out)
+    rows = [dataset[number] for number in range(len(dataset))]
+    clips = {row["key"]: np.asarray(row["codes"]) for row in rows}
+    found = measure_codecs(clips)
+    print(
+        f"{found['ids']:,} ids of {len(clips)} clips: copy {found['bits_copy']:.3f}, frame by frame "
+        f"{found['bits_frames']:.3f} bits an id, ratio {found['ratio']:.3f} (wanted <= {TARGET}); "
+        f"decodes {found['decode_ratio']:.2f} times as fast",
+        flush=True,
+    )
+    if not beside_h264:
+        return found
+    originals = dict(_originals(dataset, list(clips)))
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        key = row["key"]
+        if len(row["pts"]) < 8:
+            continue
+        shown = decode_frames(dataset.tokenizer, clips[key][None], clip_size(row))
+        quality = psnr(originals[key], shown)
+        size, reached = h264_at(originals[key], quality)
+        mine, ratio = found["bytes"][key], found["clips"][key]
+        lines.append({"key": key, "psnr": quality, "tokens": mine, "h264": size, "h264_psnr": reached, "ratio": ratio})
+        print(
+            f"{key:36s} {quality:5.2f} dB  tokens {mine:>8,} B  H.264 {size:>8,} B ({reached:.2f} dB)  "
+            f"copy / frames {ratio:.3f}",
+            flush=True,
+        )
+    total = {name: sum(line[name] for line in lines) for name in ("tokens", "h264")}
+    print(f"together: tokens {total['tokens']:,} B, H.264 {total['h264']:,} B")
+    return {**found, "h264": lines}
+
+
+def measure_long(work: Path, clip: Path, seconds: int) -> dict[str, Any]:
+    """Peak memory and CPU seconds of the conversion of a long video, beside those of its parts."""
+    long = work / "long.mp4"
+    if not long.exists():
+        long_video(long, clip, seconds)
+    command = [sys.executable, __file__, "--convert-long", str(long), str(work / "long-tokens")]
+    memory = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    parts = alone(long, ts.open(work / "long-tokens").tokenizer)
+    share = (parts["decoding"] + parts["encoding"]) / memory["cpu"]
+    print(
+        f"{seconds} s of 1080p: peak {memory['peak_mb']:.0f} MB (imports {memory['imports_mb']:.0f}); "
+        f"CPU: decoding alone {parts['decoding']:.1f} s, encoding alone {parts['encoding']:.1f} s, together "
+        f"{share:.2f} x that of the conversion, {memory['cpu']:.1f} s"
+    )
+    return {"memory": memory, "alone": parts}
 
 
 if __name__ == "__main__":

@@ -127,8 +127,9 @@ def test_clips_are_shown_exported_and_cropped(tokens: Path, tmp_path: Path) -> N
     assert {tuple(batch["codes"].shape) for batch in loader} == {(3, 2, 4, 4)}
 
 
-def test_recoded_clips_stay_clips(tokens: Path, tmp_path: Path) -> None:
-    done = tokenshard_command("transcode", str(tokens), str(tmp_path / "few"), "--codec", "pack", "--quiet")
+@pytest.mark.parametrize("how", [["--codec", "pack"], ["--codebook-size", "8"]], ids=" ".join)
+def test_recoded_clips_stay_clips(tokens: Path, tmp_path: Path, how: list[str]) -> None:
+    done = tokenshard_command("transcode", str(tokens), str(tmp_path / "few"), "--quiet", *how)
     assert done.returncode == 0, done.stderr
     words = ["--format", "mp4", "--key", "2.mp4#00002"]
     done = tokenshard_command("export", str(tmp_path / "few"), str(tmp_path / "movies"), *words)

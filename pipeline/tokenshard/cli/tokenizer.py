@@ -61,7 +61,9 @@ def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **value
     images = [sample.data for sample in samples]
     found, tables = saved_or_fitted(tokenizer, images, values)
     if found.spec.modality == "video":
-        raise SpecError(f"{tokenizer}: is a tokenizer of clips, and these are images; `show` tells the PSNR of clips")
+        raise SpecError(
+            f"{tokenizer}: is a tokenizer of clips, and these are images; `show` draws clips with their PSNR"
+        )
     quality = tokenizer_quality(found, images, tables, [sample.key for sample in samples], values["top"], features)
     if codes is not None:
         _write_codes(codes, quality.uses)

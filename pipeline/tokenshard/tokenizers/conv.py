@@ -24,7 +24,6 @@ from tokenshard.tokenizers.networks import Network
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.tiling import Span, reach, spans
 from tokenshard.tokenizers.trained import (
-    DEVICE_PIXELS,
     MAX_WHOLE_PIXELS,
     ConvConfig,
     Numerics,
@@ -32,6 +31,8 @@ from tokenshard.tokenizers.trained import (
     pad_edges,
 )
 
+DECODE_PIXELS = 1 << 21
+"""Larger images go through the network in tiles."""
 TILE = 1024
 """Side of a tile in pixels, without its halo."""
 CANVAS = 32
@@ -127,7 +128,7 @@ class ConvVQ(TrainedTokenizer):
                 f"normalization or attention over the whole image, so it cannot be tiled, and takes at most "
                 f"{MAX_WHOLE_PIXELS:,} pixels at once; give smaller images (--size) or another tokenizer"
             )
-        tile = max(1, TILE // side) if halo is not None and pixels > DEVICE_PIXELS else max(rows, columns)
+        tile = max(1, TILE // side) if halo is not None and pixels > DECODE_PIXELS else max(rows, columns)
         for down in spans(rows, tile, halo or 0):
             for right in spans(columns, tile, halo or 0):
                 yield down, right

@@ -52,7 +52,7 @@ def read_samples(
     if left_out:
         say(f"{left_out:,} {what} are left out: the others take {held / 1e9:.1f} GB, more memory must be allowed")
     if not samples:
-        raise SpecError(f"{', '.join(place.path for place in places)}: none of the {what} could be read")
+        raise SpecError(f"{', '.join(place.path for place in places)}: no {what} could be read")
     return samples
 
 
@@ -86,7 +86,7 @@ def training_clips(
     samples = read_samples(places, storage, say, spec.images, spec.memory)
     by_video: dict[str, list[NDArray[np.uint8]]] = {}
     for sample in samples:
-        by_video.setdefault(sample.uri, []).append(sample.data)
+        by_video.setdefault(sample.key.rpartition("#")[0], []).append(sample.data)
     videos = list(by_video.values()) if len(by_video) > 1 else [[sample.data] for sample in samples]
     if len(videos) < 2:
         raise SpecError(f"{spec.path}: one clip is too few; the one held out must be another")
