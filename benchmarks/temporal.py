@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.choose import choose_codec
 from tokenshard.engine.encode import flat_ids
 from tokenshard.sources.base import Sample
-from tokenshard.sources.decoded import decoded_samples
+from tokenshard.sources.images.decoded import decoded_samples
 from tokenshard.sources.video.source import open_video_source
 from tokenshard.spec.videos import VideoSourceSpec
 from tokenshard.store import Store

@@ -19,7 +19,6 @@ from tokenshard.errors import FormatError, ManifestConflict, SpecError
 from tokenshard.shards.bounds import check_manifest
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import (
-    DELETED,
     MAX_JSON_SHARDS,
     commit_manifest,
     list_versions,

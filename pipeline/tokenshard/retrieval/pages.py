@@ -140,15 +140,17 @@ class PageCodes:
     def _opened(self, block: _Block, asked: Sequence[Pages]) -> tuple[Scorer, Pages]:
         """A scorer of pages of a block, among them those that are asked for, and their numbers."""
         everything = np.arange(*block.pages)
-        if block.scorer is not None:
-            return block.scorer, everything
+        held = block.scorer
+        if held is not None:
+            return held, everything
         pages = asked[0] if len(asked) == 1 else np.unique(np.concatenate(asked))
         block.read += len(pages)
         if block.read < block.count or self.nbytes >= self._room:
             return self._laid_out(self.part(pages)), pages
         with self._lock:
-            if block.scorer is not None:  # another thread was faster
-                return block.scorer, everything
+            held = block.scorer
+            if held is not None:  # another thread was faster
+                return held, everything
             scorer = self._laid_out(self.part(everything))
             if self.nbytes + scorer.nbytes <= self._room:
                 block.scorer = scorer

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import Sample, Source
-from tokenshard.sources.decoded import decoded_samples
+from tokenshard.sources.images.decoded import decoded_samples
 from tokenshard.sources.images.open import open_image_source
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.train import TrainingClipsSpec, TrainingImagesSpec
