@@ -265,13 +265,14 @@ def adapt(run_folder: str, data: str, as_json: bool, quiet: bool, **values: Any)
 def grid_sr(run_folder: str, data: str, as_json: bool, quiet: bool, **values: Any) -> None:
     """Train a network that doubles the resolution of grids.
 
-    It learns from datasets that hold a level and the one half as fine, and is measured beside bicubic interpolation of
-    the same cells, in metres. RUN_FOLDER is a folder or URL that gets it, and below `training/` its metrics.
+    It learns from datasets that hold a level and the one half as fine (`convert grids --levels 1,2`), and is measured
+    beside bicubic interpolation of the same cells, in metres. RUN_FOLDER is a folder or URL that gets it, and below
+    `training/` its metrics.
 
     \b
     Example:
-      tokenshard convert grids GEBCO_2024.nc depths/ --bound abs:5 --levels 1,2
       tokenshard train grid-sr --data depths/ --val other-depths/ run/
+      tokenshard train grid-sr --data depths/ --input tokens --depth 0 run/
     """
     from tokenshard.spec.job import TrainGridSr
     from tokenshard.training.distributed import is_first
