@@ -29,6 +29,7 @@ from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.grids.bounded import decode_tile, encode_tile
 from tokenshard.tokenizers.grid import Codes, GridTokenizer
+from tokenshard.tokenizers.lapped import RING
 
 Field = NDArray[np.float64]
 Ids = NDArray[np.uint16]
@@ -129,19 +130,20 @@ def seams(tokenizer: GridTokenizer, z: Field) -> tuple[float, float]:
     return jump(decoded(tokenizer, z) - z, borders), jump(alone - z, borders)
 
 
-def seams_around(tokenizer: GridTokenizer, z: Field) -> tuple[float, float]:
-    """The same for the line where a grid around the earth begins, against NEAR columns to both sides of it.
+def meridians(tokenizer: GridTokenizer, z: Field) -> NDArray[np.float64]:
+    """Jumps into every eighth column of a grid around the earth, against NEAR columns to both sides; the first is the
+    180 degree line.
 
-    The relief of one column is its own: within 20 degrees the mean difference between cells goes from 85 to 124 m.
+    Where the line lies changes no cell (tests/grids/test_lattice.py turns a grid and compares bits), so these are the
+    jumps of a line put there. One column has a relief of its own, and its jump a deviation that the mean has not.
     """
-    wide = np.concatenate([z[:, -TILE:], z[:, :TILE]], axis=1)
-    alone = np.concatenate([decoded(tokenizer, wide[:, :TILE]), decoded(tokenizer, wide[:, TILE:])], axis=1)
-    near = slice(TILE - NEAR, TILE + NEAR)
-    borders = np.arange(2 * NEAR) == NEAR
-    return (
-        jump((decoded(tokenizer, wide) - wide)[:, near], borders),
-        jump((alone - wide)[:, near], borders),
-    )
+    ring = RING * PATCH
+    wide = np.pad(z, ((0, 0), (ring, ring)), mode="wrap")
+    error = (decoded(tokenizer, wide) - wide)[:, ring:-ring]
+    size = np.abs(error - np.roll(error, 1, axis=1)).mean(axis=0)
+    beside = np.array([offset for offset in range(-NEAR, NEAR + 1) if offset])
+    places = np.arange(0, z.shape[1], PATCH)
+    return size[places] / size[(places[:, None] + beside) % z.shape[1]].mean(axis=1)
 
 
 def main() -> int:
@@ -184,11 +186,15 @@ def main() -> int:
     print("\n| jumps of the error at borders of tiles | with the patches around | each tile alone |\n|---|---|---|")
     for rate in RATES:
         tokenizer, _ = made[rate.name]
-        for name, around in ((TESTED_ON[0], False), ("global 10'", True)):
-            lapped, alone = seams_around(tokenizer, grids[name][:, :2160]) if around else seams(tokenizer, grids[name])
-            what = f"{name}, across 180 degrees" if around else name
-            print(f"| {rate.name}, {what} | {lapped:.3f} | {alone:.3f} |")
-            promises.append((f"{rate.name}: seams in {what} <= 1.10", lapped <= 1.10))
+        lapped, alone = seams(tokenizer, grids[TESTED_ON[0]])
+        print(f"| {rate.name}, {TESTED_ON[0]} | {lapped:.3f} | {alone:.3f} |")
+        lines = meridians(tokenizer, grids["global 10'"][:, :2160])
+        print(
+            f"| {rate.name}, global 10', the line at each of {len(lines)} meridians | {lines.mean():.3f} (sd "
+            f"{lines.std():.3f}; at 180 degrees {lines[0]:.3f}) | |"
+        )
+        promises.append((f"{rate.name}: seams in {TESTED_ON[0]} <= 1.10", lapped <= 1.10))
+        promises.append((f"{rate.name}: seams where a grid goes around the earth <= 1.10", lines.mean() <= 1.10))
     print("\n| cells and tokens | bound | cells alone | with tokens: cells | tokens | both | SZ3 | of alone | of SZ3 |")
     print("|---|---|---|---|---|---|---|---|---|")
     tokenizer, tables = made["low"]

@@ -276,6 +276,7 @@ def grid_sr(run_folder: str, data: str, as_json: bool, quiet: bool, **values: An
     \b
     Example:
       tokenshard train grid-sr --data depths/ --val other-depths/ run/
+      tokenshard train grid-sr --data depths/ --input tokens --depth 0 run/
     """
     from tokenshard.spec.job import TrainGridSr
     from tokenshard.training.distributed import is_first

@@ -20,7 +20,7 @@ from tokenshard.tokenizers.grid import Codes, GridTokenizer
 from tokenshard.tokenizers.lapped import RING
 
 CodesOf = Callable[[int, int], Codes | None]
-"""Codes of the tile of a row and column of tiles, means from sea level on; None where there is none."""
+"""Codes of the tile of a row and column of tiles, means in steps from zero on; None where there is none."""
 Place = tuple[slice, slice]
 
 
