@@ -168,6 +168,18 @@ def test_depth_and_type_identifiers_make_groups_of_their_own(regions: Path) -> N
         checked_by(["roughness", "slope"])
 
 
+def test_the_bound_of_a_truth_counts_as_error(regions: Path, tmp_path: Path) -> None:
+    """Widths from cells within 3 metres hold the true values, which may lie 3 metres further on."""
+    convert_grids(regions / "in" / "c.nc", tmp_path / "exact", tile=64)
+    convert_grids(regions / "in" / "c.nc", tmp_path / "near", tile=64, bound="abs:3")
+    tiles = []
+    for name in ("exact", "near"):
+        dataset = GridDataset(open_dataset(tmp_path / name))
+        tiles.append(read_region(dataset, dataset.choose(None), "tokens", ("roughness",)).tiles)
+    for exact, near in zip(*tiles, strict=True):
+        assert (np.abs(near.error) >= np.abs(exact.error) * (1 - 1e-6) - 1e-3).all()
+
+
 def test_generated_grids_are_calibrated_and_tested_against_a_truth_from_elsewhere(
     regions: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from tokenshard.errors import SpecError, TokenshardError
 from tokenshard.grids.bounded import Bound
 from tokenshard.grids.bounds import allowed
 from tokenshard.grids.dataset import GridDataset
-from tokenshard.grids.decode import GridDecoder
-from tokenshard.grids.georeference import Window
+from tokenshard.grids.layers import decode_layer
 from tokenshard.grids.normalise import physical
+from tokenshard.shards.bounds import damage_reported
 from tokenshard.sources.grids.open import file_sha256, open_grid
 from tokenshard.sources.grids.opened import OpenGrid, valid_cells
 from tokenshard.sources.grids.source import open_grid_source
@@ -60,7 +60,7 @@ def check_bounds(
         opened = _opened(where, stored.entry, storage)
         try:
             for level in dataset.levels(key):
-                for found in _level(GridDecoder(dataset, key, level), opened):
+                for found in _level(dataset, key, level, opened):
                     cells, worst, share = cells + found.cells, max(worst, found.error), max(share, found.share)
                     errors += [found.wrong] if found.wrong else []
         finally:
@@ -78,17 +78,15 @@ class TileCheck:
     wrong: str = ""
 
 
-def _level(decoder: GridDecoder, source: OpenGrid) -> list[TileCheck]:
-    dataset, entry = decoder.dataset, decoder.entry
-    bands, found = decoder.bands(["elevation"]), []
-    for part in dataset.parts(decoder.grid, decoder.level, decoder.reference.whole, ["max_error", "bound"]):
+def _level(dataset: GridDataset, grid: str, level: int, source: OpenGrid) -> Iterator[TileCheck]:
+    entry, whole = dataset.grids[grid].entry, dataset.georeference(grid, level).whole
+    for part in dataset.parts(grid, level, whole, ["max_error", "bound", "stream", "nodata"]):
         row = part.row
-        tile = tile_at(entry, dataset.tile, decoder.level, row["tile_row"], row["tile_col"])
-        window = Window(slice(tile.y0, tile.y0 + tile.height), slice(tile.x0, tile.x0 + tile.width))
-        (decoded,) = decoder.read(window, bands)
-        title = f"{entry.uri}: tile {tile.level}/{tile.row}/{tile.column}"
-        found.append(compare_tile(title, decoded, inner(read_tile(source, tile).data, tile), entry, row))
-    return found
+        tile = tile_at(entry, dataset.tile, level, row["tile_row"], row["tile_col"])
+        title = f"{entry.uri}: tile {level}/{tile.row}/{tile.column}"
+        with damage_reported(title):
+            decoded, _ = decode_layer(row["stream"], row["nodata"], entry.elevation, (tile.height, tile.width))
+        yield compare_tile(title, decoded, inner(read_tile(source, tile).data, tile), entry, row)
 
 
 def compare_tile(

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
+from tokenshard.grids.bounded import Bound
+from tokenshard.grids.bounds import allowed
 from tokenshard.grids.conformal import Tile
 from tokenshard.grids.dataset import GridDataset
 from tokenshard.grids.decode import GridDecoder
@@ -52,7 +54,8 @@ class Region:
 
 
 def read_region(dataset: GridDataset, grid: str, band: str, by: Sequence[str], truth: Truth | None = None) -> Region:
-    """The tiles of a grid. ``band``: `tokens` or `elevation`, what is wrong; ``truth``: None for the bounded layer.
+    """The tiles of a grid. ``band``: `tokens` or `elevation`, what is wrong; ``truth``: None for the bounded layer,
+    whose own bound then counts as error, too: the true values may lie that far beyond it.
 
     Raises SpecError where there is no truth, or the grid does not know what it is told apart by.
     """
@@ -65,7 +68,8 @@ def read_region(dataset: GridDataset, grid: str, band: str, by: Sequence[str], t
             "dataset or a file with the true values"
         )
     kinds = [band, *(["elevation"] if truth is None else []), *(["source"] if "tid" in by else [])]
-    kinds += ["width"] if band == "tokens" else []
+    lossless = truth is None and decoder.bound == "lossless"
+    kinds += ["width"] if band == "tokens" and lossless else []
     bands = decoder.bands(kinds)
     tiles: list[Tile] = []
     squares: list[NDArray[np.float64]] = []
@@ -78,6 +82,9 @@ def read_region(dataset: GridDataset, grid: str, band: str, by: Sequence[str], t
         true, known = _known(read["elevation"], entry) if truth is None else truth(strip)
         valid = there & known
         error = np.where(valid, decoded - true, 0.0)
+        if truth is None and not lossless:
+            stored = np.where(known, read["elevation"], read["elevation"].dtype.type(0))
+            error += np.where(valid, np.copysign(allowed(Bound.parse(decoder.bound), entry, stored), error), 0.0)
         rough = roughness_of(decoded, there, least)
         group = group_of(decoded, read.get("source"), entry, by)
         for place in _squares(strip, every):
