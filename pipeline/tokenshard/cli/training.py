@@ -119,8 +119,8 @@ def _recipe(values: dict[str, Any]) -> dict[str, Any]:
     from tokenshard.training.recipe import PRESETS
 
     fields = {} if values["recipe"] is None else _json_file("--recipe", values["recipe"])
-    names = ("quantizer", "crop", "frames", "batch", "steps", "lr", "warmup", "decoder_only")
-    names = (*names, "precision", "stored", "seed")
+    names = ["quantizer", "crop", "frames", "batch", "steps", "lr", "warmup", "decoder_only"]
+    names += ["precision", "stored", "seed"]
     fields |= {name: values[name] for name in names if values[name] is not None}
     if values["network"] in PRESETS or (values["network"] is not None and values["encoder"] is not None):
         fields["network"] = values["network"]
