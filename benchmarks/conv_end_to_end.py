@@ -25,8 +25,9 @@ from PIL import Image
 
 import tokenshard
 from tokenshard.store import Store
-from tokenshard.tokenizers.conv import ConvVQ, Numerics
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.folder import save_tokenizer
+from tokenshard.tokenizers.trained import Numerics
 from tokenshard.training.recipe import PRESETS
 
 

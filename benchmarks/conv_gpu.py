@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from tokenshard.quantizers.registry import make_quantizer
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ, Numerics
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, parameter_count
+from tokenshard.tokenizers.trained import ConvConfig, Numerics
 from tokenshard.training.recipe import PRESETS
 
 SIDE = 256

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from tokenshard.quantizers.lookup import Lookup
 from tokenshard.tokenizers import conv
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, to_signed
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.tokenizers.packaged import saved_tokenizer
+from tokenshard.tokenizers.trained import ConvConfig
 from tokenshard.training.recipe import PRESETS
 
 NAMES = ("default", "default untiled", "patch-f8")

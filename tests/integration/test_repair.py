@@ -28,9 +28,10 @@ from tokenshard.shards.rejects import read_rejects
 from tokenshard.shards.verify import verify
 from tokenshard.spec.manifest import ShardEntry
 from tokenshard.store import Store
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import save_tokenizer
+from tokenshard.tokenizers.trained import ConvConfig
 
 pytestmark = pytest.mark.integration
 LOCAL: dict[str, Any] = {"engine": {"kind": "local", "workers": 0}}

@@ -16,9 +16,10 @@ from integration.command import tokenshard_command
 from tokenshard.quantizers.registry import make_quantizer
 from tokenshard.report.numerics import compare_modes, layer_sensitivity
 from tokenshard.store import Store
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import save_tokenizer
+from tokenshard.tokenizers.trained import ConvConfig
 
 NETWORK = NetworkConfig(
     dim=4,

@@ -19,10 +19,11 @@ from tokenshard.errors import FormatError, InputError
 from tokenshard.quantizers.registry import make_quantizer
 from tokenshard.report.quality import psnr
 from tokenshard.store import Store
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import load_tokenizer, save_tokenizer
 from tokenshard.tokenizers.packaged import saved_tokenizer
+from tokenshard.tokenizers.trained import ConvConfig
 from tokenshard.tokenizers.weights import weights_sha256, weights_to_bytes
 
 Photos = list[NDArray[np.uint8]]

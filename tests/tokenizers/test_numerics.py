@@ -19,10 +19,11 @@ from tokenshard.report.quality import psnr
 from tokenshard.shards.verify import verify
 from tokenshard.store import Store
 from tokenshard.tokenizers import int8
-from tokenshard.tokenizers.conv import ConvVQ, Numerics
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.folder import load_tokenizer, save_tokenizer
 from tokenshard.tokenizers.int8 import Int8Convolution, convolutions, in_int8
 from tokenshard.tokenizers.packaged import saved_tokenizer
+from tokenshard.tokenizers.trained import Numerics
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from torch import nn
 from tokenshard.errors import InputError
 from tokenshard.quantizers.registry import make_quantizer
 from tokenshard.tokenizers import conv
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, StackConfig
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.tiling import reach, spans
+from tokenshard.tokenizers.trained import ConvConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHAIN = NetworkConfig(

@@ -16,9 +16,10 @@ from tokenshard.engine.progress import Progress
 from tokenshard.quantizers.lookup import Lookup
 from tokenshard.spec.job import TrainAdapt, TrainClassifier, TrainMtm, build_job
 from tokenshard.store import Store
-from tokenshard.tokenizers.conv import ConvConfig, ConvVQ
+from tokenshard.tokenizers.conv import ConvVQ
 from tokenshard.tokenizers.conv_network import AutoEncoder, NetworkConfig, StackConfig
 from tokenshard.tokenizers.folder import save_tokenizer
+from tokenshard.tokenizers.trained import ConvConfig
 from tokenshard.training.setting import Outcome
 from tokenshard.training.start import train
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -17,16 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokenshard.errors import FormatError, InputError
-from tokenshard.quantizers.base import Quantizer
 from tokenshard.tokenizers.causal_network import CausalConfig
-from tokenshard.tokenizers.conv_network import AutoEncoder, to_signed, to_uint8, to_unit
+from tokenshard.tokenizers.conv_network import to_signed, to_uint8, to_unit
 from tokenshard.tokenizers.networks import Network
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.tiling import Span, reach, spans
 from tokenshard.tokenizers.trained import (
     MAX_WHOLE_PIXELS,
-    ConvConfig,
-    Numerics,
     TrainedTokenizer,
     pad_edges,
 )
@@ -46,20 +44,16 @@ class ConvVQ(TrainedTokenizer):
     kind = "conv"
     modality = "image"
 
-    def __init__(
-        self,
-        config: ConvConfig,
-        network: AutoEncoder,
-        quantizer: Quantizer,
-        numerics: Numerics = "fp32",
-        device: str | torch.device = "cpu",
-        compiled: bool = False,
-        tables: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(config, network, quantizer, numerics, device, compiled, tables)
-        seen = reach(network.encoder)
-        self._halo_in = None if seen is None else -(-seen // config.network.downsample)
-        self._halo_out = reach(network.decoder)
+    @cached_property
+    def _halo_in(self) -> int | None:
+        """Tokens around a tile that its ids depend on; None: on all of the image."""
+        seen = reach(self.network.encoder)
+        return None if seen is None else -(-seen // self.config.network.downsample)
+
+    @cached_property
+    def _halo_out(self) -> int | None:
+        """Tokens around a tile that its pixels depend on; None: on all of the image."""
+        return reach(self.network.decoder)
 
     @classmethod
     def cells(cls, network: Network) -> tuple[int, ...]:
