@@ -275,7 +275,7 @@ def test_an_image_finds_the_page_like_it(tmp_path: Path) -> None:
     for number in range(6):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).resize((160, 160)).save(tmp_path / "scans" / f"{number}.png")
-    convert(tmp_path / "scans", tmp_path / "pages", "--encoder", "patch-dct", "--compression", "hpc:64")
+    convert(tmp_path / "scans", tmp_path / "pages", "--encoder", "patch-dct", "--compression", "ofec:0.16")
     words = ("search", "query", str(tmp_path / "pages"))
     found = json.loads(run(*words, "--image", str(tmp_path / "scans" / "4.png"), "--top", "2", "--json"))
     assert found["hits"][0]["document"] == "4.png"
