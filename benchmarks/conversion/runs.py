@@ -30,7 +30,8 @@ from tokenshard.shards.schema import CodeColumns
 from tokenshard.shards.writer import ShardWriter, TokenBatch
 from tokenshard.sources.images.decode import decode_image
 from tokenshard.sources.registry import open_source
-from tokenshard.spec.job import ConvertImages, ConvertJob, build_job
+from tokenshard.spec.conversion import ConvertJob
+from tokenshard.spec.job import ConvertImages, build_job
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
 from tokenshard.tokenizers.folder import load_tokenizer

@@ -15,7 +15,8 @@ from tokenshard.errors import SpecError
 from tokenshard.shards.cache import Cache
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import read_manifest
-from tokenshard.spec.job import ConvertImages, ConvertJob, JobSpec, LearnJob, TrainTokenizer, build_job, parse_job
+from tokenshard.spec.conversion import ConvertJob, JobSpec
+from tokenshard.spec.job import ConvertImages, LearnJob, TrainTokenizer, build_job, parse_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer

@@ -288,7 +288,8 @@ def run(job: str, output: str | None, source: str | None, **values: Any) -> None
     from tokenshard.api import load_job
     from tokenshard.cli.train import train_and_print as learn_and_print
     from tokenshard.cli.training import train_and_print
-    from tokenshard.spec.job import ConvertJob, LearnJob
+    from tokenshard.spec.conversion import ConvertJob
+    from tokenshard.spec.job import LearnJob
 
     fields, mode, display = split_options(values)
     if output:

@@ -13,7 +13,7 @@ from tokenshard.engine.job_folder import JobFolder
 from tokenshard.engine.progress import Progress
 from tokenshard.errors import SpecError
 from tokenshard.shards.manifest import list_versions, read_manifest
-from tokenshard.spec.job import ConvertJob, TokenizeJob
+from tokenshard.spec.conversion import ConvertJob, TokenizeJob
 from tokenshard.spec.manifest import SIDECARS, Manifest
 from tokenshard.store import Store
 

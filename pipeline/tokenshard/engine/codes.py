@@ -17,7 +17,7 @@ from tokenshard.errors import InputError, SpecError
 from tokenshard.shards.limits import MAX_GROUP_IDS, MAX_LEVELS
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample
 from tokenshard.spec.codec import MAX_ALPHABET
-from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.conversion import ConvertJob
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store

@@ -38,7 +38,7 @@ from tokenshard.shards.keys import KeySet
 from tokenshard.shards.manifest import list_versions, read_manifest
 from tokenshard.shards.rejects import read_rejects
 from tokenshard.sources.registry import open_source
-from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.conversion import ConvertJob
 from tokenshard.spec.manifest import Manifest
 from tokenshard.store import Store
 

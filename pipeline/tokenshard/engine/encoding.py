@@ -17,14 +17,8 @@ from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, CodeSource, Sample, Source
 from tokenshard.sources.codes.dataset import DatasetSource
-from tokenshard.spec.job import (
-    CompressDocuments,
-    ConvertDocuments,
-    ConvertGrids,
-    ConvertJob,
-    TokenizeJob,
-    Transcode,
-)
+from tokenshard.spec.conversion import ConvertJob, TokenizeJob
+from tokenshard.spec.job import CompressDocuments, ConvertDocuments, ConvertGrids, Transcode
 from tokenshard.spec.manifest import Manifest, TokenizerEntry
 from tokenshard.store import Store
 

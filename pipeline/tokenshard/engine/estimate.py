@@ -22,7 +22,7 @@ from tokenshard.engine.progress import Progress
 from tokenshard.engine.task import Task
 from tokenshard.engine.unit import UnitRunner
 from tokenshard.sources.registry import open_source
-from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.conversion import ConvertJob
 from tokenshard.store import Store
 
 SAMPLE = 64

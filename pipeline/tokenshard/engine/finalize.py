@@ -13,7 +13,7 @@ from tokenshard.shards.manifest import commit_manifest
 from tokenshard.shards.schema import NUM_TOKENS, column_entries, shard_schema
 from tokenshard.sources.base import CodeLayout
 from tokenshard.spec.base import digest
-from tokenshard.spec.job import ConvertJob, TokenizeJob
+from tokenshard.spec.conversion import ConvertJob, TokenizeJob
 from tokenshard.spec.manifest import (
     CodeEntry,
     ColumnEntry,

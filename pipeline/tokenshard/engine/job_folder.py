@@ -19,7 +19,8 @@ from tokenshard.shards.schema import CodeColumns
 from tokenshard.sources.base import CodeLayout
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.job import ConvertJob, JobSpec, parse_job
+from tokenshard.spec.conversion import ConvertJob, JobSpec
+from tokenshard.spec.job import parse_job
 from tokenshard.spec.manifest import ColumnEntry, LevelEntry, RejectsEntry, ShardEntry, model_path
 from tokenshard.store import Store
 

@@ -27,7 +27,7 @@ from tokenshard.shards.schema import code_names
 from tokenshard.sources.base import CodeLayout, Sample
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.conversion import ConvertJob
 from tokenshard.spec.manifest import LevelEntry
 from tokenshard.store import Store
 

@@ -20,8 +20,8 @@ from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.schema import is_reserved
 from tokenshard.sources.base import DescribedSource, Source
+from tokenshard.spec.conversion import ConvertJob
 from tokenshard.spec.engine import UnitSpec
-from tokenshard.spec.job import ConvertJob
 from tokenshard.spec.manifest import ColumnEntry
 from tokenshard.store import Store
 

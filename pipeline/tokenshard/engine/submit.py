@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import tempfile
 import time
 import uuid
@@ -24,12 +23,11 @@ from typing import Any
 
 import tokenshard
 from tokenshard.errors import JobError, SpecError
-from tokenshard.spec.job import JobSpec
+from tokenshard.spec.conversion import JobSpec
+from tokenshard.spec.secrets import is_secret_variable
 
 JOB_FILE = "job.yaml"
 ENTRYPOINT = f"python -m tokenshard.cli.main run {JOB_FILE}"
-SECRET = re.compile(r"secret|password|passwd|token|credential|private|api_?key|access_key|sas_|connection_string", re.I)
-"""Names of variables that are refused: Ray shows the environment of a job to everyone who can open its dashboard."""
 PATIENCE = 30.0
 """Seconds that the job server gets to answer, e.g. while the agents of a new cluster start."""
 TERMINAL = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -150,7 +148,7 @@ def check_submittable(spec: JobSpec, submission: Submission) -> None:
                 "(s3://…) or an absolute path of a file system that all nodes mount"
             )
     for name in submission.environment:
-        if SECRET.search(name):
+        if is_secret_variable(name):
             raise SpecError(
                 f"--env {name}: everyone who can open the cluster's dashboard could read it; set secrets where the "
                 "nodes start (an instance profile, a Kubernetes secret), not in a submission"

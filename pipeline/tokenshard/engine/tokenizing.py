@@ -13,7 +13,7 @@ from tokenshard.engine.encoding import Encoded, Encoding, Window, cut
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import CodeLayout, MadeColumn, Sample
-from tokenshard.spec.job import TokenizeJob
+from tokenshard.spec.conversion import TokenizeJob
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.store import Store

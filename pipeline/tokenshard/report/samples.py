@@ -20,7 +20,8 @@ from tokenshard.report.quality import psnr
 from tokenshard.shards.dataset import Dataset
 from tokenshard.sources.base import Sample
 from tokenshard.sources.registry import open_source
-from tokenshard.spec.job import ConvertDocuments, TokenizeJob
+from tokenshard.spec.conversion import TokenizeJob
+from tokenshard.spec.job import ConvertDocuments
 from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import FileTokenizer

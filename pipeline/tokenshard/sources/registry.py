@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, cast
 
 from tokenshard.sources.base import Source
-from tokenshard.spec.job import ConvertJob
+from tokenshard.spec.conversion import ConvertJob
 
 SOURCES = {
     "convert-images": "tokenshard.sources.images.open:open_image_source",

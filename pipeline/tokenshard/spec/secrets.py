@@ -11,6 +11,7 @@ BY_ENVIRONMENT = "give it by the environment instead (AWS_PROFILE, AWS_ACCESS_KE
 _CREDENTIAL = re.compile(
     r"secret|passw|credential|access_?key|sas_?token|account_?key|connection_string", re.IGNORECASE
 )
+_VARIABLE = re.compile(rf"{_CREDENTIAL.pattern}|token|private|api_?key|sas_", re.IGNORECASE)
 _EXACTLY = {"key", "token", "username"}
 _METHODS = {"anon", "cloud", "google_default"}
 """Values of gcsfs's `token` that name a way to log in, and are none."""
@@ -31,3 +32,8 @@ def credential_in(options: Mapping[str, JsonValue]) -> str | None:
 def has_password(url: str) -> bool:
     """Whether a URL names a user with a password."""
     return _USER.match(url) is not None
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether an environment variable is named like a secret, e.g. HF_TOKEN."""
+    return _VARIABLE.search(name) is not None
