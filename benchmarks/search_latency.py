@@ -233,7 +233,7 @@ def peer(large: Large, key: str, centroids: NDArray[np.float32]) -> None:
     for probes in (8, 32) if key.startswith("IVF") else (0,):
         if probes:
             faiss.extract_index_ivf(tokens.index).nprobe = probes
-        for neighbours, rescored in ((256, 0), (1024, 0), (256, 128), (1024, 128)):
+        for neighbours, rescored in ((256, 0), (1024, 0), (256, 128), (1024, 128), (4096, 256)):
 
             def search(queries: Queries, many: int = neighbours, few: int = rescored) -> Rankings:
                 return tokens.search(queries, many, few)

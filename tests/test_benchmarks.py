@@ -134,7 +134,7 @@ def test_search_is_measured_beside_faiss_on_the_same_vectors(tmp_path: Path) -> 
     words = [tmp_path / "vectors.npz", tmp_path, "--documents", 40, 70, "--queries", 5, "--codec", "ofec:0.05,16"]
     shown = run_benchmark("search_latency.py", *words, "--peers", "IVF,PQ8").splitlines()
     rows = [line for line in shown if "overlap" in line]
-    assert len(rows) == 2 * (6 + 8)
+    assert len(rows) == 2 * (6 + 10)
     (full,) = (row for row in rows[:6] if row.startswith("tokenshard, all pages"))
     assert float(full.split("overlap")[1].split()[0]) > 0.9
 

@@ -147,14 +147,17 @@ class PageCodes:
         block.read += len(pages)
         if block.read < block.count or self.nbytes >= self._room:
             return self._laid_out(self.part(pages)), pages
+        return self._whole(block), everything
+
+    def _whole(self, block: _Block) -> Scorer:
+        """A scorer of all pages of a block, which is kept where there is room."""
         with self._lock:
-            held = block.scorer
-            if held is not None:  # another thread was faster
-                return held, everything
-            scorer = self._laid_out(self.part(everything))
+            if block.scorer is not None:  # another thread was faster
+                return block.scorer
+            scorer = self._laid_out(self.part(np.arange(*block.pages)))
             if self.nbytes + scorer.nbytes <= self._room:
                 block.scorer = scorer
-            return scorer, everything
+            return scorer
 
     def _laid_out(self, encoded: Encoded) -> Scorer:
         if self._device == "cpu":
