@@ -101,7 +101,8 @@ def best(scores: NDArray[Any], count: int = 10) -> NDArray[np.int64]:
 
 def most(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Numbers of the largest, ascending."""
-    found = np.sort(np.argpartition(-scores, count)[:count])
+    count = min(count, len(scores))
+    found = np.sort(np.argpartition(-scores, count - 1)[:count])
     return found[np.isfinite(scores[found])]
 
 

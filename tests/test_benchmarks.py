@@ -132,3 +132,22 @@ def test_documents_are_measured_by_every_kind_of_arm(tmp_path: Path) -> None:
     assert float(found["hpc:8/hamming"]["bytes_a_vector"]) < 2
     assert float(found["prune:cls,0.6|fp16"]["bytes_a_vector"]) < 0.8 * float(found["fp16"]["bytes_a_vector"])
     assert (out / "documents.png").stat().st_size > 1000
+
+
+@pytest.mark.integration
+def test_search_is_measured_beside_faiss_on_the_same_vectors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pages, queries = (rng.standard_normal((count, 16)).astype("f4") for count in (1200, 30))
+    keys = [str(number) for number in range(40)]
+    places = {"pages_at": np.arange(0, 1201, 30), "queries_at": np.arange(0, 31, 6), "keys": keys}
+    np.savez(tmp_path / "vectors.npz", pages=pages, queries=queries, **places)
+    asked = [{"_id": f"q{number}", "text": "?"} for number in range(5)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    judged = [f"q{number}\t{number}\t1" for number in range(5)]
+    (tmp_path / "qrels_test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+    words = [tmp_path / "vectors.npz", tmp_path, "--documents", 40, 70, "--queries", 5, "--codec", "ofec:0.05,16"]
+    shown = run_benchmark("search_latency.py", *words, "--peers", "IVF,PQ8").splitlines()
+    rows = [line for line in shown if "overlap" in line]
+    assert len(rows) == 2 * (6 + 8)
+    (full,) = (row for row in rows[:6] if row.startswith("tokenshard, all pages"))
+    assert float(full.split("overlap")[1].split()[0]) > 0.9

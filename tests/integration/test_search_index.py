@@ -163,6 +163,25 @@ def test_compaction_removes_the_bytes_of_what_was_deleted(most: Path) -> None:
     assert tokenshard.open(most).table(["key"]).num_rows == 140
 
 
+def test_a_dataset_of_which_nothing_is_left_answers_nothing(most: Path) -> None:
+    delete(Store(most), where="page is None or page is not None")
+    for _ in range(2):
+        found = opened(most).find(ASKED[0])
+        assert (found.hits, found.scored, found.exact) == ((), 0, True)
+        run("search", "build", str(most))
+        compact(Store(most))
+    assert not tokenshard.open(most).manifest.shards
+
+
+def test_exact_rankings_are_those_of_what_is_left(most: Path, tmp_path: Path) -> None:
+    (tmp_path / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": TEXTS[11]}))
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\t011\t1\n")
+    words = ["search", "eval", str(most), str(tmp_path / "queries.jsonl"), str(tmp_path / "qrels.tsv"), "--exact"]
+    assert json.loads(run(*words, "--json"))["ndcg_at_10_exact"] == 1
+    delete(Store(most), ["011"])
+    assert json.loads(run(*words, "--json"))["ndcg_at_10_exact"] == 0
+
+
 def test_a_deleted_key_may_come_again(most: Path, tmp_path: Path) -> None:
     delete(Store(most), ["007"])
     convert(corpus(tmp_path / "again.jsonl", [7]), most, "--append", "--compression", "ofec:0.16,32")
@@ -256,7 +275,7 @@ def test_an_image_finds_the_page_like_it(tmp_path: Path) -> None:
     for number in range(6):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).resize((160, 160)).save(tmp_path / "scans" / f"{number}.png")
-    convert(tmp_path / "scans", tmp_path / "pages", "--encoder", "patch-dct", "--compression", "hpc:64")
+    convert(tmp_path / "scans", tmp_path / "pages", "--encoder", "patch-dct", "--compression", "ofec:0.16")
     words = ("search", "query", str(tmp_path / "pages"))
     found = json.loads(run(*words, "--image", str(tmp_path / "scans" / "4.png"), "--top", "2", "--json"))
     assert found["hits"][0]["document"] == "4.png"

@@ -15,6 +15,7 @@ import pytest
 
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
 from tokenshard.shards.manifest import (
+    DELETED,
     MAX_JSON_SHARDS,
     SHARD_LIST,
     commit_manifest,
@@ -233,7 +234,7 @@ def test_a_shard_list_with_values_that_json_has_not_is_refused(
 
 
 def test_the_parquet_shard_list_has_every_field_of_an_entry() -> None:
-    assert SHARD_LIST.names == list(ShardEntry.model_fields)
+    assert [*SHARD_LIST.names, DELETED.name] == list(ShardEntry.model_fields)
 
 
 def test_a_crash_before_the_manifest_leaves_no_dataset(make_rows, make_dataset, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ CHANGES: dict[str, Any] = {
     "splits": {"train": 2},
     "shards": (SHARD.model_copy(update={"sha256": "8" * 64}),),
     "rejects": (),
+    "removed": 4,
 }
 ELSEWHERE: dict[str, Any] = {
     "source": {"path": "s3://bucket/photos", "storage": {"endpoint_url": "http://host:9000"}},

@@ -50,7 +50,7 @@ _SOURCE = _together(
 _EFFORT = _together(
     _STAGE,
     click.option(
-        "--candidates", type=click.IntRange(1), default=512, show_default=True, help="Pages an index proposes."
+        "--candidates", type=click.IntRange(1), default=256, show_default=True, help="Pages an index proposes."
     ),
     click.option(
         "--probes", type=click.IntRange(1), default=32, show_default=True, help="Lists a query vector looks at."

@@ -41,8 +41,6 @@ from tokenshard.store import Store
 from tokenshard.tokenizers.folder import DESCRIPTION, WEIGHTS, read_tokenizer_spec
 
 COMPRESSOR = WEIGHTS
-
-
 CHARS_A_TOKEN = 4
 """Of text, on average."""
 FITTING_PAGES = 512

@@ -29,7 +29,7 @@ from tokenshard.engine.plan import read_unit, unit_places
 from tokenshard.engine.rewriting import rows_batch, user_columns
 from tokenshard.engine.salvage import Salvage, salvage_group, zero_sectors
 from tokenshard.errors import FormatError, JobError, SpecError
-from tokenshard.shards.dataset import Dataset, read_model
+from tokenshard.shards.dataset import read_model
 from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.manifest import commit_manifest, read_manifest
 from tokenshard.shards.reader import ShardReader
@@ -43,7 +43,7 @@ from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, Manifest, R
 from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import CodebookTokenizer
-from tokenshard.tokenizers.folder import load_tokenizer
+from tokenshard.tokenizers.folder import load_tokenizer, read_tokenizer_spec
 
 LISTED = 20
 """Row numbers that a line names."""
@@ -124,9 +124,10 @@ def _damaged(store: Store, entry: ShardEntry) -> bytes | None:
 
 def _codebooks(store: Store, manifest: Manifest) -> list[NDArray[np.float32]]:
     """By level the vectors of the ids as stored; empty where ids are no places in a space, or have no neighbours."""
-    if Dataset(store, manifest).tokenizer_files()[0].kind == PAGES:
+    folder = f"tokenizer/{manifest.tokenizer.fingerprint}"
+    if read_tokenizer_spec(store, folder).kind == PAGES:
         return []
-    tokenizer = load_tokenizer(store, f"tokenizer/{manifest.tokenizer.fingerprint}")
+    tokenizer = load_tokenizer(store, folder)
     if not isinstance(tokenizer, CodebookTokenizer):
         return []
     try:

@@ -86,7 +86,7 @@ def _select(
     reader, group = dataset.place(number)
     if where is not None and not where.may_hold(_bounds(reader, group, where.columns)):
         return np.zeros(0, np.int32), none
-    table = dataset.group_table(number, columns)
+    table = dataset.group_table(number, list(dict.fromkeys(columns)))
     kept = None
     if where is not None:
         mask = where.mask(table)

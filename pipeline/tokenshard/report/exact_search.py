@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.encoders.base import PageEncoder, Query, query_vectors
 from tokenshard.retrieval.exact import Multivectors, maxsim
 from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.schema import KEY
 from tokenshard.sources.base import Sample
 from tokenshard.sources.registry import open_source
 
@@ -26,9 +28,12 @@ def exact_rankings(
 
     Raises SpecError where the plan or the source of the dataset is no longer there.
     """
-    names, vectors = [], []
+    live = set(dataset.table([KEY])[KEY].to_pylist())
+    names, made = dict[str, str](), dict[str, NDArray[np.float32]]()
     for version in range(1, dataset.manifest.version + 1):
         folder = JobFolder(dataset.store, version)
+        if version > 1 and folder.spec() is None:  # made by a deletion
+            continue
         plan = folder.plan()
         if plan is None:
             raise SpecError(
@@ -40,9 +45,10 @@ def exact_rankings(
                 inputs = pq.read_table(file)
             for first in range(0, inputs.num_rows, PAGES):
                 items = [thunk() for thunk in source.read(inputs.slice(first, PAGES))]
-                pages = [item for item in items if isinstance(item, Sample)]
-                names += [str(page.columns["document"]) for page in pages]
-                vectors += [page.vectors for page in encoder.encode_pages(pages)]
+                pages = [item for item in items if isinstance(item, Sample) and item.key in live]
+                names |= {page.key: str(page.columns["document"]) for page in pages}
+                made |= {page.key: own.vectors for page, own in zip(pages, encoder.encode_pages(pages), strict=True)}
+    documents, vectors = list(names.values()), list(made.values())
     if not vectors:
         raise SpecError(f"{dataset.store.root}: none of its pages can be read from its source any more")
     together, found = Multivectors.of(vectors), {}
@@ -52,6 +58,6 @@ def exact_rankings(
         for place in np.argsort(-scores, kind="stable"):
             if len(best) >= top or not np.isfinite(scores[place]):
                 break
-            best.setdefault(names[place])
+            best.setdefault(documents[place])
         found[key] = list(best)
     return found

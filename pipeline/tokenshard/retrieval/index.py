@@ -234,10 +234,12 @@ def _same(shard: ShardEntry | None, indexed: IndexedShard) -> bool:
 def _trained(codes: PageCodes) -> Vectors:
     """Centroids of what the codes of some pages, spread evenly, stand for."""
     total = int(codes.lengths.sum())
+    if not total:
+        return np.zeros((1, codes.compressor.dimensions), np.float32)
     full = np.flatnonzero(codes.lengths)
     step = max(1, -(-total // _SAMPLE))
     vectors = codes.compressor.decode(codes.part(full[::step])).vectors
-    count = 1 << int(np.log2(16 * np.sqrt(max(1, total))))
+    count = 1 << int(np.log2(16 * np.sqrt(total)))
     return trained_centroids(vectors, max(1, min(count, len(vectors) // 8)), seed=0)
 
 

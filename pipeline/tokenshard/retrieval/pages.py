@@ -20,6 +20,7 @@ from tokenshard.codecs.base import sample_sizes
 from tokenshard.retrieval.compression.base import Compressor, Encoded, Scorer, Streams
 from tokenshard.retrieval.exact import Vectors
 from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.reader import values
 from tokenshard.shards.schema import NUM_TOKENS
 
 BLOCK = 1 << 20
@@ -57,8 +58,8 @@ class PageCodes:
         of torch, where they are scored as half-precision vectors. Raises FormatError where shards are damaged.
         """
         self._dataset, self.compressor, self._device, self._memory = dataset, compressor, device, memory
-        counts = [table[NUM_TOKENS].to_numpy() for table in dataset.iter_tables([NUM_TOKENS])] if len(dataset) else []
-        self.lengths: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *counts])
+        counts = dataset.table([NUM_TOKENS])[NUM_TOKENS].combine_chunks() if len(dataset) else None
+        self.lengths: NDArray[np.int64] = np.zeros(0, np.int64) if counts is None else values(counts).astype(np.int64)
         """vectors of each page"""
         self._lock = threading.Lock()
         self._blocks = self._cut()
@@ -139,14 +140,15 @@ class PageCodes:
     def _opened(self, block: _Block, asked: Sequence[Pages]) -> tuple[Scorer, Pages]:
         """A scorer of pages of a block, among them those that are asked for, and their numbers."""
         everything = np.arange(*block.pages)
+        if block.scorer is not None:
+            return block.scorer, everything
+        pages = asked[0] if len(asked) == 1 else np.unique(np.concatenate(asked))
+        block.read += len(pages)
+        if block.read < block.count or self.nbytes >= self._room:
+            return self._laid_out(self.part(pages)), pages
         with self._lock:
-            if block.scorer is not None:
+            if block.scorer is not None:  # another thread was faster
                 return block.scorer, everything
-            pages = asked[0] if len(asked) == 1 else np.unique(np.concatenate(asked))
-            block.read += len(pages)
-            whole = block.read >= block.count
-            if not whole or self.nbytes >= self._room:
-                return self._laid_out(self.part(pages)), pages
             scorer = self._laid_out(self.part(everything))
             if self.nbytes + scorer.nbytes <= self._room:
                 block.scorer = scorer

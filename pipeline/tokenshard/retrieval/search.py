@@ -29,7 +29,7 @@ from tokenshard.shards.where import Where
 from tokenshard.spec.search_index import Stage
 
 DOCUMENT, PAGE = "document", "page"
-CANDIDATES = 512
+CANDIDATES = 256
 PROBES = 32
 _BATCH_SCORES = 1 << 26
 """Scores of several queries held at a time."""
