@@ -37,7 +37,8 @@ class Corpus:
     judgements: Judgements
     exact: NDArray[np.float32]
     saliency: dict[str, Vectors]
-    reduction: Reduction
+    reduction: Reduction | None
+    """of the encoder; None where a file of vectors has none"""
 
     def run(self, scores: NDArray[np.float32], top: int = 10) -> dict[str, list[str]]:
         best = ranking(scores, top)
@@ -112,7 +113,7 @@ def load_corpus(
         judgements,
         maxsim(asked, shown),
         {name: made[name] for name in SALIENCIES if name in made},
-        Reduction(made["mean"], made["basis"]),
+        Reduction(made["mean"], made["basis"]) if "basis" in made else None,
     )
 
 
