@@ -18,7 +18,7 @@ demo: $(STAMP)  ## convert real images on an embedded Ray, train, show the resul
 	$(BIN)/tokenshard demo demo
 
 test: $(STAMP) lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

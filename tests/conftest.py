@@ -19,6 +19,8 @@ from flaky_s3 import Fault, FlakyS3
 settings.register_profile("tokenshard", deadline=None, derandomize=True)
 settings.load_profile("tokenshard")
 
+LONGEST = ("test_cluster", "test_crash_safety", "test_video", "test_document_conversion", "test_grid_conversion")
+"""Files that wait for processes more than they compute; begun first, they do not keep the last worker busy alone."""
 BUCKET = "tokens"
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -26,6 +28,10 @@ S3_ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")

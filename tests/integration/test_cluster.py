@@ -73,7 +73,7 @@ def job(raw: str, s3_url: str, tmp_path: Path) -> tuple[Path, str]:
 def slow_job(job: tuple[Path, str], flaky_s3: Proxies) -> tuple[Path, str]:
     """The same with a store that answers late, so that there is time to do something to it."""
     path, out = job
-    storage = {"endpoint_url": flaky_s3(every(1, Fault.SLOW)).endpoint}
+    storage = {"endpoint_url": flaky_s3(every(3, Fault.SLOW)).endpoint}
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "storage": storage}))
     return path, out
 
