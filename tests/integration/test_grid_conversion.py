@@ -99,7 +99,9 @@ def test_mistakes_are_one_line_with_a_way_out(tmp_path: Path, survey: Path) -> N
     assert "a.nc" in line
     assert "there are: elevation; choose one with --variable" in line
     assert "expected none, lossless, abs:E" in refused("convert", "grids", str(survey), out, "--bound", "5m", code=2)
-    assert "grid, not image" in refused("convert", "images", str(survey), out, "--tokenizer", "grid", code=2)
+    assert "a tokenizer of grid samples" in refused(
+        "convert", "images", str(survey), out, "--tokenizer", "grid", code=2
+    )
     assert "patch: a tokenizer of kind image, not grid" in refused(
         "convert", "grids", str(survey), out, "--tokenizer", "patch", code=2
     )

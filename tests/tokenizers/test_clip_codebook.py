@@ -174,7 +174,7 @@ def test_an_encoder_is_lent_and_known_by_its_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (["images", "--tokenizer", "clip-codebook"], "clip, not image"),
+        (["images", "--tokenizer", "clip-codebook"], "a tokenizer of clip samples; these are image samples"),
         (["video", "--tokenizer", "clip-codebook:k=1"], "from 2 to 4096"),
         (["video", "--tokenizer", "clip-codebook", "--encoder", "no:module"], "cannot be imported"),
         (["video", "--tokenizer", "patch", "--encoder", "no:module"], "leave 'no:module' out"),

@@ -114,7 +114,7 @@ def run_and_print(
     from tokenshard.readable import readable_bytes
 
     progress = Progress.silent() if quiet else Progress.on_stderr(log_format)
-    if mode.pop("dry_run"):
+    if mode["dry_run"]:
         _print_estimate(spec, progress, as_json)
         return
     # stdout belongs to the result; Ray reports dead workers there

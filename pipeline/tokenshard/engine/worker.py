@@ -14,6 +14,8 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
+from threadpoolctl import threadpool_limits
+
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.engine.task import Done, Failure, Runner, Task, WorkerAddress
 from tokenshard.errors import InputError, TokenshardError
@@ -51,7 +53,10 @@ class Worker:
         """One task; never raises."""
         started = time.monotonic()
         try:
-            receipt = self._runner.run(task)
+            with threadpool_limits(
+                1, user_api="blas"
+            ):  # sums depend on threads; in a worker process there is one anyway
+                receipt = self._runner.run(task)
         except Exception as error:
             return failure_of(error)
         return Done(receipt, time.monotonic() - started, self._runner.stages.seconds)

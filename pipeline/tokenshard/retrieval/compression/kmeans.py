@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.exact import Vectors
@@ -29,7 +30,8 @@ def trained_centroids(vectors: Vectors, count: int, seed: int, rounds: int = ROU
         min_points_per_centroid=1,
         max_points_per_centroid=points,
     )
-    kmeans.train(vectors)
+    with threadpool_limits(1):  # sums depend on threads
+        kmeans.train(vectors)
     return np.ascontiguousarray(kmeans.centroids, np.float32)
 
 
