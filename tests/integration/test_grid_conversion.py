@@ -102,6 +102,6 @@ def test_mistakes_are_one_line_with_a_way_out(tmp_path: Path, survey: Path) -> N
     assert "a tokenizer of grid samples" in refused(
         "convert", "images", str(survey), out, "--tokenizer", "grid", code=2
     )
-    assert "patch: a tokenizer of kind image, not grid" in refused(
+    assert "patch: a tokenizer of image samples; these are grid samples" in refused(
         "convert", "grids", str(survey), out, "--tokenizer", "patch", code=2
     )

@@ -15,17 +15,9 @@ from hypothesis import strategies as st
 
 from tokenshard.errors import SpecError
 from tokenshard.spec.base import canonical_json, digest
+from tokenshard.spec.engine import EngineSpec, PilotSpec, RetrySpec, UnitSpec
 from tokenshard.spec.images import ImageSourceSpec
-from tokenshard.spec.job import (
-    JOB_KINDS,
-    ConvertImages,
-    EngineSpec,
-    PilotSpec,
-    RetrySpec,
-    UnitSpec,
-    build_job,
-    parse_job,
-)
+from tokenshard.spec.job import JOB_KINDS, ConvertImages, build_job, parse_job
 
 JOBS = Path(__file__).parents[2] / "jobs"
 OTHER_USES = {"train-clips": "train-classifier"}
