@@ -36,8 +36,8 @@ def undisturbed(workload: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """Address of a Ray cluster with two CPUs on this machine."""
+def ray_address(s3_server: str) -> Iterator[str]:
+    """Address of a Ray cluster with two CPUs on this machine, whose workers know the S3 server."""
     import ray
 
     started = ray.init(
