@@ -8,6 +8,7 @@ pages have next to no mean, and two bytes are two bytes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -57,8 +58,9 @@ class _Rotated(Compressor):
         centre = vectors.mean(0, dtype=np.float64).astype(np.float32)
         return cls(options["bits"], random_rotation(len(centre), seed).astype(np.float16), centre)
 
+    @abstractmethod
     def _points(self, rotated: Vectors, points: NDArray[np.uint16], factors: Vectors) -> None:
-        raise NotImplementedError
+        """Fill the points [n, d] and factors [n] of rotated vectors [n, d]."""
 
     def encode(self, pages: Multivectors) -> Encoded:
         vectors = checked_vectors(pages, self.dimensions)
