@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from gridding.loading import DATASETS, load
+from gridding.promises import kept
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 
@@ -173,16 +174,14 @@ def main() -> int:
             gaps.append(abs(found.share - level))
         print(f"reliability at {', '.join(f'{level:.0%}' for level in LEVELS)}: mean gap {np.mean(gaps):.4f}")
         promises.append((f"{name}: mean gap <= 0.03", float(np.mean(gaps)) <= 0.03))
-    print()
-    for what, ok in promises:
-        print(f"{'ok    ' if ok else 'MISSED'} {what}")
+    outcome = kept(promises)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         with (options.out / "grid_coverage.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(reliability[0]))
             writer.writeheader()
             writer.writerows(reliability)
-    return int(not all(ok for _, ok in promises))
+    return outcome
 
 
 if __name__ == "__main__":

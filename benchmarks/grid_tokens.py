@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from gridding.loading import DATASETS, load
-from gridding.peers import sz3
+from gridding.promises import kept
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
@@ -28,6 +28,7 @@ from tokenshard.codecs.base import id_dtype
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.grids.bounded import decode_tile, encode_tile
+from tokenshard.report.grid_peers import sz3
 from tokenshard.tokenizers.grid import Codes, GridTokenizer
 from tokenshard.tokenizers.lapped import RING
 
@@ -224,10 +225,7 @@ def main() -> int:
             if most == 5:
                 promises.append((f"{name}, 5 m: <= 1.08 of cells alone", both <= 1.08 * own_bits))
             promises.append((f"{name}, {most} m: <= SZ3", both <= (1.0 if most == 5 else 1.15) * peer))
-    print()
-    for what, ok in promises:
-        print(f"{'ok    ' if ok else 'MISSED'} {what}")
-    return int(not all(ok for _, ok in promises))
+    return kept(promises)
 
 
 if __name__ == "__main__":
