@@ -31,6 +31,7 @@ from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Done, Executor, WorkerAddress
 from tokenshard.errors import SpecError
+from tokenshard.parquet import open_parquet
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.drift import alarms
@@ -218,7 +219,7 @@ def _known_keys(output: Store, parent: Manifest) -> KeySet:
         *((rejects.path, np.zeros(rejects.rows, np.bool_)) for rejects in parent.rejects),
     ):
         with output.open(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["key"]):
+            for batch in open_parquet(file).iter_batches(columns=["key"], use_threads=False):
                 live, gone = ~gone[: batch.num_rows], gone[batch.num_rows :]
                 keys.add(batch.column("key").filter(pa.array(live)).to_pylist())
     return keys

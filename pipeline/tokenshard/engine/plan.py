@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tokenshard.engine.job_folder import JobFolder, Plan, PlanPart
 from tokenshard.errors import FormatError, SpecError
+from tokenshard.parquet import open_parquet
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.schema import is_reserved
 from tokenshard.sources.base import DescribedSource, Source
@@ -28,6 +30,8 @@ from tokenshard.store import Store
 UNITS_PER_PART = 256
 PART_BYTES = 64 << 20
 """Bounds of one plan file."""
+READ_BYTES = 256 << 10
+"""One request; the inputs of a unit seldom take more."""
 
 Advance = Callable[[int], None]
 
@@ -217,7 +221,7 @@ def unit_places(plan: Plan) -> Iterator[UnitPlace]:
 def read_unit(output: Store, place: UnitPlace) -> pa.Table:
     """The planned inputs of one unit."""
     try:
-        with output.open(place.part) as file:
-            return pq.ParquetFile(file, page_checksum_verification=False).read_row_group(place.row_group)
+        with io.BufferedReader(cast(io.RawIOBase, output.open(place.part)), READ_BYTES) as file:
+            return open_parquet(file).read_row_group(place.row_group, use_threads=False)
     except pa.ArrowException as error:
         raise FormatError(f"{output.url(place.part)}: damaged plan; start again with --overwrite") from error

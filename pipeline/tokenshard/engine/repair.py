@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import sample_sizes
@@ -29,6 +28,7 @@ from tokenshard.engine.plan import read_unit, unit_places
 from tokenshard.engine.rewriting import rows_batch, user_columns
 from tokenshard.engine.salvage import Salvage, salvage_group, zero_sectors
 from tokenshard.errors import FormatError, JobError, SpecError
+from tokenshard.parquet import read_parquet
 from tokenshard.shards.dataset import read_model
 from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.manifest import commit_manifest, read_manifest
@@ -306,7 +306,7 @@ def _repaired(store: Store, manifest: Manifest, done: dict[str, _Done]) -> Manif
     splits = Counter[str]()
     for shard in kept if manifest.splits else ():
         with store.open(shard.path) as file:
-            column = pq.read_table(file, columns=["split"])["split"]
+            column = read_parquet(file, ["split"])["split"]
             splits.update(column.filter(pa.array(~deleted_rows(shard))).to_pylist())
     return manifest.model_copy(
         update={

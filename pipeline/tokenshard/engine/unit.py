@@ -30,6 +30,7 @@ from tokenshard.engine.plan import read_unit
 from tokenshard.engine.stages import Stages
 from tokenshard.engine.task import Task
 from tokenshard.errors import JobError
+from tokenshard.parquet import read_parquet
 from tokenshard.shards.describe import describe_shard
 from tokenshard.shards.rejects import describe_rejects, read_rejects_file, rejects_bytes
 from tokenshard.shards.schema import ShardFooter
@@ -184,7 +185,7 @@ class UnitRunner:
         if "split" not in self._user_columns.names:
             return {}
         with self._output.open(shard.path) as file:
-            counts = pq.read_table(file, columns=["split"]).column("split").value_counts()
+            counts = read_parquet(file, ["split"]).column("split").value_counts()
         return {str(item["values"]): item["counts"] for item in counts.to_pylist()}
 
     def _put_rejects(self, stem: str, unit: int, rejects: list[Reject]) -> RejectsEntry:

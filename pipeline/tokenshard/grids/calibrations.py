@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
 from tokenshard.grids.conformal import Calibration
 from tokenshard.grids.strata import BY
+from tokenshard.parquet import read_parquet
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset, read_sidecar
 from tokenshard.shards.manifest import commit_manifest, read_manifest
@@ -85,7 +86,7 @@ def read_calibrations(dataset: Dataset) -> list[StoredCalibration]:
         if path.startswith(f"{FOLDER}/"):
             with damage_reported(dataset.store.url(path)):
                 data = read_sidecar(dataset.store, dataset.manifest, path)
-                table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+                table = read_parquet(data)
                 found += [_checked(row, _id(data)) for row in table.select(SCHEMA.names).to_pylist()]
     return sorted(found, key=lambda stored: stored.id)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.errors import SpecError
+from tokenshard.parquet import read_parquet
 from tokenshard.retrieval.encoders.base import PageEncoder, Query, query_vectors
 from tokenshard.retrieval.exact import Multivectors, maxsim
 from tokenshard.shards.dataset import Dataset
@@ -42,7 +42,7 @@ def exact_rankings(
         source = open_source(folder.conversion(), plan.source_state)
         for part in plan.parts:
             with dataset.store.open(part.path) as file:
-                inputs = pq.read_table(file)
+                inputs = read_parquet(file)
             for first in range(0, inputs.num_rows, PAGES):
                 items = [thunk() for thunk in source.read(inputs.slice(first, PAGES))]
                 pages = [item for item in items if isinstance(item, Sample) and item.key in live]

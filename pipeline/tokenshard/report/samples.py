@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.errors import FormatError, SpecError, StoreError
+from tokenshard.parquet import read_parquet
 from tokenshard.report.pages import page_rows
 from tokenshard.report.pictures import PictureRow, reconstruction_grid
 from tokenshard.report.quality import psnr
@@ -144,7 +144,8 @@ def _originals_of_job(folder: JobFolder, wanted: pa.Array) -> Iterator[tuple[str
         source = open_source(job, plan.source_state)
         for part in plan.parts:
             with folder.output.open(part.path) as file:
-                inputs = pq.read_table(file, filters=pc.field("key").isin(wanted))
+                inputs = read_parquet(file)
+            inputs = inputs.filter(pc.field("key").isin(wanted))
             for thunk in source.read(inputs) if inputs.num_rows else ():
                 if isinstance(item := thunk(), Sample):
                     yield item.key, item.data

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from tokenshard.parquet import open_parquet
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.chunks import Span, column_chunks
 from tokenshard.shards.schema import KEY, CodeColumns, ShardFooter, check_layouts, is_list, length_name, size_names
@@ -28,7 +29,7 @@ def describe_shard(file: BinaryIO, name: str) -> ShardEntry:
     with damage_reported(name):
         size = file.seek(0, 2)
         footer = _footer_span(file, size)
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        parquet = open_parquet(file)
         described = ShardFooter.parse(parquet.metadata.metadata)
         check_layouts(described.columns, parquet.schema_arrow)
         require(parquet.metadata.num_rows == described.totals.rows > 0, "row counts of the footer differ")
@@ -36,7 +37,9 @@ def describe_shard(file: BinaryIO, name: str) -> ShardEntry:
         file.seek(footer[0])
         chunks_of = column_chunks(file.read(footer[1] - footer[0]))
         spans = [_spans_of_group(parquet, group, chunks_of[group], described.columns) for group in groups]
-        keys = [pc.min_max(parquet.read_row_group(group, columns=[KEY])[KEY]).as_py() for group in groups]
+        keys = [
+            pc.min_max(parquet.read_row_group(group, columns=[KEY], use_threads=False)[KEY]).as_py() for group in groups
+        ]
         require(all(isinstance(key["min"], str) for key in keys), "rows without a key")
         sha256, chunks = _hashed(file, size, [span for group in spans for span in group] + [footer])
     row_groups = []
@@ -86,7 +89,7 @@ def group_spans(
 def _spans_of_group(parquet: pq.ParquetFile, group: int, chunks: dict[str, Span], columns: CodeColumns) -> list[Span]:
     schema = parquet.schema_arrow
     names = [length_name(spec) for spec in columns.codes if not is_list(schema, spec)]
-    lengths = parquet.read_row_group(group, columns=names)
+    lengths = parquet.read_row_group(group, columns=names, use_threads=False)
     totals = {name: int(pc.sum(lengths[name]).as_py()) for name in names}
     return group_spans(chunks, schema, columns, totals)
 

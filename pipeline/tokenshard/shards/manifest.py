@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from tokenshard.errors import FormatError, ManifestConflict, SpecError
+from tokenshard.parquet import open_parquet
 from tokenshard.shards.bounds import REMEDY, check_manifest, damage_reported, require
 from tokenshard.shards.limits import MAX_CHUNK_BYTES
 from tokenshard.shards.schema import check_min_reader
@@ -141,7 +142,7 @@ def _read_shard_list(store: Store, listed: ShardsFile) -> pa.Table:
         require(listed.bytes <= MAX_CHUNK_BYTES, f"a shard list of {listed.bytes} bytes")
         data = store.read(listed.path, 0, listed.bytes + 1)
         require(hashlib.sha256(data).hexdigest() == listed.sha256, f"damaged (SHA-256 differs); {REMEDY}")
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        file = open_parquet(pa.BufferReader(data))
         rows = file.metadata.num_rows
         require(rows == listed.rows, f"{rows} rows instead of {listed.rows}")
         groups = (file.read_row_group(number, use_threads=False) for number in range(file.num_row_groups))

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Codec, Grids, Ids, Lengths, OpenBlock, RandomAccess, id_dtype, sample_sizes
 from tokenshard.errors import FormatError
+from tokenshard.parquet import open_parquet
 from tokenshard.ranged import RangedFile
 from tokenshard.shards.bounds import check_sizes, damage_reported, require
 from tokenshard.shards.chunks import Span, column_chunks
@@ -156,7 +156,7 @@ class ShardReader:
             self._tail = tail if with_last else None
             footer = bytes(tail[footer_start - start :])
             self._verify(footer, entry.footer, "footer")
-            with pq.ParquetFile(pa.BufferReader(MAGIC + footer)) as parquet:  # Arrow parses metadata from a file only
+            with open_parquet(pa.BufferReader(MAGIC + footer)) as parquet:  # Arrow parses metadata from a file only
                 self.metadata, self.schema = parquet.metadata, parquet.schema_arrow
             self._footer_bytes = footer
             self.footer = ShardFooter.parse(self.metadata.metadata)
@@ -198,14 +198,14 @@ class ShardReader:
             if verify:
                 for chunk, what in zip(wanted, ("sizes", *(spec.column for spec in specs)), strict=True):
                     self._verify(parts.read(chunk.offset, chunk.length), chunk, what)
-            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file(), True)
+            table = self._parse(group, [*size_names(self.columns, self.schema), *others], parts.file())
             grids, num_tokens = self._grids(table), _int32(table, NUM_TOKENS)
             check_sizes(num_tokens, grids, self.entry.ids)
             streams: list[NDArray[Any]] = []
             lengths: list[Lengths | None] = []
             for spec, chunk in zip(specs, wanted[1:], strict=True):
                 if is_list(self.schema, spec):
-                    column = self._parse(group, [spec.column], parts.file(), True)[spec.column]
+                    column = self._parse(group, [spec.column], parts.file())[spec.column]
                     streams.append(_listed_ids(column, num_tokens, spec))
                     lengths.append(None)
                 else:
@@ -227,8 +227,8 @@ class ShardReader:
         wanted = [name for name in self.schema.names if name in set(names)]
         with damage_reported(self.where(group)):
             read = wanted or [NUM_TOKENS]  # a table without columns still needs its number of rows
-            with self.store.open(self.entry.path, self.entry.bytes) as file:
-                return self._parse(group, read, file).select(wanted)
+            parts = _Parts(self._fetch, self.entry.bytes, [self.chunks[group][name] for name in read])
+            return self._parse(group, read, parts.file()).select(wanted)
 
     @cached_property
     def chunks(self) -> list[dict[str, Span]]:
@@ -246,9 +246,8 @@ class ShardReader:
             return _int32(table, NUM_TOKENS)[:, None]
         return np.tile(np.array(columns.grid, np.int32), (table.num_rows, 1))
 
-    def _parse(self, group: int, names: Sequence[str], file: Any, in_memory: bool = False) -> pa.Table:
-        options = {"page_checksum_verification": True, "pre_buffer": not in_memory}
-        with pq.ParquetFile(file, metadata=self.metadata, **options) as parquet:
+    def _parse(self, group: int, names: Sequence[str], file: RangedFile) -> pa.Table:
+        with open_parquet(file, self.metadata) as parquet:
             table = parquet.read_row_group(group, columns=list(names), use_threads=False)
         require(table.num_rows == self.entry.row_groups[group].rows, "columns are shorter than the row group")
         return table

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokenshard.parquet import read_parquet
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.spec.manifest import Manifest, RejectsEntry
 from tokenshard.store import Store
@@ -62,7 +63,7 @@ def read_rejects(store: Store, manifest: Manifest) -> pa.Table:
 
 def _parse(data: bytes, where: str) -> pa.Table:
     with damage_reported(where):
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table = read_parquet(data)
         return table.select(REJECTS_SCHEMA.names).cast(REJECTS_SCHEMA)
 
 

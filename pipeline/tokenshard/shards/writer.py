@@ -24,6 +24,7 @@ from tokenshard.codecs.base import Bytes, Codec, Ids, Lengths, sample_sizes
 from tokenshard.codecs.zstd import LEVEL as LIST_LEVEL
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import SpecError
+from tokenshard.parquet import open_parquet
 from tokenshard.shards.describe import describe_shard
 from tokenshard.shards.limits import MAX_CHUNK_BYTES, MAX_GROUP_BYTES, MAX_GROUP_ROWS, MAX_ROW_GROUPS
 from tokenshard.shards.schema import (
@@ -282,7 +283,7 @@ def _leaves(schema: pa.Schema) -> list[str]:
     """Dotted paths of the Parquet columns of a schema."""
     file = io.BytesIO()
     pq.write_table(schema.empty_table(), file)
-    parquet = pq.ParquetFile(file).schema
+    parquet = open_parquet(file).schema
     return [parquet.column(position).path for position in range(len(parquet))]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tokenshard.errors import FormatError
+from tokenshard.parquet import open_parquet
 from tokenshard.shards.schema import KEY
 from tokenshard.sources.images.tables import streamed_parquet
 from tokenshard.sources.plan import BATCH
@@ -22,7 +22,7 @@ class ColumnsFile:
         self._store, self._name = store, name
         try:
             with store.open(name) as file:
-                parquet = pq.ParquetFile(file)
+                parquet = open_parquet(file)
                 schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(f"unreadable Parquet file ({error})") from error
@@ -34,7 +34,7 @@ class ColumnsFile:
         """(key, columns) of each sample."""
         try:
             with self._store.open(self._name) as file:
-                for batch in streamed_parquet(file).iter_batches(BATCH):
+                for batch in streamed_parquet(file).iter_batches(BATCH, use_threads=False):
                     keys = batch.column(KEY).to_pylist()
                     columns = batch.drop_columns([KEY])
                     rows = columns.to_pylist() if columns.num_columns else [{} for _ in keys]

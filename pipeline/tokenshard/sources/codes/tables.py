@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.errors import InputError
+from tokenshard.parquet import open_parquet
 from tokenshard.shards.export.base import SPLIT
 from tokenshard.shards.export.parquet import GRID_COLUMNS
 from tokenshard.shards.schema import KEY, code_names
@@ -208,7 +208,7 @@ def read_schema(store: Store, name: str) -> pa.Schema:
     with store.open(name) as file:
         if name.endswith(".arrow"):
             return pa.ipc.open_stream(file).schema
-        return pq.ParquetFile(file).schema_arrow
+        return open_parquet(file).schema_arrow
 
 
 def read_batches(
@@ -231,7 +231,7 @@ def read_batches(
             rows = parquet.metadata.row_group(group).num_rows
             if start + rows > first:
                 position = start
-                for batch in parquet.iter_batches(most, row_groups=[group], columns=list(columns)):
+                for batch in parquet.iter_batches(most, row_groups=[group], columns=list(columns), use_threads=False):
                     yield position, batch
                     position += batch.num_rows
             start += rows

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tokenshard.errors import FormatError
+from tokenshard.parquet import read_parquet
 from tokenshard.shards.bounds import damage_reported
 from tokenshard.spec.base import canonical_json
 from tokenshard.spec.grids import AxisEntry, GridEntry
@@ -57,7 +58,7 @@ def write_grids(grids: Iterable[StoredGrid]) -> bytes:
 def read_grids(data: bytes, where: str) -> dict[str, StoredGrid]:
     """Grids by id. Raises FormatError that names ``where``."""
     with damage_reported(where):
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table = read_parquet(data)
         found = {}
         for row in table.select(SCHEMA.names).to_pylist():
             try:

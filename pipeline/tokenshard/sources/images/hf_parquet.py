@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenshard.errors import InputError
+from tokenshard.parquet import open_parquet
 from tokenshard.sources.images.base import ImageSource, Opened, fetch_file
 from tokenshard.sources.images.columns import CarriedColumns, label_column
 from tokenshard.sources.images.tables import streamed_parquet
@@ -54,7 +55,7 @@ class HfParquetSource(ImageSource):
         for name in names:
             try:
                 with self.store.open(name) as file:
-                    return pq.ParquetFile(file).schema_arrow
+                    return open_parquet(file).schema_arrow
             except PARQUET_ERRORS as error:
                 failure = f"no readable Parquet file; the first one ({name}) is damaged: {error}"
         raise self.option_error(failure)
@@ -77,7 +78,7 @@ class HfParquetSource(ImageSource):
                 if missing := {*columns, image} - {*parquet.schema_arrow.names}:
                     raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
                 own = ["key"] if "key" in parquet.schema_arrow.names else []
-                for batch in parquet.iter_batches(BATCH, columns=[*columns, *own]):
+                for batch in parquet.iter_batches(BATCH, columns=[*columns, *own], use_threads=False):
                     rows = range(start, start + batch.num_rows)
                     made = [f"{uri}/{row:08d}" for row in rows]
                     given = batch.column("key").cast(pa.string()).to_pylist() if own else made
@@ -113,7 +114,7 @@ class HfParquetSource(ImageSource):
 
     def _row_group(self, parquet: pq.ParquetFile, group: int, column: str, wanted: Sequence[int]) -> Iterator[Opened]:
         position, remaining = 0, deque(wanted)
-        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column]):
+        for batch in parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column], use_threads=False):
             values = batch.column(0)
             while remaining and remaining[0] < position + len(values):
                 yield partial(self._image_bytes, values[remaining.popleft() - position]), self._decode

@@ -7,9 +7,9 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tokenshard.errors import SpecError
+from tokenshard.parquet import open_parquet
 from tokenshard.sources.images.base import ImageSource
 from tokenshard.sources.images.coco import CocoSource
 from tokenshard.sources.images.files import Files, find_files
@@ -88,6 +88,6 @@ def _holds_images(files: Files, name: str, spec: ImageSourceSpec) -> bool:
         return False
     try:
         with files.store.open(name) as file:
-            return find_image_column(pq.ParquetFile(file).schema_arrow, spec.image_column) is not None
+            return find_image_column(open_parquet(file).schema_arrow, spec.image_column) is not None
     except (pa.ArrowException, OSError):
         return True

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokenshard.errors import SpecError
+from tokenshard.parquet import open_parquet
 from tokenshard.store import Store
 
 ROWS = 10_000
@@ -59,18 +60,18 @@ def buffered(store: Store, name: str) -> io.BufferedReader:
 
 def _parquet(store: Store, name: str) -> TableFile:
     with store.open(name) as file:
-        schema = pq.ParquetFile(file).schema_arrow
+        schema = open_parquet(file).schema_arrow
 
     def batches() -> Iterator[pa.RecordBatch]:
         with store.open(name) as file:
-            yield from streamed_parquet(file).iter_batches(ROWS)
+            yield from streamed_parquet(file).iter_batches(ROWS, use_threads=False)
 
     return TableFile(schema, batches)
 
 
 def streamed_parquet(file: BinaryIO) -> pq.ParquetFile:
     """A Parquet file of any size to be read once: pages are fetched when they are needed, and not kept."""
-    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=4 << 20)
+    return open_parquet(file, buffer_size=4 << 20)
 
 
 def _text(store: Store, name: str) -> TextIO:
