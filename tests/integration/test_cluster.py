@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -70,12 +71,22 @@ def job(raw: str, s3_url: str, tmp_path: Path) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def slow_job(job: tuple[Path, str], flaky_s3: Proxies) -> tuple[Path, str]:
-    """The same with a store that answers late, so that there is time to do something to it."""
+def slow_job(job: tuple[Path, str], flaky_s3: Proxies) -> tuple[Path, str, threading.Event]:
+    """The same with a store that answers late while units are run, so that there is time to do something to them.
+
+    When that is done, the event ends it.
+    """
     path, out = job
-    storage = {"endpoint_url": flaky_s3(every(3, Fault.SLOW)).endpoint}
+    done = threading.Event()
+
+    def late() -> Iterator[Fault | None]:
+        while JobFolder(Store(out), 1).pilot() is None:
+            yield None
+        yield from itertools.takewhile(lambda _: not done.is_set(), every(2, Fault.SLOW))
+
+    storage = {"endpoint_url": flaky_s3(late()).endpoint}
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "storage": storage}))
-    return path, out
+    return path, out, done
 
 
 def submitted(cluster: RayNodes, job: Path, *words: str) -> str:
@@ -165,9 +176,9 @@ def assert_metrics(cluster: RayNodes, out: str, undisturbed: dict[str, Any]) -> 
 
 
 def test_a_stopped_job_goes_on_when_it_is_submitted_again(
-    cluster: RayNodes, slow_job: tuple[Path, str], undisturbed: dict[str, Any]
+    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
 ) -> None:
-    path, out = slow_job
+    path, out, done = slow_job
     name = submitted(cluster, path)
     wait_for(lambda: shards(out) >= 3, "the third shard")
     stopped = cluster_command(cluster, "stop", name)
@@ -177,21 +188,23 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(
     status = json.loads(tokenshard_command("status", out, "--json").stdout)
     assert status["state"] in {"dead", "stopped"}
     assert 0 < status["units_done"] < UNITS
+    done.set()
     followed = cluster_command(cluster, "submit", str(path), "--package", "image", "--follow")
     assert followed.returncode == 0, followed.stderr
     assert_as_undisturbed(out, undisturbed)
 
 
 def test_a_node_that_is_lost_costs_nothing_but_time(
-    cluster: RayNodes, slow_job: tuple[Path, str], undisturbed: dict[str, Any]
+    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
 ) -> None:
-    path, out = slow_job
+    path, out, done = slow_job
     name = submitted(cluster, path)
     wait_for(lambda: shards(out) >= 3, "the third shard")
     lost = next(node for node in cluster.nodes if node.poll() is None)
     cluster.kill(lost)
     assert shards(out) < UNITS
     cluster.add()
+    done.set()
     wait_for(lambda: job_state(cluster, name)["state"] not in {"PENDING", "RUNNING"}, "the end of the job")
     assert job_state(cluster, name)["state"] == "SUCCEEDED", cluster_command(cluster, "logs", name).stdout
     assert_as_undisturbed(out, undisturbed)
@@ -201,9 +214,9 @@ def test_a_node_that_is_lost_costs_nothing_but_time(
 
 
 def test_of_two_drivers_of_one_output_the_second_stops(
-    cluster: RayNodes, slow_job: tuple[Path, str], undisturbed: dict[str, Any]
+    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
 ) -> None:
-    path, out = slow_job
+    path, out, done = slow_job
     engine = ["--engine", "ray", "--address", cluster.address, "--workers", "1", "--quiet"]
     words = command_line("run", str(path), *engine)
     with subprocess.Popen(
@@ -215,6 +228,7 @@ def test_of_two_drivers_of_one_output_the_second_stops(
         assert "another job writes there" in message
         status = json.loads(tokenshard_command("status", out, "--json").stdout)
         assert status["state"] == "running"
+        done.set()
         _, errors = first.communicate(timeout=DEADLINE)
     assert first.returncode == 0, errors.decode()
     assert_as_undisturbed(out, undisturbed)
