@@ -19,6 +19,9 @@ from flaky_s3 import Fault, FlakyS3
 settings.register_profile("tokenshard", deadline=None, derandomize=True)
 settings.load_profile("tokenshard")
 
+# Several processes share the cores: threads of torch that wait for work must not spin. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 LONGEST = ("test_cluster", "test_crash_safety", "test_video", "test_document_conversion", "test_grid_conversion")
 """Files that wait for processes more than they compute; begun first, they do not keep the last worker busy alone."""
 BUCKET = "tokens"

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from integration.command import command_line
 from tokenshard.api import load_job
+from tokenshard.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -54,17 +55,24 @@ def write_clips(folder: Path, photos: Path) -> None:
             container.mux(stream.encode(None))
 
 
+def run(*words: str) -> str:
+    """What a command prints. It runs in this process, which has the libraries loaded already."""
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, (words, done.output, done.exception)
+    return done.output
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_the_documentation_runs(page: str, place: Path) -> None:
+def test_every_block_of_the_documentation_runs(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
     for language, block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
         if language == "bash":
             for line in block.splitlines():
                 words = shlex.split(line, comments=True)
                 assert words[:1] == ["tokenshard"], line
-                done = subprocess.run(command_line(*words[1:]), cwd=place, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, (line, done.stderr)
+                run(*words[1:])
         elif language == "python":
-            done = subprocess.run([sys.executable, "-c", block], cwd=place, capture_output=True, text=True, check=False)
+            done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
 
 
@@ -75,12 +83,8 @@ def test_every_link_of_the_documentation_leads_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_job_specs_of_jobs_run_on_small_data(place: Path) -> None:
-    def run(*words: str) -> str:
-        done = subprocess.run(command_line(*words), cwd=place, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (words, done.stderr)
-        return done.stdout
-
+def test_the_job_specs_of_jobs_run_on_small_data(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
     run("convert", "images", "photos/", "tokens/", "--quiet")
     np.save(place / "codes.npy", np.arange(2048, dtype=np.int16).reshape(8, 16, 16) % 1024)
     for photo in ("astronaut", "chelsea"):
