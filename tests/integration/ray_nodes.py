@@ -69,6 +69,15 @@ class RayNodes:
         """Unit actors on all nodes."""
         return [worker for node in self.nodes for worker in _named(node, "ray::Worker")]
 
+    def announce_end(self, node: subprocess.Popen[bytes], seconds: int) -> None:
+        """What an autoscaler does when the cloud takes a machine back: nothing new is placed there from now on."""
+        [raylet] = _named(node, "raylet")
+        name = next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--node_id="))
+        words = ["--address", self.address, "--node-id", name, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        words += ["--reason-message", "taken back", "--deadline-remaining-seconds", str(seconds)]
+        ray = Path(sys.executable).with_name("ray")
+        subprocess.run([ray, "drain-node", *words], env={**os.environ, **self.environment}, check=True)
+
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """The machine is gone: everything on it ends at once."""
         self.nodes = [one for one in self.nodes if one is not node]

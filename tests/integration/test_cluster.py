@@ -194,16 +194,22 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(
     assert_as_undisturbed(out, undisturbed)
 
 
-def test_a_node_that_is_lost_costs_nothing_but_time(
-    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
+@pytest.mark.parametrize("announced", [False, True], ids=["lost", "taken back"])
+def test_a_node_that_goes_away_costs_nothing_but_time(
+    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any], announced: bool
 ) -> None:
     path, out, done = slow_job
     name = submitted(cluster, path)
     wait_for(lambda: shards(out) >= 3, "the third shard")
     lost = next(node for node in cluster.nodes if node.poll() is None)
+    if announced:
+        cluster.announce_end(lost, 2)
+        cluster.add()
+        time.sleep(2)
     cluster.kill(lost)
     assert shards(out) < UNITS
-    cluster.add()
+    if not announced:
+        cluster.add()
     done.set()
     wait_for(lambda: job_state(cluster, name)["state"] not in {"PENDING", "RUNNING"}, "the end of the job")
     assert job_state(cluster, name)["state"] == "SUCCEEDED", cluster_command(cluster, "logs", name).stdout

@@ -145,7 +145,7 @@ def _originals_of_job(folder: JobFolder, wanted: pa.Array) -> Iterator[tuple[str
         for part in plan.parts:
             with folder.output.open(part.path) as file:
                 inputs = read_parquet(file)
-            inputs = inputs.filter(pc.field("key").isin(wanted))
+            inputs = inputs.filter(pc.is_in(inputs["key"], wanted))
             for thunk in source.read(inputs) if inputs.num_rows else ():
                 if isinstance(item := thunk(), Sample):
                     yield item.key, item.data
