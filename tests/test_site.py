@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, every link of it leads somewhere, and it needs no network."""
+"""The documentation as a site: it builds without a warning, its links lead somewhere, and it needs no network."""
 
 from __future__ import annotations
 
