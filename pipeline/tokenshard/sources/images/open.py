@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenshard.errors import SpecError
+from tokenshard.extensions import IMAGES, load_extension
 from tokenshard.sources.images.base import ImageSource
 from tokenshard.sources.images.coco import CocoSource
 from tokenshard.sources.images.files import Files, find_files
@@ -47,7 +48,8 @@ def open_image_source(
         form = _form_of_file(files, spec) if files.what == "file" else _form_of_many(files, spec)
     if form in _ONE_FILE and files.what != "file":
         raise SpecError(f"{spec.path}: form {form} reads one file; give the path of that file")
-    return FORMS[form](spec, files, state)
+    found: type[ImageSource] = FORMS[form] if form in FORMS else load_extension(IMAGES, form)
+    return found(spec, files, state)
 
 
 def _form_of_file(files: Files, spec: ImageSourceSpec) -> str:
