@@ -112,6 +112,7 @@ class Dataset:
 
     @property
     def num_row_groups(self) -> int:
+        """Of all shards, those without any row that is left included."""
         return len(self._starts) - 1
 
     @property
