@@ -36,7 +36,8 @@ def draw(rows: list[dict[str, str]], file: Path) -> None:
         figure, axis = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
         whole = next(row for row in rows if row["arm"] == "original")
         axis.axhline(float(whole["top1"]), color=GREY, ls="--", lw=1)
-        axis.annotate("original files, all bytes", (0.0082, float(whole["top1"])), (0, 4), textcoords="offset points")
+        label = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axis.annotate("original files, all bytes", (0.03, float(whole["top1"])), (0, 4), **label)
         for arm, colour in COLOURS.items():
             mine = sorted((row for row in rows if row["arm"] == arm), key=lambda row: float(row["share"]))
             shares, means = [[float(row[name]) for row in mine] for name in ("share", "top1")]
