@@ -76,6 +76,9 @@ def test_every_arm_of_the_storage_benchmark_is_counted_as_its_files_are(two_clas
     assert (out / "storage_accuracy.png").stat().st_size
     with (out / "storage_accuracy.csv").open() as table:
         assert len(list(csv.DictReader(table))) == len(report["points"])
+    run_benchmark("accuracy/figure.py", out / "storage_accuracy.csv", tmp_path / "figure.svg")
+    figure = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert [arm for arm in ("tokens", "tokens + MTM", "WebP", "JPEG") if f">{arm}</text>" not in figure] == []
     finished = {file: file.stat().st_mtime_ns for file in (out / "runs").iterdir()}
     run_benchmark("storage_accuracy.py", *words)
     assert {file: file.stat().st_mtime_ns for file in (out / "runs").iterdir()} == finished

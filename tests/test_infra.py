@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+import tokenshard
+
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
 CLUSTERS = ["rayjob.yaml", "raycluster.yaml"]
 RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
-VERSION = re.search(r'^version = "(\S+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+VERSION = tokenshard.__version__
 TEXTS = [path for path in sorted(INFRA.rglob("*")) if path.is_file() and path.name != ".env"]
 
 

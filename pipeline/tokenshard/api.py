@@ -77,7 +77,7 @@ def loader(
     """Batches of a dataset as tensors, ``for batch in loader(ds, shuffle=True, columns=["codes", "label"]): …``.
 
     ``cache``: a local folder for what is read from a remote dataset. ``options`` and all promises are those of
-    :class:`~tokenshard.loading.loader.TokenLoader`.
+    `TokenLoader`.
     """
     from tokenshard.loading.loader import TokenLoader
 
@@ -127,7 +127,7 @@ def convert_images(
 ) -> Conversion:
     """Convert images to a token dataset: ``convert_images("photos/", "tokens/", tokenizer="patch:4x4,k=1024")``.
 
-    ``fields`` are fields of :class:`~tokenshard.spec.job.ConvertImages`; those of the source go into ``source``,
+    ``fields`` are fields of `ConvertImages`; those of the source go into ``source``,
     e.g. ``source={"size": 224, "fit": "center-crop"}``.
     """
     source = {"path": fspath(src), **fields.pop("source", {})}

@@ -1,7 +1,7 @@
 """The few error types of tokenshard.
 
 Every message names the input, says what is wrong with it and what the user can do. The command line prints a
-:class:`TokenshardError` as one line; anything else is a bug and keeps its traceback.
+`TokenshardError` as one line; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -202,10 +202,10 @@ def convert() -> None:
 )
 @click.option(
     "--form",
-    type=click.Choice(["auto", "folder", "manifest", "webdataset", "hf-parquet", "coco", "idx"]),
+    metavar="FORM",
     default="auto",
     show_default=True,
-    help="How the images are stored.",
+    help="How the images are stored: folder, manifest, webdataset, hf-parquet, coco, idx, or an installed extension.",
 )
 @click.option("--labels", default="auto", show_default=True, help="auto, none, folder, or a column.")
 @click.option("--max-pixels", type=click.IntRange(1), help="Larger images are rejected. [default: 178956970]")

@@ -66,6 +66,7 @@ class Conversion:
     """of shards whose page vectors are unlike those that the codebook was trained on"""
 
     def json(self) -> dict[str, Any]:
+        """The same as `convert --json` prints."""
         return asdict(self)
 
 

@@ -31,7 +31,7 @@ class TorchBatches(IterableDataset[Batch]):
     """The batches of a loader for ``torch.utils.data.DataLoader(TorchBatches(loader), batch_size=None)``.
 
     With any number of workers the batches, and their order, are those of the loader: worker `w` of `n` hands out every
-    `n`-th. State goes through torchdata's `StatefulDataLoader`; call :meth:`set_epoch` before each epoch, as workers
+    `n`-th. State goes through torchdata's `StatefulDataLoader`; call `set_epoch` before each epoch, as workers
     do not tell the main process how far they are.
     """
 

@@ -78,12 +78,12 @@ class TokenLoader:
         epoch). ``where``: a predicate on other columns, ``"label < 10 and split == 'train'"``: only samples for which
         it holds take part. ``weights``: a column that says how often a sample comes in an epoch; of 2.5, two or three
         times. ``levels``: only the first so many. ``crop``: of each token grid a part of this size, at a random
-        place or as :class:`Crop` says, so that `codes` is [B, *crop] whatever the grids are. ``rank`` and ``world``: by
+        place or as `Crop` says, so that `codes` is [B, *crop] whatever the grids are. ``rank`` and ``world``: by
         default those of torch.distributed or Ray Train, else 0 of 1. ``prefetch_bytes``: about what the encoded blocks
         in memory may take; the default shuffle is the best mix within it, and a dataset that fits is read once and then
         kept. ``verify``: the checksums of the manifest are compared `always` when a row group is read, the `first` time
         or `never`. ``damage``: a damaged row group raises, or its samples are replaced by others of the batch, with
-        `valid` False, and :attr:`damaged` says where it lies.
+        `valid` False, and `damaged` says where it lies.
 
         Raises SpecError for options that do not fit the dataset or each other.
         """

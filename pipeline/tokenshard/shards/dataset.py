@@ -112,6 +112,7 @@ class Dataset:
 
     @property
     def num_row_groups(self) -> int:
+        """Of all shards, those without any row that is left included."""
         return len(self._starts) - 1
 
     @property
@@ -126,7 +127,7 @@ class Dataset:
         return np.where(gone, -1, first + np.cumsum(~gone) - 1)
 
     def group_codes(self, group: int) -> Codes:
-        """Codes of a row group, by its number in the whole dataset; what :meth:`codes` gives of its samples."""
+        """Codes of a row group, by its number in the whole dataset; what `codes` gives of its samples."""
         return self._arranged(self.read_group(group), None)
 
     def flat_codes(self, group: RowGroup, rows: NDArray[np.int64] | None = None) -> list[Ids]:
@@ -140,7 +141,7 @@ class Dataset:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns of :meth:`table`: everything except the encoded codes. Columns of appended shards come last."""
+        """The columns of `table`: everything except the encoded codes. Columns of appended shards come last."""
         fields: dict[str, pa.Field] = {}
         for shard in range(len(self.manifest.shards)):
             fields |= {field.name: field for field in self._reader(shard).schema if field.name not in fields}
@@ -158,7 +159,7 @@ class Dataset:
     def __getitem__(self, item: int | slice | Sequence[int]) -> dict[str, Any]:
         """One sample: its columns as Python values and `codes` [*grid] ([levels, *grid] for several levels).
 
-        A slice or a list of numbers gives the same dict with a list (of codes: what :meth:`codes` gives) a column.
+        A slice or a list of numbers gives the same dict with a list (of codes: what `codes` gives) a column.
         """
         if isinstance(item, int | np.integer):
             number = int(item)
@@ -285,7 +286,7 @@ class Dataset:
 
         Rows that are deleted are not among them.
 
-        The other arguments are those of :meth:`ShardReader.read_group`.
+        The other arguments are those of `ShardReader.read_group`.
         """
         shard, local = self._place(group)
         whole = levels is None or levels >= len(self.manifest.code.columns)

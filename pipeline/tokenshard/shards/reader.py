@@ -54,10 +54,12 @@ class RowGroup:
 
     @property
     def rows(self) -> int:
+        """Samples in it."""
         return len(self.grids)
 
     @property
     def nbytes(self) -> int:
+        """Bytes it takes in memory, encoded as it is."""
         return sum(stream.nbytes for stream in self.streams) + self.grids.nbytes
 
     def decode(self, rows: NDArray[np.int64] | None = None) -> tuple[Ids, ...]:

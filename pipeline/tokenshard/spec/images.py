@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field, JsonValue, model_validator
+from pydantic import ByteSize, Field, JsonValue, field_validator, model_validator
 
+from tokenshard.extensions import IMAGES, extensions
 from tokenshard.spec.base import SourceSpec
 
-ImageForm = Literal["auto", "folder", "manifest", "webdataset", "hf-parquet", "coco", "idx"]
+IMAGE_FORMS = ("auto", "folder", "manifest", "webdataset", "hf-parquet", "coco", "idx")
 Side = Annotated[int, Field(ge=1, le=65_535)]
 Level = Annotated[int, Field(ge=0, le=255)]
 
@@ -22,7 +23,11 @@ class ImageSourceSpec(SourceSpec):
     """Raw images of a conversion job."""
 
     what: ClassVar[str] = "images"
-    form: ImageForm = Field(default="auto", description="how the images are stored; auto: found out from the path")
+    form: str = Field(
+        default="auto",
+        description=f"how the images are stored: {', '.join(IMAGE_FORMS[1:])}, or a form that an installed package "
+        "adds; auto: found out from the path",
+    )
     labels: str = Field(
         default="auto",
         min_length=1,
@@ -53,6 +58,14 @@ class ImageSourceSpec(SourceSpec):
     extensions: tuple[str, ...] = Field(
         default=IMAGE_EXTENSIONS, min_length=1, description="file name extensions taken for images, any case"
     )
+
+    @field_validator("form")
+    @classmethod
+    def _form_is_known(cls, form: str) -> str:
+        known = (*IMAGE_FORMS, *extensions(IMAGES))
+        if form not in known:
+            raise ValueError(f"allowed are {', '.join(map(repr, known))}")
+        return form
 
     @model_validator(mode="after")
     def _size_and_fit_go_together(self) -> Self:

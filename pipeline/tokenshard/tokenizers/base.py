@@ -18,7 +18,9 @@ class Tokenizer(Protocol):
     """
 
     @property
-    def spec(self) -> TokenizerSpec: ...
+    def spec(self) -> TokenizerSpec:
+        """What is written to ``tokenizer.json``: kind, alphabets, config, and the hash of the weights."""
+        ...
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token grid (rows, columns) of an image of that size: ceil(size / downsample) along each axis."""

@@ -1,18 +1,20 @@
 """The kinds of tokenizers there are, and how users name them: ``patch:4x4,k=1024``.
 
-A kind is one entry here and one class; the class is imported when it is first needed, so a tokenizer with heavy imports
-costs nothing to those who use another. Option values are checked here, before any input is read.
+A kind is one entry here, or an entry point of an installed package, and one class; the class is imported when it is
+first needed, so a tokenizer with heavy imports costs nothing to those who use another. Option values are checked here,
+before any input is read.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from tokenshard.errors import SpecError
+from tokenshard.extensions import TOKENIZERS, extensions, load_extension
 from tokenshard.tokenizers.base import StoredTokenizer, TrainableTokenizer
 from tokenshard.tokenizers.packaged import PACKAGED
 
@@ -33,7 +35,9 @@ class Kind:
     """whether ``fit`` takes an encoder that the user names"""
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """The parser of an option that is a whole number from ``low`` to ``high``."""
+
     def parse(text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high:
             return int(text)
@@ -53,7 +57,7 @@ def _positive(text: str) -> float:
 
 
 def _sides(high: int) -> Callable[[str], tuple[int, int]]:
-    side = _integer(1, high)
+    side = integer(1, high)
 
     def parse(text: str) -> tuple[int, int]:
         height, times, width = text.partition("x")
@@ -65,18 +69,18 @@ def _sides(high: int) -> Callable[[str], tuple[int, int]]:
     return parse
 
 
-KINDS: Mapping[str, Kind] = {
+_OWN: Mapping[str, Kind] = {
     "patch": Kind(
         path="tokenshard.tokenizers.patch:PatchTokenizer",
-        options={"patch": _sides(16), "k": _integer(1, 1 << 16), "components": _integer(1, 64)},
+        options={"patch": _sides(16), "k": integer(1, 1 << 16), "components": integer(1, 64)},
         example="patch:4x4,k=1024",
     ),
     "grid": Kind(
         path="tokenshard.tokenizers.grid:GridTokenizer",
         options={
             "patch": _sides(16),
-            "k": _integer(1, 1 << 14),
-            "codebooks": _integer(1, 8),
+            "k": integer(1, 1 << 14),
+            "codebooks": integer(1, 8),
             "step": _positive,
             "floor": _positive,
         },
@@ -89,12 +93,12 @@ KINDS: Mapping[str, Kind] = {
     ),
     "canonical": Kind(
         path="tokenshard.tokenizers.canonical:CanonicalTokenizer",
-        options={"q": _integer(1, 100), "vocabulary": _integer(256, 4096)},
+        options={"q": integer(1, 100), "vocabulary": integer(256, 4096)},
         example="canonical:q=25",
     ),
     "clip-codebook": Kind(
         path="tokenshard.tokenizers.clip_codebook:ClipCodebookTokenizer",
-        options={"features": str, "k": _integer(2, 4096), "most": _integer(12, 4096)},
+        options={"features": str, "k": integer(2, 4096), "most": integer(12, 4096)},
         example="clip-codebook:default,most=64",
         modality="clip",
         lent=True,
@@ -109,6 +113,35 @@ KINDS: Mapping[str, Kind] = {
         path="tokenshard.tokenizers.external:ExternalTokenizer", options={}, example="external", trainable=False
     ),
 }
+
+
+class _Kinds(Mapping[str, Kind]):
+    """The kinds of this package and those that installed packages add, which are imported when they are asked for."""
+
+    def __getitem__(self, name: str) -> Kind:
+        if name not in self:
+            raise KeyError(name)
+        if name in _OWN:
+            return _OWN[name]
+        kind = load_extension(TOKENIZERS, name)
+        if not isinstance(kind, Kind):
+            raise SpecError(
+                f"the entry point {name!r} of {TOKENIZERS} is no Kind but a {type(kind).__name__}; repair it"
+            )
+        return kind
+
+    def __contains__(self, name: object) -> bool:
+        return name in _OWN or name in extensions(TOKENIZERS)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _OWN
+        yield from (name for name in extensions(TOKENIZERS) if name not in _OWN)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+KINDS: Mapping[str, Kind] = _Kinds()
 
 
 def tokenizer_class(kind: str) -> type[StoredTokenizer]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokenshard.errors import SpecError
+from tokenshard.extensions import IMAGES, load_extension
 from tokenshard.parquet import open_parquet
 from tokenshard.sources.images.base import ImageSource
 from tokenshard.sources.images.coco import CocoSource
@@ -47,7 +48,8 @@ def open_image_source(
         form = _form_of_file(files, spec) if files.what == "file" else _form_of_many(files, spec)
     if form in _ONE_FILE and files.what != "file":
         raise SpecError(f"{spec.path}: form {form} reads one file; give the path of that file")
-    return FORMS[form](spec, files, state)
+    found: type[ImageSource] = FORMS[form] if form in FORMS else load_extension(IMAGES, form)
+    return found(spec, files, state)
 
 
 def _form_of_file(files: Files, spec: ImageSourceSpec) -> str:

@@ -1,0 +1,34 @@
+"""What installed packages add to tokenshard: kinds of tokenizers and forms of images, by their entry points.
+
+Names in datasets and job specs choose among what is installed; they never name a module, so that no dataset decides
+which code is run. Entry points are seen by every process of a job on every node where the package is installed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from tokenshard.errors import SpecError
+
+TOKENIZERS = "tokenshard.tokenizers"
+"""Entry points that are a :class:`~tokenshard.tokenizers.registry.Kind`."""
+IMAGES = "tokenshard.images"
+"""Entry points that are subclasses of :class:`~tokenshard.sources.images.base.ImageSource`."""
+
+
+@cache
+def extensions(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, in the order of their names. Imports none of them."""
+    return {entry.name: entry for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)}
+
+
+def load_extension(group: str, name: str) -> Any:
+    """What the entry point of that name stands for. Raises SpecError where its module cannot be imported."""
+    entry = extensions(group)[name]
+    try:
+        return entry.load()
+    except Exception as error:
+        package = entry.dist.name if entry.dist is not None else entry.module
+        raise SpecError(f"{name!r} of the installed package {package} cannot be loaded: {error}; repair it") from error
