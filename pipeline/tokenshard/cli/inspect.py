@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.cli.options import figure, json_option, print_columns, print_json, print_table, storage_option
 
 
 @click.command()
@@ -98,8 +98,8 @@ def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(name, _figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
-    rows += [(f"{name} bytes", _figure(size)) for name, size in found.get("layer_bytes", {}).items()]
+    rows = [(name, figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
+    rows += [(f"{name} bytes", figure(size)) for name, size in found.get("layer_bytes", {}).items()]
     print_table(rows)
     _print_levels(found["levels"])
     for warning in found.get("warnings", ()):
@@ -126,17 +126,10 @@ LEVEL_COLUMNS = {
 def _print_levels(levels: list[dict[str, Any]]) -> None:
     """A table with one line a level."""
     names = [name for name in LEVEL_COLUMNS if name in levels[0]]
-    lines = [["level", *(LEVEL_COLUMNS[name] for name in names)]]
+    lines = []
     for number, level in enumerate(levels):
-        figures = ("-" if level[name] is None else _figure(level[name]) for name in names)
-        lines.append([str(number), *figures])
-    widths = [max(len(line[place]) for line in lines) for place in range(len(names) + 1)]
-    for line in lines:
-        click.echo("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
-
-
-def _figure(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        lines.append([str(number), *("-" if level[name] is None else figure(level[name]) for name in names)])
+    print_columns(["level", *(LEVEL_COLUMNS[name] for name in names)], lines, texts=0)
 
 
 @click.command()

@@ -28,6 +28,7 @@ COMMANDS = {
     "grid": ("tokenshard.cli.grid_commands:grid", "Decode grids of a dataset; calibrate how sure they are."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
+    "report": ("tokenshard.cli.report:report", "Say what a dataset costs and keeps, as one HTML file or as text."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),
     "show": ("tokenshard.cli.inspect:show", "Draw samples: reconstruction, and original where it is at hand."),
     "delete": ("tokenshard.cli.delete:delete", "Delete samples by key or by what their columns say."),
