@@ -18,7 +18,7 @@ from tokenshard.cli.main import COMMANDS, cli
 
 PACKAGE = Path(__file__).parents[1] / "pipeline" / "tokenshard"
 ROOMS = [
-    *("errors", "readable", "atomic", "failures", "listing", "ranged", "remote", "store"),
+    *("errors", "readable", "compiled", "atomic", "failures", "listing", "ranged", "remote", "store"),
     *("spec", "codecs", "shards", "sources"),
     *("quantizers", "tokenizers", "retrieval", "grids"),
     *("engine", "loading", "training", "report", "viewer", "api", "demo", "__init__", "cli", "__main__"),
