@@ -21,7 +21,7 @@ ROOMS = [
     *("errors", "readable", "compiled", "atomic", "failures", "listing", "ranged", "remote", "store"),
     *("spec", "codecs", "shards", "sources"),
     *("quantizers", "tokenizers", "retrieval", "grids"),
-    *("engine", "loading", "training", "report", "viewer", "api", "demo", "__init__", "cli", "__main__"),
+    *("engine", "loading", "training", "report", "viewer", "api", "demo", "doctor", "__init__", "cli", "__main__"),
 ]
 """From the ground floor up to the door. ``__init__`` is the public face; only ``__main__`` imports the command line."""
 

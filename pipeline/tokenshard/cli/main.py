@@ -34,6 +34,7 @@ COMMANDS = {
     "delete": ("tokenshard.cli.delete:delete", "Delete samples by key or by what their columns say."),
     "compact": ("tokenshard.cli.delete:compact", "Write shards without the rows that were deleted."),
     "clean": ("tokenshard.cli.inspect:clean", "Remove what is not part of a finished dataset."),
+    "doctor": ("tokenshard.cli.doctor:doctor", "Check what works here: packages, codecs, GPU, stores, Ray."),
     "demo": ("tokenshard.cli.demo:demo", "Convert, train and compare on real images that ship with packages."),
 }
 """Name -> (`module:command`, one line of help)."""
