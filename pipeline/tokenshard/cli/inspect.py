@@ -209,7 +209,16 @@ def _held_against_source(out: str, source: str | None, storage: dict[str, Any]) 
 )
 @click.option("--files", help="Folder: write the files that ids of a canonical tokenizer are, instead of a picture.")
 @storage_option
-def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str | None, storage: dict[str, Any]) -> None:
+@json_option
+def show(
+    out: str,
+    keys: tuple[str, ...],
+    picture: str,
+    count: int,
+    files: str | None,
+    storage: dict[str, Any],
+    as_json: bool,
+) -> None:
     """Draw samples as a picture: original (where the source is at hand) beside the reconstruction.
 
     Of pages: their text, and the attention that each patch received.
@@ -222,15 +231,18 @@ def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str |
     from tokenshard.report.samples import draw_samples, write_files
     from tokenshard.shards.dataset import open_dataset
 
+    dataset = open_dataset(out, storage)
     if files is not None:
-        for line in write_files(open_dataset(out, storage), keys, count, files):
-            click.echo(line)
+        shown, wrote = write_files(dataset, keys, count, files), files
+    else:
+        shown, wrote = draw_samples(dataset, keys, count, picture), picture
+    if as_json:
+        print_json({"wrote": wrote, "samples": shown})
         return
-
-    shown = draw_samples(open_dataset(out, storage), keys, count, picture)
     for line in shown:
         click.echo(line)
-    click.echo(f"wrote {picture}")
+    if files is None:
+        click.echo(f"wrote {picture}")
 
 
 @click.command()
@@ -240,7 +252,8 @@ def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str |
 )
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @storage_option
-def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any]) -> None:
+@json_option
+def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any], as_json: bool) -> None:
     """Remove leftovers: temporary files of killed writers, and files no version of the dataset lists.
 
     Do not run it while a job writes to OUT.
@@ -258,4 +271,8 @@ def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any]) -> None:
         click.confirm(f"remove {len(names):,} files (e.g. {names[0]})?", abort=True, err=True)
     for name in names:
         output.delete(name)
-    click.echo(f"removed {len(names) + output.clean_temporary():,} files")
+    removed = len(names) + output.clean_temporary()
+    if as_json:
+        print_json({"removed": removed, "files": names})
+    else:
+        click.echo(f"removed {removed:,} files")

@@ -40,6 +40,11 @@ class UnitPlace:
     part: str
     row_group: int
 
+    def __str__(self) -> str:
+        return (
+            f"unit {self.unit}" if self.unit >= 0 else "the pilot (the sample that tokenizer and codecs are fitted on)"
+        )
+
 
 def make_plan(
     spec: ConvertJob,
