@@ -25,7 +25,10 @@ def readable_bytes(count: float) -> str:
 
 def printable(value: object) -> str:
     """Text as it may be shown: without control characters, surrogates, and marks that turn what follows around."""
-    text = str(value).encode("utf-8", "replace").decode()
+    text = str(value)
+    if text.isprintable() and not set(_TURNING) & set(text):
+        return text
+    text = text.encode("utf-8", "replace").decode()
     return "".join(c if c in "\n\t" or (c.isprintable() and c not in _TURNING) else "\ufffd" for c in text)
 
 

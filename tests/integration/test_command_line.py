@@ -20,7 +20,7 @@ from PIL import Image
 
 from integration.command import command_line, convert, refused, tokenshard_command
 from test_rooms import commands
-from tokenshard.cli.main import cli
+from tokenshard.cli.main import cli, main
 
 pytestmark = pytest.mark.integration
 LONG = "a-name-that-is-much-longer-than-a-line-of-eighty-columns-" + 3 * "and-goes-on-" + "to-here.png"
@@ -81,13 +81,19 @@ def test_every_option_says_what_it_is_for() -> None:
         (["convert", "images", "a", "b", "--tokenizer", "ptch:4x4"], "patch"),
     ],
 )
-def test_a_slip_is_answered_with_what_was_meant(words: list[str], meant: str) -> None:
-    line = refused(*words, code=2)
-    assert re.search(rf"[Dd]id you mean '{meant}'\?", line), line
+def test_a_slip_is_answered_with_what_was_meant(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    said = capsys.readouterr().err
+    assert re.search(rf"[Dd]id you mean '{meant}'\?", said), said
 
 
-def test_what_is_near_to_nothing_is_answered_without_a_guess() -> None:
-    assert "mean" not in refused("xyzzy", code=2)
+def test_what_is_near_to_nothing_is_answered_without_a_guess(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["xyzzy"])
+    assert "mean" not in capsys.readouterr().err
 
 
 # -- what is printed --------------------------------------------------------------------------------------------------

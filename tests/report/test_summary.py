@@ -140,6 +140,7 @@ def test_markup_escapes_text_attributes_and_marks_that_turn_text() -> None:
     assert tag("p", "<b>", title='"x"') == '<p title="&quot;x&quot;">&lt;b&gt;</p>'
     assert tag("p", tag("b", "a")) == "<p><b>a</b></p>"
     assert tag("p", "a‮b\x1b[31m\ud800") == "<p>a�b�[31m?</p>"
+    assert tag("img", alt="a\ud800\u202e") == '<img alt="a?\ufffd">'
     assert "&lt;i&gt;" in table(["<i>"], [["<u>"]])
     assert "<u>" not in table(["<i>"], [["<u>"]])
 
