@@ -18,10 +18,11 @@ from tokenshard.cli.main import COMMANDS, cli
 
 PACKAGE = Path(__file__).parents[1] / "pipeline" / "tokenshard"
 ROOMS = [
-    *("errors", "extensions", "readable", "atomic", "failures", "listing", "parquet", "ranged", "remote", "store"),
+    *("errors", "extensions", "readable", "compiled", "atomic", "failures", "listing", "parquet"),
+    *("ranged", "remote", "store"),
     *("spec", "codecs", "shards", "sources"),
     *("quantizers", "tokenizers", "retrieval", "grids"),
-    *("engine", "loading", "training", "report", "viewer", "api", "demo", "__init__", "cli", "__main__"),
+    *("engine", "loading", "training", "report", "viewer", "api", "demo", "doctor", "__init__", "cli", "__main__"),
 ]
 """From the ground floor up to the door. ``__init__`` is the public face; only ``__main__`` imports the command line."""
 

@@ -21,3 +21,15 @@ def readable_bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{1 if count >= 9.995 else 2}f} {unit}"
+
+
+def printable(value: object) -> str:
+    """Text as it may be shown: without control characters, surrogates, and marks that turn what follows around."""
+    text = str(value)
+    if text.isprintable() and not set(_TURNING) & set(text):
+        return text
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(c if c in "\n\t" or (c.isprintable() and c not in _TURNING) else "\ufffd" for c in text)
+
+
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import tokenshard
 from tokenshard.cli.main import cli
@@ -56,6 +57,18 @@ def test_a_query_finds_the_page_that_answers_it(pages: Path) -> None:
         assert len(hits) == 3
         assert (hits[0]["key"], hits[0]["document"]) == (document, document)
         assert hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
+
+
+def test_hits_are_drawn_with_what_answers_highlighted(pages: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "hits.png"
+    words = ["search", "query", str(pages / "pages"), "who barks", "--top", "2"]
+    hits = command(*words, "--show", str(picture))["hits"]
+    assert hits == command(*words)["hits"]
+    drawn = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    orange = (drawn[..., 0] - drawn[..., 2] > 100).mean()
+    assert 0.001 < orange < 0.5
+    refused = CliRunner().invoke(cli, ["search", "query", str(pages), "--queries", "a", "--show", str(picture)])
+    assert (refused.exit_code, "one query" in refused.output) == (2, True)
 
 
 def test_scores_are_maxsim_with_what_the_codes_decode_to(pages: Path) -> None:

@@ -44,7 +44,7 @@ def test_parsed_options_are_those_fit_takes(crops: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pach", "unknown tokenizer 'pach'; use one of: patch .*folder of a saved tokenizer"),
+        ("pach", "unknown tokenizer 'pach' .did you mean 'patch'.*use one of: patch .*folder of a saved tokenizer"),
         ("", "unknown tokenizer ''"),
         ("patch:4y4", "patch must be HEIGHTxWIDTH in pixels, each 1 to 16, not '4y4'"),
         ("patch:4x", "HEIGHTxWIDTH"),

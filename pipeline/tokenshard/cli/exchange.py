@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("parquet", "webdataset", "npy", "npz", "hf", "mds", "litdata", "megatron", "seit")
 PAGE_FORMATS = ("qdrant", "vespa", "vectors", "lance", "fast-plaid")
+ALL_FORMATS = (*FORMATS, *PAGE_FORMATS, "mp4")
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str] | None:
@@ -23,7 +24,12 @@ def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.argument("out")
 @click.argument("dst")
 @click.option(
-    "--format", "format_name", type=click.Choice((*FORMATS, *PAGE_FORMATS, "mp4")), required=True, help="What to write."
+    "--format",
+    "format_name",
+    type=click.Choice(ALL_FORMATS),
+    required=True,
+    metavar="FORMAT",
+    help=f"What to write: {', '.join(ALL_FORMATS)}.",
 )
 @click.option("--columns", callback=_names, help="Label and metadata columns to keep, with commas. [default: all]")
 @click.option("--split", help="Export only this split. [default: all of them]")
@@ -52,7 +58,10 @@ def export(out: str, dst: str, **values: Any) -> None:
     if values["format_name"] == "mp4":
         from tokenshard.report.movies import write_movies
 
-        for line in write_movies(dataset, list(values["keys"]), len(dataset), dst):
+        lines = write_movies(dataset, list(values["keys"]), len(dataset), dst)
+        if values["as_json"]:
+            print_json({"format": "mp4", "destination": dst, "files": len(lines), "movies": lines})
+        for line in () if values["as_json"] else lines:
             click.echo(line)
         return
     options = {"shard_bytes": values["shard_bytes"]} if values["shard_bytes"] else {}

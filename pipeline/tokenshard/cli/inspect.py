@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.cli.options import figure, json_option, print_columns, print_json, print_table, storage_option
 
 
 @click.command()
@@ -98,8 +98,8 @@ def stats(out: str, storage: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(name, _figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
-    rows += [(f"{name} bytes", _figure(size)) for name, size in found.get("layer_bytes", {}).items()]
+    rows = [(name, figure(value)) for name, value in found.items() if not isinstance(value, list | dict)]
+    rows += [(f"{name} bytes", figure(size)) for name, size in found.get("layer_bytes", {}).items()]
     print_table(rows)
     _print_levels(found["levels"])
     for warning in found.get("warnings", ()):
@@ -126,17 +126,10 @@ LEVEL_COLUMNS = {
 def _print_levels(levels: list[dict[str, Any]]) -> None:
     """A table with one line a level."""
     names = [name for name in LEVEL_COLUMNS if name in levels[0]]
-    lines = [["level", *(LEVEL_COLUMNS[name] for name in names)]]
+    lines = []
     for number, level in enumerate(levels):
-        figures = ("-" if level[name] is None else _figure(level[name]) for name in names)
-        lines.append([str(number), *figures])
-    widths = [max(len(line[place]) for line in lines) for place in range(len(names) + 1)]
-    for line in lines:
-        click.echo("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
-
-
-def _figure(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        lines.append([str(number), *("-" if level[name] is None else figure(level[name]) for name in names)])
+    print_columns(["level", *(LEVEL_COLUMNS[name] for name in names)], lines, texts=0)
 
 
 @click.command()
@@ -216,7 +209,16 @@ def _held_against_source(out: str, source: str | None, storage: dict[str, Any]) 
 )
 @click.option("--files", help="Folder: write the files that ids of a canonical tokenizer are, instead of a picture.")
 @storage_option
-def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str | None, storage: dict[str, Any]) -> None:
+@json_option
+def show(
+    out: str,
+    keys: tuple[str, ...],
+    picture: str,
+    count: int,
+    files: str | None,
+    storage: dict[str, Any],
+    as_json: bool,
+) -> None:
     """Draw samples as a picture: original (where the source is at hand) beside the reconstruction.
 
     Of pages: their text, and the attention that each patch received.
@@ -229,15 +231,18 @@ def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str |
     from tokenshard.report.samples import draw_samples, write_files
     from tokenshard.shards.dataset import open_dataset
 
+    dataset = open_dataset(out, storage)
     if files is not None:
-        for line in write_files(open_dataset(out, storage), keys, count, files):
-            click.echo(line)
+        shown, wrote = write_files(dataset, keys, count, files), files
+    else:
+        shown, wrote = draw_samples(dataset, keys, count, picture), picture
+    if as_json:
+        print_json({"wrote": wrote, "samples": shown})
         return
-
-    shown = draw_samples(open_dataset(out, storage), keys, count, picture)
     for line in shown:
         click.echo(line)
-    click.echo(f"wrote {picture}")
+    if files is None:
+        click.echo(f"wrote {picture}")
 
 
 @click.command()
@@ -247,7 +252,8 @@ def show(out: str, keys: tuple[str, ...], picture: str, count: int, files: str |
 )
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @storage_option
-def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any]) -> None:
+@json_option
+def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any], as_json: bool) -> None:
     """Remove leftovers: temporary files of killed writers, and files no version of the dataset lists.
 
     Do not run it while a job writes to OUT.
@@ -265,4 +271,8 @@ def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any]) -> None:
         click.confirm(f"remove {len(names):,} files (e.g. {names[0]})?", abort=True, err=True)
     for name in names:
         output.delete(name)
-    click.echo(f"removed {len(names) + output.clean_temporary():,} files")
+    removed = len(names) + output.clean_temporary()
+    if as_json:
+        print_json({"removed": removed, "files": names})
+    else:
+        click.echo(f"removed {removed:,} files")

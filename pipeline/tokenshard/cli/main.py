@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -28,14 +29,19 @@ COMMANDS = {
     "grid": ("tokenshard.cli.grid_commands:grid", "Decode grids of a dataset; calibrate how sure they are."),
     "info": ("tokenshard.cli.inspect:info", "Say what is in a dataset."),
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
+    "report": ("tokenshard.cli.report:report", "Say what a dataset costs and keeps, as one HTML file or as text."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),
     "show": ("tokenshard.cli.inspect:show", "Draw samples: reconstruction, and original where it is at hand."),
     "delete": ("tokenshard.cli.delete:delete", "Delete samples by key or by what their columns say."),
     "compact": ("tokenshard.cli.delete:compact", "Write shards without the rows that were deleted."),
     "clean": ("tokenshard.cli.inspect:clean", "Remove what is not part of a finished dataset."),
+    "doctor": ("tokenshard.cli.doctor:doctor", "Check what works here: packages, codecs, GPU, stores, Ray."),
+    "completion": ("tokenshard.cli.completion:completion", "Print what makes a shell complete commands."),
     "demo": ("tokenshard.cli.demo:demo", "Convert, train and compare on real images that ship with packages."),
 }
 """Name -> (`module:command`, one line of help)."""
+NAME, COMPLETE = "tokenshard", "_TOKENSHARD_COMPLETE"
+"""Of the program, and of the variable in which a shell asks for completions."""
 
 
 class LazyGroup(click.Group):
@@ -69,15 +75,20 @@ def cli(ctx: click.Context, debug: bool) -> None:
       tokenshard info tokens/
     """
     ctx.obj = {"debug": debug}
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+        os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")  # it writes one code at the very end
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become one line on stderr and an exit code (0 ok, 1 failed, 2 usage, 3 too many rejects)."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        code: Any = cli.main(words, prog_name="tokenshard", standalone_mode=False)
+        code: Any = cli.main(words, prog_name=NAME, complete_var=COMPLETE, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        from tokenshard.cli.suggest import with_suggestion
+
+        with_suggestion(error).show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("tokenshard: stopped; run the same command again to go on from here", err=True)

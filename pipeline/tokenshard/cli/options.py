@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+WIDEST = 100_000
+"""Characters of a line where no terminal limits it."""
 
 
 def _storage(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -53,8 +56,36 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
-def print_table(rows: list[tuple[str, str]]) -> None:
-    """Two aligned columns."""
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+def print_table(rows: Sequence[tuple[str, object]]) -> None:
+    """Two aligned columns: names and values."""
+    print_columns((), rows, texts=2)
+
+
+def print_columns(heads: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> None:
+    """A table of which all columns but the first ``texts`` hold figures.
+
+    A terminal has it within its width, in folded cells; a pipe or a file as wide as it is, without colour.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tokenshard.readable import printable
+
+    terminal = sys.stdout.isatty()
+    grid = Table(box=None, show_header=bool(heads), header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    lines = [[printable(cell) for cell in row] for row in rows]
+    for place in range(len(heads) or len(lines[0])):
+        side: Literal["left", "right"] = "left" if place < texts else "right"
+        grid.add_column(heads[place] if heads else "", justify=side, overflow="fold", no_wrap=side == "right")
+    for line in lines:
+        grid.add_row(*map(Text, line))
+    console = Console(highlight=False, width=None if terminal else WIDEST)
+    with console.capture() as shown:
+        console.print(grid)
+    click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+
+
+def figure(value: object) -> str:
+    """A value of a table: four digits of a float, thousands apart."""
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -138,6 +138,7 @@ def build(out: str, first_stage: Any, rebuild: bool, storage: dict[str, Any], as
 )
 @click.option("--where", help="Only pages for which this holds, e.g. \"document == 'a.pdf' and page < 3\".")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Pages to show.")
+@click.option("--show", type=click.Path(dir_okay=False), help="PNG: draw the pages, what answers highlighted.")
 @_EFFORT
 @_SOURCE
 @_THREADS
@@ -148,6 +149,7 @@ def query(
     text: str | None,
     image: str | None,
     queries: str | None,
+    show: str | None,
     where: str | None,
     top: int,
     threads: int,
@@ -158,8 +160,10 @@ def query(
 
     \b
     Example:
-      tokenshard search query pages/ "wings at low speed" --top 5
+      tokenshard search query pages/ "wings at low speed" --top 5 --show hits.png
     """
+    if show is not None and queries is not None:
+        raise click.UsageError("--show draws the answer of one query; leave --queries out")
     if sum(given is not None for given in (text, image, queries)) != 1:
         raise click.UsageError("give one of TEXT, --image and --queries")
     pages = _opened(out, values)
@@ -167,8 +171,14 @@ def query(
         for name, found in _batch(pages, queries, values, top=top, threads=threads, where=where):
             click.echo(_line({"_id": name, **found}))
         return
-    asked = text if image is None else _pixels(image, values["storage"])
-    found = _found(pages.find(asked, top, threads, where, _effort(values)))
+    asked: Any = text if image is None else _pixels(image, values["storage"])
+    answer = pages.find(asked, top, threads, where, _effort(values))
+    found = _found(answer)
+    if show is not None and answer.hits:
+        from tokenshard.report.hits import draw_hits
+
+        draw_hits(pages, asked, answer.hits, show)
+        click.echo(f"wrote {show}", err=True)
     if as_json:
         print_json(found)
         return

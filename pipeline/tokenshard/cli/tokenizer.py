@@ -104,7 +104,8 @@ def evaluate(tokenizer: str, src: str, codes: str | None, as_json: bool, **value
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
 @encoder_option
 @storage_option
-def tables(tokenizer: str, src: tuple[str, ...], out: str, **values: Any) -> None:
+@json_option
+def tables(tokenizer: str, src: tuple[str, ...], out: str, as_json: bool, **values: Any) -> None:
     """Save a tokenizer with entropy tables fitted on images.
 
     TOKENIZER is the folder of a saved conv tokenizer. OUT gets the same tokenizer with a codec model beside it, which
@@ -127,6 +128,9 @@ def tables(tokenizer: str, src: tuple[str, ...], out: str, **values: Any) -> Non
     fitted = fit_tables(found, images)
     made = found.with_tables(fitted)
     save_tokenizer(made, Store(out, values["storage"]), "", fitted)
+    if as_json:
+        print_json({"tokenizer": out, "fingerprint": made.spec.fingerprint, "table_bytes": [*map(len, fitted)]})
+        return
     sizes = ", ".join(f"{len(table):,}" for table in fitted)
     print_table([("tokenizer", out), ("fingerprint", made.spec.fingerprint), ("tables", f"{sizes} bytes")])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokenshard.cli.options import encoder_option, json_option, print_json, print_table, storage_option
+from tokenshard.cli.options import encoder_option, json_option, print_columns, print_json, storage_option
 from tokenshard.cli.tokenizer import read_images, saved_or_fitted, tokenizer
 
 
@@ -41,12 +41,16 @@ def numerics(tokenizer_: str, src: str, modes: str, as_json: bool, **values: Any
     if as_json:
         print_json({"images": len(images), "modes": [report.json() for report in reports]})
         return
-    rows = [("mode", "ids changed  images changed  PSNR (change)       encode, decode images/s")]
-    for report in reports:
-        quality = f"{report.psnr:5.2f} dB ({report.psnr_change:+.3f})"
-        speed = f"{report.encode_images_per_second:.1f}, {report.decode_images_per_second:.1f}"
-        rows.append((report.numerics, f"{report.ids_changed:11.2%}  {report.images_changed:14.1%}  {quality}  {speed}"))
-    print_table(rows)
+    heads = ("mode", "ids changed", "images changed", "PSNR, dB", "change", "encoded/s", "decoded/s")
+    rows = [
+        (
+            report.numerics, f"{report.ids_changed:.2%}", f"{report.images_changed:.1%}", f"{report.psnr:.2f}",
+            f"{report.psnr_change:+.3f}", f"{report.encode_images_per_second:.1f}",
+            f"{report.decode_images_per_second:.1f}",
+        )
+        for report in reports
+    ]  # fmt: skip
+    print_columns(heads, rows)
 
 
 @tokenizer.command()
@@ -74,15 +78,14 @@ def sensitivity(tokenizer_: str, src: str, as_json: bool, **values: Any) -> None
     if as_json:
         print_json({"images": len(images), "layers": [report.json() for report in reports]})
         return
-    rows = [("layer", "pixels change by  ids changed  PSNR change")]
-    for report in reports:
-        rows.append(
-            (
-                f"{report.part}.{report.layer}",
-                f"{report.pixel_change:16.3f}  {report.ids_changed:11.2%}  {report.psnr_change:+8.3f} dB",
-            )
+    rows = [
+        (
+            f"{report.part}.{report.layer}", f"{report.pixel_change:.3f}", f"{report.ids_changed:.2%}",
+            f"{report.psnr_change:+.3f}",
         )
-    print_table(rows)
+        for report in reports
+    ]  # fmt: skip
+    print_columns(("layer", "pixels change by", "ids changed", "PSNR change, dB"), rows)
 
 
 def _conv(text: str, values: dict[str, Any]) -> Any:

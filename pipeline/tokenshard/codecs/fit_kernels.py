@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from tokenshard.compiled import kernel as compiled
 
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
-_kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+_kernel: _Compiled = compiled(error_model="numpy")
 
 _EMBED_ROUNDS = 12
 _SPLIT_ROUNDS = 6

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from tokenshard.compiled import kernel as compiled
+
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
-_kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+_kernel: _Compiled = compiled(error_model="numpy")
 _inline: _Compiled = njit(forceinline=True, error_model="numpy")
 
 BUCKETS = 32

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tokenshard.codecs.intrinsics import load8, load64, prefetch, store64
+from tokenshard.compiled import kernel as compiled
 
 _place: Callable[..., Any] = cgutils.gep_inbounds
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
-_kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+_kernel: _Compiled = compiled(error_model="numpy")
 
 SLACK = 8
 """Bytes a buffer passed to :func:`pack` must have beyond the last stream."""

@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tokenshard.codecs.intrinsics import prefetch_entry
+from tokenshard.compiled import kernel as compiled
 
 _place: Callable[..., Any] = cgutils.gep_inbounds
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -29,7 +30,7 @@ _intrinsic: _Compiled = intrinsic
 # Without reference counts: they would be kept for every array of a tuple at every call, in the innermost loop.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
 inline: _Compiled = njit(forceinline=True, **_OPTIONS)
-kernel: _Compiled = njit(cache=True, nogil=True, **_OPTIONS)
+kernel: _Compiled = compiled(**_OPTIONS)
 
 LANES = 8
 """Streams that advance in lockstep, at most."""

@@ -26,7 +26,7 @@ from tokenshard.engine.finalize import check_columns, check_layout, finalize
 from tokenshard.engine.job_folder import JobFolder, Journal, PilotResult, Plan, Receipt
 from tokenshard.engine.metrics import JobMetrics, RayMeter, on_cluster
 from tokenshard.engine.pilot import PILOT, sample_size
-from tokenshard.engine.plan import UnitPlace, make_plan, unit_places
+from tokenshard.engine.plan import NothingNew, UnitPlace, make_plan, unit_places
 from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Done, Executor, WorkerAddress
@@ -88,7 +88,7 @@ def run_conversion(
         if parent is not None and parent.version == folder.version:
             bind(spec, folder, mode)
             return _summary(spec, folder, parent, started, "none")
-        with Lease.take(folder, progress) as lease:
+        with _left_as_found(folder), Lease.take(folder, progress) as lease:
             if folder.version in list_versions(output):  # while the lease of its driver was waited for
                 return _summary(spec, folder, read_manifest(output, folder.version), started, "none")
             bind(spec, folder, mode)
@@ -102,6 +102,18 @@ def run_conversion(
             return replace(
                 _summary(spec, folder, manifest, started, engine), warnings=_warnings(output, parent, manifest)
             )
+
+
+@contextmanager
+def _left_as_found(folder: JobFolder) -> Iterator[None]:
+    """A job that was not there before, and cannot even be planned, leaves nothing behind."""
+    new = folder.spec() is None
+    try:
+        yield
+    except SpecError:
+        if new and folder.plan() is None:
+            folder.remove()
+        raise
 
 
 def _warnings(output: Store, parent: Manifest | None, manifest: Manifest) -> tuple[str, ...]:
@@ -148,10 +160,8 @@ class _Job:
             known = _known_keys(folder.output, parent)
         try:
             return make_plan(spec, open_source(spec), folder, known, retried, self.progress.advance)
-        except SpecError:
-            if known is not None and len(known):
-                return None
-            raise
+        except NothingNew:
+            return None
 
     def run_units(self, plan: Plan) -> str:
         """Pilot and units on the chosen engine; its name."""

@@ -149,6 +149,11 @@ class JobFolder:
     def write_spec(self, spec: JobSpec) -> None:
         self.output.put(self.name("job.json"), spec.model_dump_json(indent=1).encode())
 
+    def remove(self) -> None:
+        """Of a job that came to nothing: all of its files."""
+        for entry in list(self.output.list(self.path)):
+            self.output.delete(entry.name)
+
     def forget_plan(self) -> None:
         """Plan anew: only before any unit was run."""
         self.output.delete(self.name("plan.json"))

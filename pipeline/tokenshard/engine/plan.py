@@ -44,6 +44,15 @@ class UnitPlace:
     part: str
     row_group: int
 
+    def __str__(self) -> str:
+        return (
+            f"unit {self.unit}" if self.unit >= 0 else "the pilot (the sample that tokenizer and codecs are fitted on)"
+        )
+
+
+class NothingNew(SpecError):
+    """There are inputs, and the dataset has all of them."""
+
 
 def make_plan(
     spec: ConvertJob,
@@ -57,6 +66,7 @@ def make_plan(
 
     ``known_keys``: keys of the dataset that is appended to; inputs with one of them are left out.
     ``retried``: key -> uri of earlier rejects; only these inputs are planned, those that are gone as rejects again.
+    Raises :class:`NothingNew` where all inputs were left out, SpecError where there are none.
     """
     if (done := folder.plan()) is not None:
         return done
@@ -66,7 +76,9 @@ def make_plan(
         batches = _first(batches, spec.limit)
     if retried is not None:
         batches = _only(batches, retried)
+    seen = 0
     for batch in batches:
+        seen += batch.num_rows
         if known_keys is not None:
             batch = batch.filter(pc.invert(pa.array(known_keys.add(batch.column("key").to_pylist()))))
         if batch.num_rows:
@@ -76,6 +88,8 @@ def make_plan(
     if (last := writer.cutter.rest()) is not None:
         writer.write(last)
     writer.close_part()
+    if not writer.parts and known_keys is not None and seen:
+        raise NothingNew(f"{spec.source.path}: the dataset has all inputs already")
     if not writer.parts:
         raise SpecError(f"{spec.source.path}: no inputs found; check the path and the file extensions")
     user = source.columns()

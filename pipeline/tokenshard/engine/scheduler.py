@@ -313,11 +313,11 @@ class Scheduler:
 
     def _give_up(self) -> None:
         task, reason = self._hopeless[0]
-        raise JobError(f"no unit could be converted; unit {task.place.unit} {reason}")
+        raise JobError(f"no unit could be converted; {task.place} {reason}")
 
     def _quarantine(self, task: Task, reason: str) -> None:
         if task.quarantine is not None:
-            raise JobError(f"unit {task.place.unit}: cannot even be written down as rejects: {reason}")
+            raise JobError(f"{task.place}: cannot even be written down as rejects: {reason}")
         self._journal.append("quarantine", unit=task.place.unit, rows=self._known(task).rows, reason=reason)
         self._again.append(Task(task.place, quarantine=reason))
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tokenshard.engine.driver import EXPIRY, DriverEntry, latest_driver
 from tokenshard.engine.job_folder import JobFolder, Journal
+from tokenshard.engine.plan import UnitPlace
 from tokenshard.errors import SpecError
 from tokenshard.shards.manifest import list_versions
 from tokenshard.store import Store
@@ -82,7 +83,7 @@ def job_status(output: Store) -> JobStatus:
         driver=driver.name if driver else "",
         heard=driver.at if driver else "",
         events=dict(Counter(event["event"] for event in journal)),
-        last_event="" if last is None else f"unit {last['unit']}: {last.get('reason', last['event'])}",
+        last_event="" if last is None else f"{UnitPlace(last['unit'], '', 0)}: {last.get('reason', last['event'])}",
     )
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from tokenshard.codecs.intrinsics import copy_bytes, load32, prefetch
 from tokenshard.codecs.pack_kernels import AHEAD, LINE
+from tokenshard.compiled import kernel as compiled
 
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
-_kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+_kernel: _Compiled = compiled(error_model="numpy")
 
 _4 = np.uint64(4)
 DAMAGED = -1

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from tokenshard.compiled import kernel as compiled
+
 Longs = NDArray[np.int64]
-_kernel: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(cache=True, nogil=True)
+_kernel: Callable[[Callable[..., Any]], Callable[..., Any]] = compiled()
 
 
 @dataclass(frozen=True)

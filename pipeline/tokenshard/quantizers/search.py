@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from tokenshard.compiled import kernel
 
 _CHUNK = 1 << 24
 """Distances held at a time."""
@@ -52,7 +53,7 @@ def _nearest_chunk(z: Tensor, codebook: Tensor, penalty: Tensor) -> Tensor:
     return torch.where(distances == least, places, len(codebook)).amin(1)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _nearest(z: NDArray[Any], columns: NDArray[Any], penalty: NDArray[Any], ids: NDArray[np.int64]) -> None:
     count = columns.shape[1]
     distances = np.empty(count, np.float32)

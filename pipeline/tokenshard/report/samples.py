@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,17 @@ from tokenshard.engine.job_folder import JobFolder
 from tokenshard.errors import FormatError, SpecError, StoreError
 from tokenshard.parquet import read_parquet
 from tokenshard.report.pages import page_rows
-from tokenshard.report.pictures import PictureRow, reconstruction_grid
+from tokenshard.report.pictures import HEADINGS, PictureRow, reconstruction_grid
 from tokenshard.report.quality import psnr
 from tokenshard.shards.dataset import Dataset
+from tokenshard.shards.schema import KEY
 from tokenshard.sources.base import Sample
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.conversion import TokenizeJob
 from tokenshard.spec.job import ConvertDocuments
 from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
-from tokenshard.tokenizers.base import FileTokenizer
+from tokenshard.tokenizers.base import FileTokenizer, Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.tokenizers.frames import clip_size, decode_frames
 
@@ -39,33 +40,63 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
     Raises SpecError for an unknown key.
     """
     numbers = sample_numbers(dataset, keys, count)
+    drawn = picture_rows(dataset, numbers, dict(originals(dataset, keys_of(dataset, numbers))))
+    reconstruction_grid([row for sample in drawn.samples for row in sample.rows], drawn.headings).save(picture, "PNG")
+    return [sample.line for sample in drawn.samples]
+
+
+class DrawnSample(NamedTuple):
+    """What is shown of a sample: its rows (of clips one a frame), a line of text, and PSNR in dB where it is known."""
+
+    key: str
+    rows: list[PictureRow]
+    line: str
+    psnr: float | None = None
+
+
+class Drawn(NamedTuple):
+    """Samples with what the columns of their pictures hold."""
+
+    samples: list[DrawnSample]
+    headings: tuple[str, str, str]
+
+
+def picture_rows(dataset: Dataset, numbers: Sequence[int], known: Mapping[str, NDArray[Any]]) -> Drawn:
+    """The samples with these numbers as pictures: original (of ``known``, by key), reconstruction, codes.
+
+    Of pages: the page and the attention of its patches. Raises SpecError where the tokenizer cannot decode.
+    """
     samples = [dataset[number] for number in numbers]
-    originals = dict(_originals(dataset, [sample["key"] for sample in samples]))
+    keys = [sample["key"] for sample in samples]
     if dataset.tokenizer_files()[0].kind == PAGES:
-        pages, said = page_rows(samples, originals)
-        reconstruction_grid(pages, ("page", "attention", "")).save(picture, "PNG")
-        return said
+        pages, said = page_rows(samples, known)
+        drawn = [DrawnSample(*of) for of in zip(keys, ([page] for page in pages), said, strict=True)]
+        return Drawn(drawn, ("page", "attention", ""))
     tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
-    rows, lines = [], []
-    for sample in samples:
-        codes = np.asarray(sample["codes"])
-        codes = codes[None] if len(dataset.manifest.code.levels) == 1 else codes
-        size = (sample["height"], sample["width"]) if "height" in sample else None
-        original = originals.get(sample["key"])
-        if codes.ndim == 4:
-            clip = decode_frames(tokenizer, codes, clip_size(sample) if size else None)
-            step = tokenizer.spec.downsample[0] if tokenizer.spec.modality == "video" else 1
-            rows += _frames_of(sample, codes, clip, original, step)
-            lines.append(f"{sample['key']}  {len(clip)} frames, {codes.size:,} ids")
-            continue
-        image = tokenizer.decode(codes[None], size)[0]
-        caption = sample["key"]
-        if original is not None and original.shape == image.shape:
-            caption += f"  {psnr(original, image):.1f} dB"
-        rows.append(PictureRow(original, image, caption, codes[0] if codes.ndim == 3 else None))
-        lines.append(f"{caption}  {image.shape[1]} x {image.shape[0]} pixels, {codes.size:,} ids")
-    reconstruction_grid(rows).save(picture, "PNG")
-    return lines
+    one_level = len(dataset.manifest.code.levels) == 1
+    return Drawn([_drawn(sample, tokenizer, one_level, known.get(sample["key"])) for sample in samples], HEADINGS)
+
+
+def _drawn(
+    sample: dict[str, Any], tokenizer: Tokenizer, one_level: bool, original: NDArray[np.uint8] | None
+) -> DrawnSample:
+    codes = np.asarray(sample["codes"])
+    codes = codes[None] if one_level else codes
+    size = (sample["height"], sample["width"]) if "height" in sample else None
+    if codes.ndim == 4:
+        clip = decode_frames(tokenizer, codes, clip_size(sample) if size else None)
+        step = tokenizer.spec.downsample[0] if tokenizer.spec.modality == "video" else 1
+        known = psnr(original, clip) if original is not None and original.shape == clip.shape else None
+        line = f"{sample['key']}  {len(clip)} frames, {codes.size:,} ids"
+        return DrawnSample(sample["key"], _frames_of(sample, codes, clip, original, step), line, known)
+    image = tokenizer.decode(codes[None], size)[0]
+    caption, known = sample["key"], None
+    if original is not None and original.shape == image.shape:
+        known = psnr(original, image)
+        caption += f"  {known:.1f} dB"
+    row = PictureRow(original, image, caption, codes[0] if codes.ndim == 3 else None)
+    line = f"{caption}  {image.shape[1]} x {image.shape[0]} pixels, {codes.size:,} ids"
+    return DrawnSample(sample["key"], [row], line, known)
 
 
 def _frames_of(
@@ -124,7 +155,13 @@ def _number(dataset: Dataset, key: str) -> int:
         ) from None
 
 
-def _originals(dataset: Dataset, keys: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+def keys_of(dataset: Dataset, numbers: Sequence[int]) -> list[str]:
+    """Keys of the samples with these numbers."""
+    keys: list[str] = dataset.rows(numbers)[KEY].to_pylist()
+    return keys
+
+
+def originals(dataset: Dataset, keys: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The decoded inputs of these samples, as far as plans and raw inputs are still there."""
     wanted = pa.array(keys, pa.string())
     for version in range(1, dataset.manifest.version + 1):

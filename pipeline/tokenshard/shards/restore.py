@@ -15,11 +15,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from tokenshard.compiled import kernel
 from tokenshard.errors import FormatError
 from tokenshard.shards.chunks import Span, page_at
 from tokenshard.shards.reader import ShardReader
@@ -129,7 +129,7 @@ def _tables() -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
     return table, back
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _run_back(
     length: int, difference: np.uint32, table: NDArray[np.uint32], back: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 from PIL import __version__ as pillow_version
 from pydantic import Field, ValidationError
 
+from tokenshard.compiled import kernel
 from tokenshard.errors import FormatError, InputError, SpecError
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
@@ -249,7 +249,7 @@ def _fitted_pairs(files: Any, vocabulary: int) -> NDArray[np.uint16]:
     return np.array(pairs, np.uint16).reshape(-1, 2)
 
 
-@numba.njit(nogil=True, cache=True)
+@kernel()
 def _join(ids: NDArray[Any], count: int, first: int, second: int, joined: int) -> int:
     """Put ``joined`` for each ``first``, ``second`` in ids[:count], from left to right and in place; the new count."""
     place, out = 0, 0

@@ -14,12 +14,12 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenshard.compiled import kernel as compiled
 from tokenshard.errors import FormatError
 
 LANES = 32
@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compile with numba. Fused multiply-add is allowed: on exact integers it changes nothing but the speed."""
     fastmath = {"contract", "nnan", "ninf", "nsz"}
-    return cast(F, numba.njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy")(function))
+    return compiled(fastmath=fastmath, error_model="numpy")(function)
 
 
 class CodewordTree(NamedTuple):

@@ -11,6 +11,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, cast
 
 from tokenshard.errors import SpecError
@@ -174,7 +175,10 @@ def parse_tokenizer(text: str) -> tuple[str, dict[str, Any]]:
     if kind not in KINDS:
         known = ", ".join(f"{name} (e.g. {entry.example})" for name, entry in KINDS.items() if entry.trainable)
         known += f"; {', '.join(PACKAGED)}"
-        raise SpecError(f"unknown tokenizer {text!r}; use one of: {known}; or the folder of a saved tokenizer")
+        names = [name for name, entry in KINDS.items() if entry.trainable] + [*PACKAGED]
+        near = get_close_matches(kind, names, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise SpecError(f"unknown tokenizer {text!r}{meant}; use one of: {known}; or the folder of a saved tokenizer")
     allowed = KINDS[kind].options
     options: dict[str, Any] = {}
     for position, item in enumerate(rest.split(",") if rest else ()):

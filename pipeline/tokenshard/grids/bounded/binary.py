@@ -17,9 +17,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from tokenshard.compiled import kernel as compiled
+
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 inline: _Compiled = njit(forceinline=True, error_model="numpy")
-kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+kernel: _Compiled = compiled(error_model="numpy")
 
 LOGITS = 2048
 """Logits lie in ``[-LOGITS, LOGITS)``, in units of 1 / 256."""

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from tokenshard.compiled import kernel as compiled
 from tokenshard.retrieval.exact import Vectors
 
 _place: Callable[..., Any] = cgutils.gep_inbounds
@@ -25,7 +26,7 @@ _variable: Callable[..., Any] = cgutils.alloca_once_value
 _declared: Callable[..., Any] = cgutils.get_or_insert_function
 _Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 _intrinsic: _Compiled = intrinsic
-kernel: _Compiled = njit(cache=True, nogil=True, error_model="numpy")
+kernel: _Compiled = compiled(error_model="numpy")
 
 LANE = 16
 """Query vectors of a group."""

@@ -13,7 +13,7 @@ from tokenshard.errors import SpecError
 from tokenshard.retrieval.export.pages import ExportedPages, PageWriter
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.export.base import DEFAULT_SPLIT, Output
-from tokenshard.shards.export.registry import Exported
+from tokenshard.shards.export.registry import Exported, unfinished_named
 from tokenshard.store import Store
 
 PAGE_EXPORTERS = {
@@ -49,7 +49,7 @@ def export_pages(
     pages = ExportedPages(dataset, None if columns is None else tuple(columns))
     module, _, name = PAGE_EXPORTERS[format].partition(":")
     done = 0
-    with tempfile.TemporaryDirectory(prefix="tokenshard-export-") as scratch:
+    with unfinished_named(store), tempfile.TemporaryDirectory(prefix="tokenshard-export-") as scratch:
         output = Output(store, Path(scratch), options=dict(options or {}))
         writer = cast("type[PageWriter]", getattr(import_module(module), name))(pages, output)
         for batch in pages.batches():

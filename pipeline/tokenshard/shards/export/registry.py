@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from tokenshard.errors import SpecError
+from tokenshard.errors import SpecError, StoreError, TokenshardError
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.export.base import GROUP_BYTES, Contents, Groups, Output, SplitWriter
 from tokenshard.spec.exchange import DESCRIPTION
@@ -77,7 +78,7 @@ def export(
     writers: dict[str, SplitWriter] = {}
     groups: dict[str, Groups] = {}
     samples: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(prefix="tokenshard-export-") as scratch:
+    with unfinished_named(store), tempfile.TemporaryDirectory(prefix="tokenshard-export-") as scratch:
         output = Output(store, Path(scratch), options=chosen)
         for name, batch in contents.batches():
             if name not in writers:
@@ -96,6 +97,19 @@ def export(
         _put_description(contents, output, format, samples, writer.json_columns(contents))
     store.clean_temporary()
     return Exported(format, store.root, sum(samples.values()), samples, output.files, output.size, left_out)
+
+
+@contextmanager
+def unfinished_named(store: Store) -> Iterator[None]:
+    """Errors of an export say that files of it lie there already, if any do."""
+    try:
+        yield
+    except TokenshardError as error:
+        with suppress(StoreError):
+            if next(iter(store.list()), None) is not None:
+                rest = f"{store.root} has a part of the export: empty it before you try again"
+                error.args = (f"{error}; {rest}", *error.args[1:])
+        raise
 
 
 def _writer(format: str) -> type[SplitWriter]:
