@@ -40,9 +40,9 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
     """
     numbers = sample_numbers(dataset, keys, count)
     samples = [dataset[number] for number in numbers]
-    originals = dict(_originals(dataset, [sample["key"] for sample in samples]))
+    found = dict(originals(dataset, [sample["key"] for sample in samples]))
     if dataset.tokenizer_files()[0].kind == PAGES:
-        pages, said = page_rows(samples, originals)
+        pages, said = page_rows(samples, found)
         reconstruction_grid(pages, ("page", "attention", "")).save(picture, "PNG")
         return said
     tokenizer = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
@@ -51,7 +51,7 @@ def draw_samples(dataset: Dataset, keys: Sequence[str], count: int, picture: str
         codes = np.asarray(sample["codes"])
         codes = codes[None] if len(dataset.manifest.code.levels) == 1 else codes
         size = (sample["height"], sample["width"]) if "height" in sample else None
-        original = originals.get(sample["key"])
+        original = found.get(sample["key"])
         if codes.ndim == 4:
             clip = decode_frames(tokenizer, codes, clip_size(sample) if size else None)
             step = tokenizer.spec.downsample[0] if tokenizer.spec.modality == "video" else 1
@@ -124,8 +124,8 @@ def _number(dataset: Dataset, key: str) -> int:
         ) from None
 
 
-def _originals(dataset: Dataset, keys: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The decoded inputs of these samples, as far as plans and raw inputs are still there."""
+def originals(dataset: Dataset, keys: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Keys and decoded inputs of these samples, as far as plans and raw inputs are still there."""
     wanted = pa.array(keys, pa.string())
     for version in range(1, dataset.manifest.version + 1):
         yield from _originals_of_job(JobFolder(dataset.store, version), wanted)
