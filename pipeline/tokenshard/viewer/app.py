@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -26,7 +26,7 @@ from tokenshard.viewer.counting import counted
 from tokenshard.viewer.guard import Guard
 from tokenshard.viewer.listing import Filter, listed
 from tokenshard.viewer.opened import Missing, Opened
-from tokenshard.viewer.pictures import Thumbnails, enlarged, ids_picture, picture, png
+from tokenshard.viewer.pictures import Thumbnails, enlarged, ids_picture, laid_out, picture, png
 from tokenshard.viewer.rate import Rate, Reduced, rates
 from tokenshard.viewer.storage import rejects, storage
 
@@ -57,7 +57,7 @@ def application(opened: Callable[[], Opened], host: str = "127.0.0.1", allowed: 
         "samples/{number}/original.png": _original,
         "samples/{number}/codes.png": _codes_picture,
         "samples/{number}/codes": _codes,
-        "samples/{number}/clip.mp4": lambda found, asked: found.part(_movies)((found, asked.place("number"))),
+        "samples/{number}/clip.mp4": lambda found, asked: found.part(_movies)(asked.place("number")),
         "samples/{number}/matches.png": _matches,
         "samples/{number}/rate": lambda found, asked: _rate(found, asked).facts,
         "samples/{number}/rate.png": lambda found, asked: _png(png(_rate(found, asked).pixels)),
@@ -173,7 +173,7 @@ def _codes_picture(opened: Opened, asked: Asked) -> File:
     if asked.text("by") == "rank":
         counted(opened).level(level)
         order = np.log1p(counted(opened).ranks[level].astype(np.float64))
-    pixels = ids_picture(sample["codes"], level, asked.number("frame", 0), order)
+    pixels = ids_picture(laid_out(opened, sample, level, asked.number("frame", 0)), order)
     if asked.flag("download"):
         name = f"{_file_name(sample['key'])}-codes-{level}.png"
         return _png(png(enlarged(pixels, max(1, 512 // max(pixels.shape[:2])))), name)
@@ -181,16 +181,11 @@ def _codes_picture(opened: Opened, asked: Asked) -> File:
 
 
 def _codes(opened: Opened, asked: Asked) -> dict[str, Any]:
-    """Ids of a level of a sample, with their use in what was counted."""
+    """Ids of a level of a sample as a picture has them (-1: none there), with their use in what was counted."""
     number, level, frame = asked.place("number"), asked.number("level", 0), asked.number("frame", 0)
-    codes = opened.sample(number)["codes"]
+    ids = laid_out(opened, opened.sample(number), level, frame)
     use = counted(opened).level(level)
-    ids = codes[level]
-    if ids.ndim == 3:
-        if frame >= len(ids):
-            raise Missing(f"no tokens of frame {frame}; there are {len(ids)} groups")
-        ids = ids[frame]
-    distinct, times = np.unique(ids, return_counts=True)
+    distinct, times = np.unique(ids[ids >= 0], return_counts=True)
     ranks = counted(opened).ranks[level]
     order = np.lexsort((ranks[distinct], -times))
     return {
@@ -212,14 +207,13 @@ def _codes(opened: Opened, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _movies(opened: Opened) -> Callable[[tuple[Opened, int]], File]:
-    return OnceCache(_movie, MOVIES_KEPT)
+def _movies(opened: Opened) -> Callable[[int], File]:
+    return OnceCache(partial(_movie, opened), MOVIES_KEPT)
 
 
-def _movie(wanted: tuple[Opened, int]) -> File:
+def _movie(opened: Opened, number: int) -> File:
     from tokenshard.report.movies import sample_movie
 
-    opened, number = wanted
     sample = opened.sample(number)
     if sample["codes"].ndim != 4:
         raise Missing(f"sample {number} is no clip")

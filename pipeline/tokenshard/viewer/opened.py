@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from tokenshard.shards.once import OnceCache
 from tokenshard.shards.schema import KEY
 from tokenshard.spec.tokenizer import PAGES, TokenizerSpec
 from tokenshard.tokenizers.base import Tokenizer
+from tokenshard.tokenizers.frames import clip_size
 
 T = TypeVar("T")
 MOST_VALUES = 32
@@ -24,6 +25,7 @@ MOST_CHARACTERS = 4_000
 """Of a list, or of a text, that are shown of a cell."""
 LABEL_NAMES = 2_000
 """Class names that are sent to the page."""
+MOST_FRAMES = 10_000
 ORIGINALS_KEPT = 16
 
 
@@ -41,7 +43,7 @@ class Options:
     """where the weights of a transformers model are now, for search"""
 
 
-@dataclass
+@dataclass(eq=False)
 class Opened:
     """One version of a dataset in the viewer. Threads share one."""
 
@@ -172,9 +174,11 @@ class Opened:
             if column.names and isinstance(value, int) and 0 <= value < len(column.names):
                 row["means"] = column.names[value]
             rows.append(row)
+        clip = {"clip": _clip(found, self.described.downsample)} if codes.ndim == 4 else {}
         return {
             "number": number,
             "key": found[KEY],
+            **clip,
             "columns": rows,
             "codes": {"levels": len(codes), "grid": list(codes.shape[1:]), "ids": int(codes.size)},
         }
@@ -194,6 +198,14 @@ def shown(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): shown(item) for name, item in value.items()}
     return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _clip(found: Mapping[str, Any], downsample: Sequence[int]) -> dict[str, Any]:
+    """Frames of a clip, the seconds at which each is shown, and how many of them a step of the token grid covers."""
+    frames = clip_size(found)[0]
+    pts, fps = found.get("pts"), found.get("fps") or 25.0
+    times = [(time - pts[0]) / 1e6 for time in pts] if pts else [number / fps for number in range(frames)]
+    return {"frames": frames, "times": times[:MOST_FRAMES], "step": downsample[0] if len(downsample) == 3 else 1}
 
 
 def _tokenizer(opened: Opened) -> Tokenizer:

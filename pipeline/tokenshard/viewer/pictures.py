@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ THUMBNAIL = 192
 LARGEST = 2_048
 """The same of a picture of its own page."""
 THUMBNAILS_KEPT = 2_000
+NOTHING = 128
+"""Grey level of places without an id."""
 Pixels = NDArray[np.uint8]
 
 
@@ -56,7 +59,7 @@ def pictures_of(opened: Opened, numbers: Sequence[int], frame: int = 0) -> list[
     if opened.described.kind == PAGES:
         return [page_picture(opened, sample) for sample in samples]
     if not opened.summary()["decodes"]:
-        return [ids_picture(sample["codes"], 0, frame) for sample in samples]
+        return [ids_picture(laid_out(opened, sample, 0, frame)) for sample in samples]
     if opened.dataset.manifest.code.grid and samples and samples[0]["codes"].ndim == 4:
         return [frames_of(opened.tokenizer, sample, frame)[0] for sample in samples]
     together: dict[Any, list[int]] = {}
@@ -98,24 +101,40 @@ def page_picture(opened: Opened, sample: dict[str, Any]) -> Pixels:
     return enlarged(attention(Patches.of(sample)), 16)
 
 
-def ids_picture(codes: NDArray[Any], level: int, frame: int = 0, order: NDArray[np.int64] | None = None) -> Pixels:
-    """Ids of a level [levels, *grid] as colours, one pixel each. ``order``: numbers shown in place of the ids.
+def laid_out(opened: Opened, sample: dict[str, Any], level: int, frame: int = 0) -> NDArray[np.int64]:
+    """Ids of a level as a picture [rows, columns], -1 where there is none: those of a page on its patches.
 
     Raises Missing where there is no such level or frame.
     """
+    codes = sample["codes"]
     if not 0 <= level < len(codes):
         raise Missing(f"no level {level}; the ids have {len(codes)}")
-    ids = codes[level]
+    ids = codes[level].astype(np.int64)
+    if opened.described.kind == PAGES:
+        from tokenshard.retrieval.patches import Patches
+
+        places = Patches.of(sample)
+        if places.grid[0] > 1:
+            found = np.full(places.grid[0] * places.grid[1], -1, np.int64)
+            found[places.positions] = ids
+            return found.reshape(places.grid)
     if ids.ndim == 3:
         if not 0 <= frame < len(ids):
             raise Missing(f"no tokens of frame {frame}; there are {len(ids)} groups")
         ids = ids[frame]
     if ids.ndim == 1:
-        side = max(1, int(np.ceil(np.sqrt(len(ids)))))
-        ids = np.pad(ids, (0, -len(ids) % side), mode="edge" if len(ids) else "constant").reshape(-1, side)
-    if not ids.size:
-        return np.full((1, 1, 3), 240, np.uint8)
-    return code_map(ids if order is None else order[ids])
+        side = max(1, math.ceil(math.sqrt(len(ids))))
+        ids = np.pad(ids, (0, -len(ids) % side), constant_values=-1).reshape(-1, side)
+    return ids if ids.size else np.full((1, 1), -1, np.int64)
+
+
+def ids_picture(ids: NDArray[np.int64], order: NDArray[Any] | None = None) -> Pixels:
+    """Ids [rows, columns] as colours, one pixel each. ``order``: [codes] what is shown in place of the ids."""
+    there = ids >= 0
+    if not there.any():
+        return np.full((*ids.shape, 3), NOTHING, np.uint8)
+    shown = np.where(there, ids, int(ids.max())) if order is None else order[np.where(there, ids, ids[there][0])]
+    return np.where(there[..., None], code_map(shown), np.uint8(NOTHING))
 
 
 def enlarged(pixels: Pixels, factor: int) -> Pixels:
