@@ -79,6 +79,7 @@ def application(opened: Callable[[], Opened], host: str = "127.0.0.1", allowed: 
         exception_handlers={404: _nothing, 405: _nothing},
         lifespan=_few_threads,
     )
+    app.router.redirect_slashes = False
     return Guard(app, host, allowed)
 
 

@@ -1,14 +1,19 @@
 // The frame of the page: addresses behind "#", navigation, theme, keyboard.
 
 import { open, problem } from "./api.js";
+import * as codebook from "./codebook.js";
 import { announce, bytes, count, h } from "./dom.js";
+import * as maps from "./maps.js";
+import * as samples from "./samples.js";
+import * as search from "./search.js";
+import * as storage from "./storage.js";
 
 const VIEWS = {
-  samples: ["Samples", () => import("./samples.js")],
-  codebook: ["Codebook", () => import("./codebook.js")],
-  storage: ["Storage", () => import("./storage.js")],
-  maps: ["Map", () => import("./maps.js")],
-  search: ["Search", () => import("./search.js")],
+  samples: ["Samples", samples],
+  codebook: ["Codebook", codebook],
+  storage: ["Storage", storage],
+  maps: ["Map", maps],
+  search: ["Search", search],
 };
 const KEYS = [
   ["1 … 5", "Samples, Codebook, Storage, …"],
@@ -27,7 +32,7 @@ let shown = { keys: {} };
 let leaving = new AbortController();
 
 /** The address behind "#" in parts: name of the view, its further parts, and values. */
-export function route() {
+function route() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   const [view = "", ...parts] = path.split("/").map(decodeURIComponent);
   return { view: view || "samples", parts, values: new URLSearchParams(query) };
@@ -45,13 +50,11 @@ async function show() {
       dataset = await open();
       introduce();
     }
-    const [title, load] = VIEWS[asked.view] && dataset.views.includes(asked.view) ? VIEWS[asked.view] : VIEWS.samples;
+    const [title, view] = VIEWS[asked.view] && dataset.views.includes(asked.view) ? VIEWS[asked.view] : VIEWS.samples;
     for (const link of document.querySelectorAll("#nav a")) {
       if (link.dataset.view === asked.view) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    const view = await load();
-    if (signal.aborted) return;
     const place = h("div", { class: `view ${asked.view}` });
     const made = await view.show(place, { ...asked, dataset, signal });
     if (signal.aborted) return;
