@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -107,6 +108,11 @@ class Process:
         """Most megabytes of memory that it has had."""
         return int(self._status("status", "VmHWM").split()[0]) * 1024 / 1e6
 
+    def cpu(self) -> float:
+        """Seconds of CPU time that it has taken."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _status(self, file: str, name: str) -> str:
         text = Path(f"/proc/{self._process.pid}/{file}").read_text()
         return re.findall(rf"^{name}:\s*(.*)$", text, re.MULTILINE)[0]
@@ -121,7 +127,7 @@ def measured(out: Path) -> list[dict[str, Any]]:
     process = Process(out)
     static = ["main.js", "api.js", "dom.js", "samples.js", "sample.js", "codes.js", "rate.js", "codebook.js"]
     static += ["storage.js", "maps.js", "search.js", "base.css", "views.css", "icon.svg"]
-    rows = [{"what": "start, until it answers", "seconds": process.start, "peak": process.peak()}]
+    rows = [{"what": "start, until it answers", "seconds": process.start, "cpu": process.cpu(), "peak": process.peak()}]
 
     def first_page() -> list[bytes]:
         page = process.get(["/"]) + process.get([f"/static/{name}" for name in static]) + process.get(["/api/dataset"])
@@ -145,11 +151,11 @@ def measured(out: Path) -> list[dict[str, Any]]:
     }
     try:
         for what, step in steps.items():
-            read, start = process.read(), time.perf_counter()
+            read, cpu, start = process.read(), process.cpu(), time.perf_counter()
             sent = sum(map(len, step()))
             seconds = time.perf_counter() - start
-            rows.append({"what": what, "seconds": seconds, "sent": sent, "read": process.read() - read})
-            rows[-1]["peak"] = process.peak()
+            taken = {"cpu": process.cpu() - cpu, "sent": sent, "read": process.read() - read, "peak": process.peak()}
+            rows.append({"what": what, "seconds": seconds, **taken})
     finally:
         process.stop()
     return rows
@@ -170,10 +176,10 @@ def main() -> None:
             f"{len(dataset):,} samples, {dataset.manifest.totals.token_bytes:,} bytes, {dataset.num_row_groups} groups"
         )
         rows = measured(out)
-    print("| | seconds | sent | read | peak memory |\n|---|---|---|---|---|")
+    print("| | seconds | CPU | sent | read | peak memory |\n|---|---|---|---|---|---|")
     for row in rows:
         sent, read = (f"{row[name] / 1e3:,.0f} kB" if name in row else "" for name in ("sent", "read"))
-        print(f"| {row['what']} | {row['seconds']:.2f} | {sent} | {read} | {row['peak']:.0f} MB |")
+        print(f"| {row['what']} | {row['seconds']:.2f} | {row['cpu']:.2f} | {sent} | {read} | {row['peak']:.0f} MB |")
     print(f"wanted: first page in {WANTED['seconds']:.0f} s, memory of at most {WANTED['megabytes']} MB")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from importlib import resources
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tokenshard.errors import TokenshardError
 from tokenshard.shards.once import OnceCache
 from tokenshard.shards.where import Where
 from tokenshard.viewer.answers import Asked, File, endpoint, failed
@@ -32,6 +34,8 @@ from tokenshard.viewer.storage import rejects, storage
 
 THREADS = 8
 """Requests that are worked on at a time: each may hold a few decoded pictures."""
+FIRST_PAGE = 48
+"""Samples whose pictures are made before anybody asks: what decodes them is loaded by then."""
 IDS_SENT = 1 << 14
 MOVIES_KEPT = 8
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
@@ -73,20 +77,25 @@ def application(opened: Callable[[], Opened], host: str = "127.0.0.1", allowed: 
         "map.png": lambda found, asked: _png(_map(found, asked).png),
         "search": _search,
     }
+
+    def begin() -> None:
+        with suppress(TokenshardError):  # whoever asks is told
+            kept("dataset").part(Thumbnails).expect(range(min(FIRST_PAGE, len(kept("dataset").dataset))))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
+        Thread(target=begin, daemon=True).start()
+        yield
+
     routes = [Route(f"/api/{path}", endpoint(lambda: kept("dataset"), answer)) for path, answer in answers.items()]
     app = Starlette(
         routes=[Route("/", _page("index.html")), Route("/static/{name}", _static), *routes],
         exception_handlers={404: _nothing, 405: _nothing},
-        lifespan=_few_threads,
+        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return Guard(app, host, allowed)
-
-
-@asynccontextmanager
-async def _few_threads(app: Starlette) -> AsyncIterator[None]:
-    current_default_thread_limiter().total_tokens = THREADS
-    yield
 
 
 # -- the page itself --------------------------------------------------------------------------------------------------
@@ -137,7 +146,7 @@ def _samples(opened: Opened, asked: Asked) -> dict[str, Any]:
     text = asked.text("where")
     where = Where.parse(text, opened.dataset.schema) if text.strip() else None
     wanted = Filter(asked.text("key"), asked.flag("contains"), where)
-    found = listed(opened, asked.number("from", 0), asked.number("count", 48, 1), wanted)
+    found = listed(opened, asked.number("from", 0), asked.number("count", FIRST_PAGE, 1), wanted)
     opened.part(Thumbnails).expect([sample["number"] for sample in found["samples"]])
     return found
 

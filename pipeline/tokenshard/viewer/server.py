@@ -26,6 +26,8 @@ class Viewer:
             raise SpecError(
                 f"cannot listen on {host} port {port}: {error.strerror or error}; give another --port, or 0 for any"
             ) from error
+        # asyncio does so itself, but not for sockets whose protocol was left open; else each answer waits for 40 ms
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = int(self._socket.getsockname()[1])
         self.host = host
         config = uvicorn.Config(
