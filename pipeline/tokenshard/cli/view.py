@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -63,4 +64,5 @@ def view(
     click.echo(f"open {viewer.url}   (Ctrl-C stops)")
     if open_browser:
         click.launch(viewer.url)
-    viewer.run()
+    with suppress(KeyboardInterrupt):  # uvicorn has let answers end, and raises it again
+        viewer.run()

@@ -69,6 +69,8 @@ export function problem(error, again = null) {
 /** A picture; where it cannot be had, the reason in its place. */
 export function picture(path, values, alt, properties = {}) {
   const image = h("img", { src: url(path, values), alt, decoding: "async", ...properties });
+  // few pixels are shown as such; where there are more than fit, they are smoothed
+  image.addEventListener("load", () => image.classList.toggle("enlarged", 1.5 * image.naturalWidth < image.clientWidth));
   image.addEventListener("error", async () => {
     const asked = image.getAttribute("src");
     const reason = await fetched(asked).then(() => "it is no picture", (error) => error.message);

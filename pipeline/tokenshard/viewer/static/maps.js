@@ -14,7 +14,7 @@ export async function show(place, { values, signal }) {
   const to = (changes) => { location.hash = `#/maps?${new URLSearchParams(Object.entries({ ...asked, ...changes }).filter(([, value]) => value !== ""))}`; };
   const facts = await get("map", asked, signal);
   const alt = `${NAMES[band]} of ${grid.name}, ${facts.columns} by ${facts.rows} cells`;
-  const image = picture("map.png", asked, alt, { class: "pixels" });
+  const image = picture("map.png", asked, alt);
   const ratio = (facts.columns / facts.rows) / facts.stretch;
   const said = h("output", { class: "stamp" }, " ");
   const move = (dx, dy, zoom) => { if (facts.placed) to({ box: moved(facts, dx, dy, zoom).join(",") }); };

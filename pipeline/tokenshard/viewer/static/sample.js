@@ -39,7 +39,7 @@ function mainFigure(state) {
   const { sample, dataset, number } = state;
   const pictured = dataset.decodes && dataset.kind !== "grid";
   const figure = h("figure", { class: "stage" });
-  const image = picture(`samples/${number}/picture.png`, { frame: state.frame }, `Reconstruction of ${sample.key}`, { class: "pixels" });
+  const image = picture(`samples/${number}/picture.png`, { frame: state.frame }, `Reconstruction of ${sample.key}`);
   const views = [["picture", pictured || dataset.kind === "grid" ? "Reconstruction" : "Codes"]];
   if (sample.clip && pictured) views.unshift(["clip", "Clip"]);
   if (dataset.originals) views.push(["original", "Original"]);
@@ -52,7 +52,7 @@ function mainFigure(state) {
     if (view === "clip" && playing) playing.currentTime = sample.clip.times[state.frame] ?? 0;
     else if (view === "clip") screen.replaceChildren(clip(state));
     else if (view === "original") {
-      screen.replaceChildren(picture(`samples/${number}/original.png`, { frame: state.frame }, `Original of ${sample.key}`, { class: "pixels" }));
+      screen.replaceChildren(picture(`samples/${number}/original.png`, { frame: state.frame }, `Original of ${sample.key}`));
     } else {
       image.src = url(`samples/${number}/picture.png`, { frame: state.frame });
       screen.replaceChildren(image);
@@ -84,7 +84,7 @@ function clip(state) {
   const { sample, number } = state;
   const said = h("output", { class: "stamp" });
   const video = h("video", {
-    controls: true, loop: true, muted: true, playsinline: true, preload: "metadata", class: "pixels",
+    controls: true, loop: true, muted: true, playsinline: true, preload: "metadata",
     src: url(`samples/${number}/clip.mp4`), "aria-label": `Reconstruction of ${sample.key} as a clip`,
   });
   const stamp = () => {
@@ -126,7 +126,7 @@ function pageFigure(state, query) {
   const field = h("input", { type: "search", value: query, placeholder: "Highlight what answers …", "data-search": true, "aria-label": "Query" });
   const draw = () => {
     const about = dataset.originals ? `Page ${sample.key}` : `Attention of the patches of ${sample.key}`;
-    const leaf = h("div", { class: "leaf" }, picture(`samples/${number}/picture.png`, {}, about, { class: dataset.originals ? "" : "pixels" }));
+    const leaf = h("div", { class: "leaf" }, picture(`samples/${number}/picture.png`, {}, about));
     screen.replaceChildren(leaf);
     if (field.value.trim()) {
       leaf.append(picture(`samples/${number}/matches.png`, { q: field.value }, `Patches that answer “${field.value}”`, { class: "over" }));
