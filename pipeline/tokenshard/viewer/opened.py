@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,10 +70,8 @@ class Opened:
     @cached_property
     def etag(self) -> str:
         """Names all that answers depend on beside the request."""
-        from tokenshard import __version__
-
         suffix = "-originals" if self.options.originals else ""
-        return f"{self.dataset.fingerprint[:24]}-{__version__}{suffix}"
+        return f"{self.dataset.fingerprint[:24]}-{version('tokenshard')}{suffix}"
 
     @property
     def tokenizer(self) -> Tokenizer:

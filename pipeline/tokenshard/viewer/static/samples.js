@@ -116,7 +116,7 @@ export function thumbnail(number, key) {
 }
 
 /** The end of a key tells more than its beginning. */
-export function ending(key, most = 28) {
+export function ending(key, most = 18) {
   return key.length <= most ? key : `…${key.slice(1 - most)}`;
 }
 
