@@ -234,3 +234,17 @@ def test_of_a_damaged_shard_the_keys_are_still_listed_and_the_pictures_say_what_
 def test_a_port_that_is_taken_is_refused_with_a_hint(browser: Browser, pictures: Path) -> None:
     with pytest.raises(SpecError, match="give another --port, or 0"):
         Viewer(lambda: Opened(open_dataset(pictures)), port=browser.port)
+
+
+def test_shards_that_cannot_hold_a_key_are_not_even_opened(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "tokens")
+    for shard in open_dataset(tmp_path / "tokens").manifest.shards:
+        if shard.max_key < "ship/":
+            (tmp_path / "tokens" / shard.path).unlink()
+    with viewing(tmp_path / "tokens") as browser:
+        found = browser.get("samples?key=ship/&count=200")
+        assert len(found["samples"]) == 80
+        assert found["next"] is None
+        reply = browser.ask("/api/samples?key=hip/&contains=1")
+        assert (reply.status, reply.json["error"]["kind"]) == (422, "damaged")
+        assert "missing" in reply.problem

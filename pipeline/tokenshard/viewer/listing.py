@@ -95,14 +95,20 @@ def _search(dataset: Dataset, first: int, count: int, wanted: Filter) -> tuple[l
 
 
 def _may_hold(dataset: Dataset, group: int, wanted: Filter) -> bool:
-    """False where the statistics of a row group rule a match out."""
-    reader, local = dataset.place(group)
-    bounds = bounds_of(reader.metadata.row_group(local), wanted.columns)
-    if wanted.key and not wanted.contains and KEY in bounds:
-        low, high = bounds[KEY]
-        if wanted.key > high or wanted.key + AFTER_PREFIX < low:
-            return False
+    """False where the keys of a shard, or the statistics of a row group, rule a match out."""
+    shard, local = dataset.locate(group)
+    entry = dataset.manifest.shards[shard]
+    if wanted.key and not wanted.contains and not _begins_between(wanted.key, entry.min_key, entry.max_key):
+        return False
+    bounds = bounds_of(dataset.reader(shard).metadata.row_group(local), wanted.columns)
+    if wanted.key and not wanted.contains and KEY in bounds and not _begins_between(wanted.key, *bounds[KEY]):
+        return False
     return wanted.where is None or wanted.where.may_hold(bounds)
+
+
+def _begins_between(prefix: str, low: str, high: str) -> bool:
+    """Whether a key that begins so may be one from ``low`` to ``high``."""
+    return prefix <= high and low <= prefix + AFTER_PREFIX
 
 
 def _rows(opened: Opened, numbers: Sequence[int]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ THUMBNAIL = 192
 """Pixels of the longer side that a thumbnail has at most. Smaller pictures stay as they are; the page enlarges them."""
 LARGEST = 2_048
 """The same of a picture of its own page."""
-THUMBNAILS_KEPT = 2_000
+THUMBNAILS_KEPT = 480
 NOTHING = 128
 """Grey level of places without an id."""
 Pixels = NDArray[np.uint8]
@@ -182,12 +182,3 @@ class Thumbnails:
                 with self._lock:
                     self._made.pop(number, None)
                 future.set_exception(error)
-
-
-def psnr_or_none(original: Pixels | None, pixels: Pixels) -> float | None:
-    """PSNR in dB against the original, where there is one of that size."""
-    from tokenshard.report.quality import psnr
-
-    if original is None or original.shape != pixels.shape:
-        return None
-    return psnr(original, pixels)

@@ -17,7 +17,7 @@ from tokenshard.tokenizers.base import CodebookTokenizer, Tokenizer
 from tokenshard.tokenizers.reduced import ReducedTokenizer
 from tokenshard.viewer.counting import counted
 from tokenshard.viewer.opened import Opened
-from tokenshard.viewer.pictures import Pixels, frames_of, picture_size, psnr_or_none
+from tokenshard.viewer.pictures import Pixels, frames_of, picture_size
 
 MOST_DISTANCES = 1 << 22
 """Codes times wanted codes, for which clusters are found while somebody waits."""
@@ -94,14 +94,17 @@ class Rates:
                 "fixed_bits": places * sum(max(1, len(count) - 1).bit_length() for count in counts[:levels]),
                 "stored_bits": None if rate.codes else self._stored_bits(number, levels),
                 "psnr": psnr(full, pixels),
-                "psnr_original": psnr_or_none(self._original(sample, frame), pixels),
+                "psnr_original": self._against_original(sample, frame, pixels),
                 "same": levels == depth and not rate.codes,
             },
         )
 
-    def _original(self, sample: dict[str, Any], frame: int) -> Pixels | None:
+    def _against_original(self, sample: dict[str, Any], frame: int, pixels: Pixels) -> float | None:
+        """PSNR in dB; None where there is no original of that size."""
         original = self._opened.original(sample["key"])
-        return original[frame] if original is not None and original.ndim == 4 and frame < len(original) else original
+        if original is not None and original.ndim == 4:
+            original = original[frame] if frame < len(original) else None
+        return None if original is None or original.shape != pixels.shape else psnr(original, pixels)
 
     def _stored_bits(self, number: int, levels: int) -> int | None:
         """Bits of the streams of a sample; None where they are not separate."""
