@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_is_refused_with_a_hint(browser: Browser, pictures:
 
 def test_shards_that_cannot_hold_a_key_are_not_even_opened(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "tokens")
-    for shard in open_dataset(tmp_path / "tokens").manifest.shards:
+    for shard in open_dataset(tmp_path / "tokens").manifest.shards[1:]:  # the first one says what columns there are
         if shard.max_key < "ship/":
             (tmp_path / "tokens" / shard.path).unlink()
     with viewing(tmp_path / "tokens") as browser:
