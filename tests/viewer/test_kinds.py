@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import tokenshard
+from tokenshard.spec.job import JOB_KINDS, build_job
 from tokenshard.viewer.opened import Options
-from viewing import FRAMES, SIDE, Browser, make_clips, make_depths, make_papers, viewing
+from viewing import FRAMES, LOCAL, SIDE, Browser, make_clips, make_depths, make_images, make_papers, viewing
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +175,32 @@ def test_the_page_itself_is_shown_where_originals_are_asked_for(papers: Browser)
 @pytest.mark.parametrize("query", ["", "+", "x" * 1001])
 def test_a_query_of_nothing_or_of_too_much_is_refused(papers: Browser, query: str) -> None:
     assert "characters" in papers.ask(f"/api/search?q={query}").problem
+
+
+# -- ids without pixels -----------------------------------------------------------------------------------------------
+
+
+def test_ids_that_no_tokenizer_decodes_are_shown_themselves(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 100, (20, 6, 9)).astype(np.uint16)
+    np.save(tmp_path / "codes.npy", ids)
+    source = {"path": str(tmp_path / "codes.npy"), "format": "npy", "alphabet": 100}
+    tokenshard.run(build_job(JOB_KINDS["import"], {"source": source, "output": str(tmp_path / "tokens"), **LOCAL}))
+    with viewing(tmp_path / "tokens") as browser:
+        assert not browser.get("dataset")["decodes"]
+        assert browser.get("samples/7/codes")["ids"] == ids[7].ravel().tolist()
+        for kind in ("picture", "thumbnail", "codes"):
+            shown = np.asarray(Image.open(io.BytesIO(browser.ask(f"/api/samples/7/{kind}.png").body)))
+            assert shown.shape == (6, 9, 3)
+            assert len(np.unique(shown.reshape(-1, 3), axis=0)) == len(np.unique(ids[7]))
+        assert not browser.get("codebook/0")["pictures"]
+        assert "no pictures" in browser.ask("/api/rates").problem
+
+
+def test_files_as_ids_are_shown_as_pictures_and_their_bytes_have_none(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", 6)
+    tokenshard.convert_images(tmp_path / "images", tmp_path / "tokens", "canonical:q=50", max_rejects=0.5, **LOCAL)
+    with viewing(tmp_path / "tokens") as browser:
+        shown = np.asarray(Image.open(io.BytesIO(browser.ask("/api/samples/3/picture.png").body)))
+        assert shown.shape == (32, 32, 3)
+        assert not browser.get("codebook/0")["pictures"]
+        assert browser.get("rates")["sizes"] == []

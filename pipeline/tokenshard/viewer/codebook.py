@@ -70,8 +70,8 @@ def code_details(opened: Opened, level: int, code: int) -> dict[str, Any]:
 
 
 def can_draw(opened: Opened, level: int) -> bool:
-    """Whether a code of this level has a picture of its own: those of later levels add to it."""
-    return level == 0 and opened.kind in ("image", "video", "generic") and opened.summary()["decodes"]
+    """Whether a code has a picture of its own: those of later levels add to it, bytes of a file have none."""
+    return level == 0 and opened.kind != "grid" and opened.decodes and bool(opened.described.downsample)
 
 
 def codes_strip(opened: Opened, level: int, order: str, first: int, count: int) -> Pixels:

@@ -21,6 +21,8 @@ from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.frames import clip_size
 
 T = TypeVar("T")
+NO_PIXELS = (PAGES, "external", "clip-codebook")
+"""Kinds of tokenizers whose ids cannot be drawn."""
 MOST_VALUES = 32
 MOST_CHARACTERS = 4_000
 """Of a list, or of a text, that are shown of a cell."""
@@ -84,6 +86,11 @@ class Opened:
         return self.part(_described)
 
     @property
+    def decodes(self) -> bool:
+        """Whether ids stand for pixels."""
+        return self.described.kind not in NO_PIXELS
+
+    @property
     def levels(self) -> int:
         return len(self.dataset.manifest.code.levels)
 
@@ -114,7 +121,6 @@ class Opened:
     def summary(self) -> dict[str, Any]:
         """What the page needs to know of the dataset before it shows anything; from the manifest alone."""
         manifest = self.dataset.manifest
-        decodes = self.described.kind not in {PAGES, "external", "clip-codebook"}
         columns = [column for column in manifest.columns if column.name in self.dataset.schema.names]
         return {
             "name": self.dataset.store.root.rstrip("/").rpartition("/")[2] or self.dataset.store.root,
@@ -136,7 +142,7 @@ class Opened:
                 "numerics": manifest.tokenizer.numerics,
                 "downsample": list(self.described.downsample),
             },
-            "decodes": decodes,
+            "decodes": self.decodes,
             "originals": self.options.originals,
             "views": [
                 name

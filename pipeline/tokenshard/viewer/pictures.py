@@ -25,6 +25,10 @@ THUMBNAIL = 192
 LARGEST = 2_048
 """The same of a picture of its own page."""
 THUMBNAILS_KEPT = 480
+TOGETHER = 8
+"""Thumbnails that are made from one batch."""
+PIXELS_AT_ONCE = 1 << 20
+"""Of the pictures that a network decodes together."""
 NOTHING = 128
 """Grey level of places without an id."""
 Pixels = NDArray[np.uint8]
@@ -58,18 +62,22 @@ def pictures_of(opened: Opened, numbers: Sequence[int], frame: int = 0) -> list[
         return [tile_picture(opened, sample) for sample in samples]
     if opened.described.kind == PAGES:
         return [page_picture(opened, sample) for sample in samples]
-    if not opened.summary()["decodes"]:
+    if not opened.decodes:
         return [ids_picture(laid_out(opened, sample, 0, frame)) for sample in samples]
-    if opened.dataset.manifest.code.grid and samples and samples[0]["codes"].ndim == 4:
+    if samples[0]["codes"].ndim == 4:
         return [frames_of(opened.tokenizer, sample, frame)[0] for sample in samples]
     together: dict[Any, list[int]] = {}
     for place, sample in enumerate(samples):
         together.setdefault((sample["codes"].shape, picture_size(sample)), []).append(place)
     found: list[Any] = [None] * len(samples)
     for (_, size), places in together.items():
-        decoded = opened.tokenizer.decode(np.stack([samples[place]["codes"] for place in places]), size)
-        for place, pixels in zip(places, decoded, strict=True):
-            found[place] = pixels
+        pixels = math.prod(size or samples[places[0]]["codes"].shape[1:])
+        step = max(1, PIXELS_AT_ONCE // max(1, pixels))
+        for first in range(0, len(places), step):
+            some = places[first : first + step]
+            decoded = opened.tokenizer.decode(np.stack([samples[place]["codes"] for place in some]), size)
+            for place, shown in zip(some, decoded, strict=True):
+                found[place] = shown
     return found
 
 
@@ -158,8 +166,8 @@ class Thumbnails:
             self._made |= new
             while len(self._made) > THUMBNAILS_KEPT:
                 self._made.popitem(last=False)
-        if new:
-            self._worker.submit(self._make, new)
+        for first in range(0, len(new), TOGETHER):
+            self._worker.submit(self._make, dict(list(new.items())[first : first + TOGETHER]))
 
     def __call__(self, number: int) -> bytes:
         """The PNG of one. Raises what decoding raised."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokenshard.errors import SpecError
 from tokenshard.report.quality import psnr
 from tokenshard.shards.once import OnceCache
-from tokenshard.spec.tokenizer import PAGES
 from tokenshard.tokenizers.base import CodebookTokenizer, Tokenizer
+from tokenshard.tokenizers.frames import clip_size
 from tokenshard.tokenizers.reduced import ReducedTokenizer
 from tokenshard.viewer.counting import counted
 from tokenshard.viewer.opened import Opened
@@ -47,7 +47,7 @@ class Rates:
     def __init__(self, opened: Opened) -> None:
         """Raises SpecError where samples do not decode to pictures."""
         self._opened = opened
-        if opened.kind == "grid" or opened.described.kind == PAGES or not opened.summary()["decodes"]:
+        if opened.kind == "grid" or not opened.decodes:
             raise SpecError(f"{opened.dataset.store.root}: its ids are no pictures; they have no rates to compare")
         self._reduced: Callable[[Rate], ReducedTokenizer] = OnceCache(self._reduce, REDUCED_KEPT)
 
@@ -83,14 +83,14 @@ class Rates:
         pixels = _decoded(tokenizer, kept, sample, frame)
         order0 = sum(_order0_bits(ids, count) for ids, count in zip(kept, counts, strict=False))
         places = int(np.prod(kept.shape[1:]))
-        cells = places * int(np.prod(tokenizer.spec.downsample))
+        shown = pixels.shape[0] * pixels.shape[1] * (clip_size(sample)[0] if codes.ndim == 4 else 1)
         return Reduced(
             pixels,
             {
                 "levels": levels,
                 "codes": rate.codes or None,
                 "bits": order0,
-                "bits_per_pixel": order0 / max(1, cells),
+                "bits_per_pixel": order0 / shown,
                 "fixed_bits": places * sum(max(1, len(count) - 1).bit_length() for count in counts[:levels]),
                 "stored_bits": None if rate.codes else self._stored_bits(number, levels),
                 "psnr": psnr(full, pixels),
