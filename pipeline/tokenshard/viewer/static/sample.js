@@ -73,7 +73,7 @@ function mainFigure(state) {
   screen);
   if (sample.clip) figure.append(frames(state));
   if (pictured) figure.append(ratePanel(state, (source) => {
-    if (view !== "picture" && source) views.length > 1 && [...tabs.children].find((tab) => tab.textContent === "Reconstruction").click();
+    if (view !== "picture" && source) [...tabs.children].find((tab) => tab.textContent === "Reconstruction").click();
     image.src = source ?? url(`samples/${number}/picture.png`, { frame: state.frame });
   }));
   return figure;
