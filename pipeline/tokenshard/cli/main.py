@@ -31,6 +31,7 @@ COMMANDS = {
     "stats": ("tokenshard.cli.inspect:stats", "Measure a dataset's codes: bits per id, entropy, overhead."),
     "report": ("tokenshard.cli.report:report", "Say what a dataset costs and keeps, as one HTML file or as text."),
     "verify": ("tokenshard.cli.inspect:verify", "Check a dataset against its manifest and checksums."),
+    "view": ("tokenshard.cli.view:view", "Browse a dataset in the browser: samples, codes, storage, rates, maps."),
     "show": ("tokenshard.cli.inspect:show", "Draw samples: reconstruction, and original where it is at hand."),
     "delete": ("tokenshard.cli.delete:delete", "Delete samples by key or by what their columns say."),
     "compact": ("tokenshard.cli.delete:compact", "Write shards without the rows that were deleted."),

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenshard.doctor.check import Check, Finding
 from tokenshard.readable import readable_bytes
 
-FOR_USERS = ("video", "grids", "documents", "train", "distributed", "cluster", "viewer", "demo", "adapters", "exchange")
+FOR_USERS = ("video", "grids", "documents", "train", "distributed", "cluster", "view", "demo", "adapters", "exchange")
 """Extras that are named where they are missing; the others are for developers, or an option names them itself."""
 LEAST_DISK = 1 << 30
 LEAST_MEMORY = 2 << 30

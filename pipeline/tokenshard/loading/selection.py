@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tokenshard.errors import SpecError
 from tokenshard.loading.order import chosen_rows
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.reader import ShardReader
-from tokenshard.shards.where import Bounds, Where
+from tokenshard.shards.where import Where, bounds_of
 
 READ_THREADS = 8
 
@@ -85,7 +84,7 @@ def _select(
     """Rows of a row group that hold (None: all), and their weights."""
     none = np.zeros(0, np.float64)
     reader, group = dataset.place(number)
-    if where is not None and not where.may_hold(_bounds(reader, group, where.columns)):
+    if where is not None and not where.may_hold(bounds_of(reader.metadata.row_group(group), where.columns)):
         return np.zeros(0, np.int32), none
     table = dataset.group_table(number, list(dict.fromkeys(columns)))
     kept = None
@@ -99,17 +98,6 @@ def _select(
     if not (np.isfinite(values) & (values >= 0)).all():
         raise SpecError(f"{reader.where(group)}: weights in column {weights!r} must be finite numbers of at least 0")
     return kept, np.ascontiguousarray(values)
-
-
-def _bounds(reader: ShardReader, group: int, names: Sequence[str]) -> dict[str, Bounds]:
-    described = reader.metadata.row_group(group)
-    bounds: dict[str, Bounds] = {}
-    for index in range(described.num_columns):
-        column = described.column(index)
-        statistics = column.statistics if column.path_in_schema in names else None
-        if statistics is not None and statistics.has_min_max:
-            bounds[column.path_in_schema] = statistics.min, statistics.max
-    return bounds
 
 
 def _check_weights(dataset: Dataset, name: str) -> None:

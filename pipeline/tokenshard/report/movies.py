@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokenshard.errors import SpecError
 from tokenshard.report.samples import sample_numbers
 from tokenshard.shards.dataset import Dataset
 from tokenshard.store import Store
+from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.tokenizers.frames import clip_size, decode_frames
 
@@ -33,15 +35,19 @@ def write_movies(dataset: Dataset, keys: list[str], count: int, folder: str) -> 
     tokenizer, store, lines = load_tokenizer(dataset.store, _tokenizer_of(dataset)), Store(folder), []
     for number in sample_numbers(dataset, keys, count):
         sample = dataset[number]
-        codes = np.asarray(sample["codes"])
-        codes = codes[None] if codes.ndim == 3 else codes
-        frames = decode_frames(tokenizer, codes, clip_size(sample))
-        pts = [time - sample["pts"][0] for time in sample["pts"]] if sample.get("pts") else None
+        frames, data = sample_movie(tokenizer, sample)
         name = f"{sample['key'].replace('#', '-')}.mp4"
-        data = movie(frames, pts, sample.get("fps") or 25.0)
         store.put(name, data)
-        lines.append(f"{name}  {len(frames)} frames, {len(data):,} bytes")
+        lines.append(f"{name}  {frames} frames, {len(data):,} bytes")
     return lines
+
+
+def sample_movie(tokenizer: Tokenizer, sample: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Frames of a clip of a dataset, and the MP4 file of its reconstruction, in the time of its time stamps."""
+    codes = np.asarray(sample["codes"])
+    frames = decode_frames(tokenizer, codes[None] if codes.ndim == 3 else codes, clip_size(sample))
+    pts = [time - sample["pts"][0] for time in sample["pts"]] if sample.get("pts") else None
+    return len(frames), movie(frames, pts, sample.get("fps") or 25.0)
 
 
 def movie(frames: NDArray[np.uint8], pts: list[int] | None = None, fps: float = 25.0) -> bytes:

@@ -25,7 +25,7 @@ def page_rows(
         places = Patches.of(sample)
         height, width = places.grid
         page = originals.get(sample["key"])
-        rows.append(PictureRow(page if page is not None and page.size else None, _attention(places), sample["key"]))
+        rows.append(PictureRow(page if page is not None and page.size else None, attention(places), sample["key"]))
         text = " ".join(str(sample.get("text") or "").split())
         said = f": {text[:TEXT_SHOWN]}{'…' if len(text) > TEXT_SHOWN else ''}" if text else ""
         vectors = f"{len(places.positions):,} vectors of {len(places.labels):,} on {height} x {width} patches"
@@ -33,7 +33,7 @@ def page_rows(
     return rows, lines
 
 
-def _attention(places: Patches) -> NDArray[np.uint8]:
+def attention(places: Patches) -> NDArray[np.uint8]:
     """The attention that patches received as colours, dark where there is none; text without a page in lines."""
     saliency = np.ones(len(places.positions), np.float32) if places.saliency is None else places.saliency
     shown = np.nan_to_num(places.map(np.log2(1 + saliency)))

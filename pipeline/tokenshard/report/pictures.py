@@ -20,7 +20,9 @@ BACKGROUND = (255, 255, 255)
 INK = (33, 37, 41)
 CAPTION_INK = (95, 102, 110)
 EMPTY = (240, 241, 243)
-_RAMP = np.array([(38, 24, 74), (60, 77, 138), (42, 120, 142), (53, 170, 122), (150, 208, 75), (250, 230, 80)])
+RAMP = ("#26184a", "#3c4d8a", "#2a788e", "#35aa7a", "#96d04b", "#fae650")
+"""Colours from the lowest to the highest id shown."""
+_RAMP = np.array([[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in RAMP])
 
 
 class PictureRow(NamedTuple):

@@ -162,7 +162,7 @@ def keys_of(dataset: Dataset, numbers: Sequence[int]) -> list[str]:
 
 
 def originals(dataset: Dataset, keys: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The decoded inputs of these samples, as far as plans and raw inputs are still there."""
+    """Keys and decoded inputs of these samples, as far as plans and raw inputs are still there."""
     wanted = pa.array(keys, pa.string())
     for version in range(1, dataset.manifest.version + 1):
         yield from _originals_of_job(JobFolder(dataset.store, version), wanted)

@@ -272,10 +272,11 @@ class Dataset:
 
     def place(self, group: int) -> tuple[ShardReader, int]:
         """The reader of the shard that a row group is in, and its number there. It knows nothing of deleted rows."""
-        shard, local = self._place(group)
+        shard, local = self.locate(group)
         return self._reader(shard), local
 
-    def _place(self, group: int) -> tuple[int, int]:
+    def locate(self, group: int) -> tuple[int, int]:
+        """The number of the shard that a row group is in, and its number there. Opens nothing."""
         shard = int(np.searchsorted(self._first_group, group, "right")) - 1
         return shard, group - int(self._first_group[shard])
 
@@ -288,7 +289,7 @@ class Dataset:
 
         The other arguments are those of `ShardReader.read_group`.
         """
-        shard, local = self._place(group)
+        shard, local = self.locate(group)
         whole = levels is None or levels >= len(self.manifest.code.columns)
         with_last = joins_footer(self.store, self.manifest.shards[shard], local, whole)
         found = self._reader(shard, with_last).read_group(local, levels, columns, verify)
@@ -299,7 +300,7 @@ class Dataset:
         return found if live is None else found.of_rows(live)
 
     def _columns(self, group: int, names: Sequence[str]) -> pa.Table:
-        shard, local = self._place(group)
+        shard, local = self.locate(group)
         table, live = self._reader(shard).read_columns(local, names), self._live.get(group)
         return table if live is None else table.take(pa.array(live))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -41,7 +42,7 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     for level, spec, histogram in zip(levels, manifest.code.columns, histograms, strict=True):
         level["codes_used"] = int((histogram > 0).sum())
         level["order0_entropy"] = _entropy(histogram)
-        level["context_bits"] = _context_bits(dataset, spec)
+        level["context_bits"] = context_bits(dataset, spec)
         level["framing_bytes"] = max(0, bytes_of.get(spec.column, 0) - level["stream_bytes"])
         level["length_bytes"] = bytes_of.get(length_name(spec), 0)
         parts = ("stream_bytes", "framing_bytes", "length_bytes", "model_bytes")
@@ -128,7 +129,8 @@ def stored_levels(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _context_bits(dataset: Dataset, spec: CodecSpec) -> float | None:
+def context_bits(dataset: Dataset, spec: CodecSpec) -> float | None:
+    """Bits an id of the pilot costs by the tables of a `context` model; None for other codecs."""
     if spec.model is None or spec.codec != "context":
         return None
     return ContextModel.from_bytes(read_model(dataset.store, dataset.manifest, spec.model)).pilot.bits_per_id
@@ -140,10 +142,10 @@ def _code_bytes(manifest: Manifest) -> list[int]:
     return [int(size) for size in lengths.sum(axis=0)[1:]]
 
 
-def column_bytes(dataset: Dataset) -> dict[str, int]:
-    """Bytes of all column chunks by column, from the Parquet footers."""
+def column_bytes(dataset: Dataset, shards: Iterable[int] | None = None) -> dict[str, int]:
+    """Bytes of all column chunks by column, from the Parquet footers; ``shards``: of those with these numbers alone."""
     sizes: dict[str, int] = {}
-    for shard in range(len(dataset.manifest.shards)):
+    for shard in range(len(dataset.manifest.shards)) if shards is None else shards:
         for chunks in dataset.reader(shard).chunks:
             for name, (start, end) in chunks.items():
                 sizes[name] = sizes.get(name, 0) + end - start

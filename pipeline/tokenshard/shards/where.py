@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
@@ -162,3 +163,14 @@ class Where:
         except TypeError:  # values that cannot be compared: Arrow has the last word
             return True
         return True
+
+
+def bounds_of(group: pq.RowGroupMetaData, columns: Sequence[str]) -> dict[str, Bounds]:
+    """Bounds of some columns of a row group, as far as its statistics say them."""
+    bounds: dict[str, Bounds] = {}
+    for index in range(group.num_columns):
+        column = group.column(index)
+        statistics = column.statistics if column.path_in_schema in columns else None
+        if statistics is not None and statistics.has_min_max:
+            bounds[column.path_in_schema] = statistics.min, statistics.max
+    return bounds
