@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,16 @@ def ray_address(s3_server: str) -> Iterator[str]:
     )
     yield started.address_info["gcs_address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'tokenshard[browser]'")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

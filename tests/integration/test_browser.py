@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,11 @@ from tokenshard.report.movies import movie
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    """A page of a headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'tokenshard[browser]'")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser.new_page()
-        browser.close()
+@pytest.fixture
+def page(chromium: Any) -> Iterator[Any]:
+    found = chromium.new_page()
+    yield found
+    found.close()
 
 
 PLAY = """async () => {

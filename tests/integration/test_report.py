@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +27,15 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "tokens"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'tokenshard[browser]'")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as session:
-        found = session.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 420)])
 def test_the_page_opens_from_a_file_and_asks_for_nothing(
-    tokens: Path, browser: Any, tmp_path: Path, scheme: str, width: int
+    tokens: Path, chromium: Any, tmp_path: Path, scheme: str, width: int
 ) -> None:
     report = tmp_path / "report.html"
     done = tokenshard_command("report", str(tokens), "--html", str(report))
     assert done.returncode == 0, done.stderr
     assert report.stat().st_size < 2_000_000
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text))

@@ -87,19 +87,6 @@ def test_a_dataset_in_a_bucket_is_viewed_like_a_folder(tokens: Path, viewer: Bro
 # -- a browser --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'tokenshard[browser]'")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 class Watched:
     """A page, what it asked for, and what went wrong on it."""
 

@@ -13,6 +13,7 @@ from PIL import Image
 from tokenshard.report.pictures import PictureRow, reconstruction_grid
 from tokenshard.report.samples import originals
 from tokenshard.retrieval.encoders.base import Query, query_vectors
+from tokenshard.retrieval.exact import Vectors
 from tokenshard.retrieval.patches import Patches
 from tokenshard.retrieval.search import Hit, PageSearch
 
@@ -34,26 +35,35 @@ def draw_hits(search: PageSearch, query: Query, hits: Sequence[Hit], picture: st
     pages = dict(originals(search.dataset, [hit.key for hit in hits]))
     rows = []
     for rank, hit in enumerate(hits, 1):
-        number = search.dataset.index(hit.key)
-        places = Patches.of(search.dataset[number])
-        found = search.compressor.similarities(vectors, search.codes.part(np.array([number])))
-        best = places.map(found.max(axis=0)) if found.size else np.full(places.grid, np.nan, np.float32)
+        best = similarity_map(search, vectors, search.dataset.index(hit.key))
         page = pages.get(hit.key)
         page = page if page is not None and page.size else None
         rows.append(PictureRow(page, highlighted(page, best), f"{rank}  {hit.score:.3f}  {hit.key}"))
     reconstruction_grid(rows, ("page", "what answers", "")).save(picture, "PNG")
 
 
+def similarity_map(search: PageSearch, vectors: Vectors, number: int) -> NDArray[np.float32]:
+    """Of each patch [rows, columns] of a page the greatest similarity to a query vector; NaN where no patch is kept."""
+    places = Patches.of(search.dataset[number])
+    found = search.compressor.similarities(vectors, search.codes.part(np.array([number])))
+    return places.map(found.max(axis=0)) if found.size else np.full(places.grid, np.nan, np.float32)
+
+
+def emphasis(best: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How strongly each patch of a map is highlighted, 0 to 1: the more, the more similar it is."""
+    there = np.isfinite(best)
+    if not there.any():
+        return np.zeros(best.shape, np.float32)
+    low, high = float(np.quantile(best[there], WEAKEST)), float(best[there].max())
+    share: NDArray[np.float32] = np.clip((np.where(there, best, low) - low) / max(high - low, 1e-9), 0, 1)
+    return share.astype(np.float32)
+
+
 def highlighted(page: NDArray[np.uint8] | None, best: NDArray[np.float32]) -> NDArray[np.uint8]:
     """A page uint8 [height, width, 3] (None: blank) under similarities [rows, columns], NaN where nothing is."""
-    there = np.isfinite(best)
-    share = np.zeros(best.shape, np.float32)
-    if there.any():
-        low, high = float(np.quantile(best[there], WEAKEST)), float(best[there].max())
-        share = np.clip((np.where(there, best, low) - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
     shape = _blank(best.shape) if page is None else page.shape[:2]
     under: NDArray[Any] = np.full((*shape, 3), 255, np.float32) if page is None else page.astype(np.float32)
-    scaled = Image.fromarray(share).resize((shape[1], shape[0]), Image.Resampling.NEAREST)
+    scaled = Image.fromarray(emphasis(best)).resize((shape[1], shape[0]), Image.Resampling.NEAREST)
     alpha = STRONGEST * np.asarray(scaled)[..., None]
     return np.rint(under * (1 - alpha) + ACCENT * alpha).astype(np.uint8)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tokenshard.errors import SpecError
+from tokenshard.report.hits import ACCENT, STRONGEST, emphasis, similarity_map
 from tokenshard.retrieval.encoders.base import query_vectors
 from tokenshard.retrieval.exact import Vectors
-from tokenshard.retrieval.patches import Patches
 from tokenshard.retrieval.search import PageSearch
 from tokenshard.shards.once import OnceCache
 from tokenshard.viewer.opened import Opened
@@ -25,9 +25,6 @@ EXCERPT = 280
 MEMORY = 1 << 30
 """Bytes of codes held in memory; others are read for each query."""
 QUERIES_KEPT = 32
-ACCENT = (255, 140, 0)
-WEAKEST = 0.6
-"""Quantile of a page's similarities below which nothing is highlighted."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,9 @@ class Pages:
             if not 0 <= query.vector < len(vectors):
                 raise SpecError(f"no vector {query.vector}; the query has {len(vectors)}")
             vectors = vectors[query.vector : query.vector + 1]
-        places = Patches.of(self._opened.sample(number))
-        page = self.search.compressor.decode(self.search.codes.part(np.array([number])))[0]
-        best = places.map(vectors @ page.T).max(axis=0) if len(page) else np.full(places.grid, np.nan, np.float32)
-        return _highlighted(best)
+        share = emphasis(similarity_map(self.search, vectors, number))
+        colour = np.broadcast_to(ACCENT, (*share.shape, 3))
+        return np.dstack([colour, np.rint(255 * STRONGEST * share)]).astype(np.uint8)
 
     def _encode(self, text: str) -> Vectors:
         return query_vectors(self.search.encoder, text)
@@ -102,18 +98,6 @@ class Pages:
 def pages(opened: Opened) -> Pages:
     """The pages of a dataset. Raises SpecError where it holds no page vectors."""
     return opened.part(Pages)
-
-
-def _highlighted(best: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Similarities [rows, columns] (NaN: nothing there) as a colour that is the denser the greater they are."""
-    there = np.isfinite(best)
-    found = np.zeros((*best.shape, 4), np.uint8)
-    found[..., :3] = ACCENT
-    if there.any():
-        low, high = float(np.quantile(best[there], WEAKEST)), float(best[there].max())
-        share = np.clip((np.where(there, best, low) - low) / max(high - low, 1e-9), 0, 1)
-        found[..., 3] = np.rint(share**1.5 * 210)
-    return found
 
 
 def rgba_png(pixels: NDArray[np.uint8]) -> bytes:
