@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import skimage.data
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,10 +20,12 @@ from integration.command import refused, tokenshard_command
 from sources.video.conftest import av, write_video
 from tokenshard.loading.crop import Crop
 from tokenshard.shards.verify import verify
+from tokenshard.spec.job import TrainClassifier, TrainMtm, build_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.tokenizers.frames import clip_size, decode_frames
 from tokenshard.tokenizers.video import VideoVQ
+from tokenshard.training.setting import ModelSetting
 
 pytestmark = pytest.mark.integration
 STACK = {"stem": 4, "channels": [8, 16], "blocks": [0, 0], "middle": 1}
@@ -55,8 +60,8 @@ def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def convert(src: Path, out: Path, tokenizer: Path, *words: str) -> dict[str, Any]:
-    options = ["--tokenizer", str(tokenizer), "--clip-seconds", "1", "--quiet", "--json", "--engine", "local"]
-    done = tokenshard_command("convert", "video", str(src), str(out), *options, *words)
+    options = ["--tokenizer", str(tokenizer), "--clip-seconds", "1", "--labels", "name", "--quiet", "--json"]
+    done = tokenshard_command("convert", "video", str(src), str(out), *options, "--engine", "local", *words)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -125,6 +130,43 @@ def test_clips_are_shown_exported_and_cropped(tokens: Path, tmp_path: Path) -> N
     assert times == [round((time - pts[0]) / 1e6, 3) for time in pts]
     loader = tokenshard.loader(dataset, batch_size=3, crop=Crop((2, 4, 4)), columns=["codes", "key"], drop_last=True)
     assert {tuple(batch["codes"].shape) for batch in loader} == {(3, 2, 4, 4)}
+
+
+def trained_on(tokens: Path, kind: str, out: Path, *words: str) -> dict[str, Any]:
+    """The metrics of a short training."""
+    options = ["--crop", "2x4x4", "--steps", "3", "--batch", "3", "--device", "cpu", "--json"]
+    done = tokenshard_command("train", kind, "--data", str(tokens), str(out), *options, *words)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_trainers_learn_from_groups_and_draw_clips_that_can_be_decoded(
+    videos: Path, tokens: Path, tmp_path: Path
+) -> None:
+    masked, classifier = tmp_path / "mtm", tmp_path / "classifier"
+    small = ["--set", "model.size=micro", "--set", "model.stride=2", "--set", "mask.tube=true"]
+    trained_on(tokens, "mtm", masked, *small)
+    (picture,) = (masked / "training").glob("samples-*.png")
+    assert Image.open(picture).width == (1 + 4) * 4 * 8  # a frame and a group of four, of 4 x 4 tokens
+    words = ["--from", str(masked), "--val-where", "num_frames > 4"]
+    assert np.isfinite(trained_on(tokens, "classifier", classifier, *words)["val_loss"])
+    done = tokenshard_command("eval", str(masked), "--data", str(tokens), "--json")
+    assert np.isfinite(json.loads(done.stdout)["bits_per_token"]), done.stderr
+    done = tokenshard_command("predict", str(classifier), str(videos))
+    assert len(done.stdout.splitlines()) == len(tokenshard.open(tokens)), done.stderr
+
+
+@pytest.mark.parametrize("kind", [TrainMtm, TrainClassifier])
+def test_only_masked_models_want_clips_from_their_first_frame(tokens: Path, tmp_path: Path, kind: Any) -> None:
+    """They draw clips, and groups of frames cannot be decoded without those before."""
+    dataset = tokenshard.open(tokens)
+    openings = [np.asarray(dataset[number]["codes"])[:2] for number in range(len(dataset))]
+    windows = np.concatenate([sliding_window_view(clip, (2, 4, 4)).reshape(-1, 32) for clip in openings])
+    fields = {"source": {"path": str(tokens), "crop": (2, 4, 4)}, "output": str(tmp_path / "out"), "batch": 7}
+    setting = ModelSetting(build_job(kind, fields), torch.device("cpu"), print)
+    crops = np.concatenate([batch["codes"].reshape(-1, 32) for batch in islice(setting.loader(), 8)])
+    assert (crops[:, None] == windows).all(axis=2).any(axis=1).all() == (kind is TrainMtm)
 
 
 @pytest.mark.parametrize("how", [["--codec", "pack"], ["--codebook-size", "8"]], ids=" ".join)
