@@ -54,18 +54,39 @@ def write_clips(folder: Path, photos: Path) -> None:
             container.mux(stream.encode(None))
 
 
+RUN = """
+import json, sys
+from tokenshard.cli.main import main
+for line, words in json.load(sys.stdin):
+    if words is None:
+        exec(compile(line, "block", "exec"), {"__name__": "__main__"})
+        continue
+    try:
+        main(words)
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{line}: exit code {end.code}")
+"""
+"""Runs lines of shell and blocks of Python in one process."""
+MANY_COMMANDS = {"docs/video.md"}
+"""Pages of which one process runs all commands: most of the time of a short one is its start."""
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_the_documentation_runs(page: str, place: Path) -> None:
+    steps: list[tuple[str, list[str] | None]] = []
     for language, block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
         if language == "bash":
             for line in block.splitlines():
                 words = shlex.split(line, comments=True)
                 assert words[:1] == ["tokenshard"], line
-                done = subprocess.run(command_line(*words[1:]), cwd=place, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, (line, done.stderr)
+                steps.append((line, words[1:]))
         elif language == "python":
-            done = subprocess.run([sys.executable, "-c", block], cwd=place, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+            steps.append((block, None))
+    for part in [steps] if page in MANY_COMMANDS else [[step] for step in steps]:
+        command, text = [sys.executable, "-c", RUN], json.dumps(part)
+        done = subprocess.run(command, cwd=place, input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (part, done.stderr)
 
 
 @pytest.mark.parametrize("page", PAGES)

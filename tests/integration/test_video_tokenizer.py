@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tokenshard
-from integration.command import refused, tokenshard_command
+from integration.command import command_here, refused
 from sources.video.conftest import av, write_video
 from tokenshard.loading.crop import Crop
 from tokenshard.shards.verify import verify
@@ -54,14 +54,14 @@ def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tokenizer")
     (root / "network.json").write_text(json.dumps(NETWORK))
     words = ["--network", str(root / "network.json"), "--codes", "16", "--set", "start=2", "--device", "cpu"]
-    done = tokenshard_command("tokenizer", "train", str(videos), str(root / "mine"), *TRAIN, *words)
+    done = command_here("tokenizer", "train", str(videos), str(root / "mine"), *TRAIN, *words)
     assert done.returncode == 0, done.stderr
     return root / "mine"
 
 
 def convert(src: Path, out: Path, tokenizer: Path, *words: str) -> dict[str, Any]:
     options = ["--tokenizer", str(tokenizer), "--clip-seconds", "1", "--labels", "name", "--quiet", "--json"]
-    done = tokenshard_command("convert", "video", str(src), str(out), *options, "--engine", "local", *words)
+    done = command_here("convert", "video", str(src), str(out), *options, "--engine", "local", *words)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -118,11 +118,11 @@ def test_workers_batches_and_threads_change_nothing(
 
 
 def test_clips_are_shown_exported_and_cropped(tokens: Path, tmp_path: Path) -> None:
-    shown = tokenshard_command("show", str(tokens), "0.mp4#00001", "--out", str(tmp_path / "a.png"))
+    shown = command_here("show", str(tokens), "0.mp4#00001", "--out", str(tmp_path / "a.png"))
     assert "4 frames" in shown.stdout, shown.stderr
     assert Image.open(tmp_path / "a.png").height > 100
     words = ["--format", "mp4", "--key", "0.mp4#00001"]
-    assert tokenshard_command("export", str(tokens), str(tmp_path / "movies"), *words).returncode == 0
+    assert command_here("export", str(tokens), str(tmp_path / "movies"), *words).returncode == 0
     dataset = tokenshard.open(tokens)
     pts = dataset[dataset.index("0.mp4#00001")]["pts"]
     with av.open(str(tmp_path / "movies" / "0.mp4-00001.mp4")) as container:
@@ -135,7 +135,7 @@ def test_clips_are_shown_exported_and_cropped(tokens: Path, tmp_path: Path) -> N
 def trained_on(tokens: Path, kind: str, out: Path, *words: str) -> dict[str, Any]:
     """The metrics of a short training."""
     options = ["--crop", "2x4x4", "--steps", "3", "--batch", "3", "--device", "cpu", "--json"]
-    done = tokenshard_command("train", kind, "--data", str(tokens), str(out), *options, *words)
+    done = command_here("train", kind, "--data", str(tokens), str(out), *options, *words)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -151,9 +151,9 @@ def test_trainers_learn_from_groups_and_draw_clips_that_can_be_decoded(
     assert Image.open(picture).width == (1 + 4) * 4 * 8  # a frame and a group of four, of 4 x 4 tokens
     words = ["--from", str(masked), "--val-where", "num_frames > 4"]
     assert np.isfinite(trained_on(tokens, "classifier", classifier, *words)["val_loss"])
-    done = tokenshard_command("eval", str(masked), "--data", str(tokens), "--json")
+    done = command_here("eval", str(masked), "--data", str(tokens), "--json")
     assert np.isfinite(json.loads(done.stdout)["bits_per_token"]), done.stderr
-    done = tokenshard_command("predict", str(classifier), str(videos))
+    done = command_here("predict", str(classifier), str(videos))
     assert len(done.stdout.splitlines()) == len(tokenshard.open(tokens)), done.stderr
 
 
@@ -171,10 +171,10 @@ def test_only_masked_models_want_clips_from_their_first_frame(tokens: Path, tmp_
 
 @pytest.mark.parametrize("how", [["--codec", "pack"], ["--codebook-size", "8"]], ids=" ".join)
 def test_recoded_clips_stay_clips(tokens: Path, tmp_path: Path, how: list[str]) -> None:
-    done = tokenshard_command("transcode", str(tokens), str(tmp_path / "few"), "--quiet", *how)
+    done = command_here("transcode", str(tokens), str(tmp_path / "few"), "--quiet", *how)
     assert done.returncode == 0, done.stderr
     words = ["--format", "mp4", "--key", "2.mp4#00002"]
-    done = tokenshard_command("export", str(tmp_path / "few"), str(tmp_path / "movies"), *words)
+    done = command_here("export", str(tmp_path / "few"), str(tmp_path / "movies"), *words)
     assert "5 frames" in done.stdout, done.stderr
 
 
