@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+from tokenshard.cli.main import main
 
 
 def command_line(*words: str) -> list[str]:
@@ -19,6 +23,17 @@ def tokenshard_command(*words: str, **environment: str) -> subprocess.CompletedP
     """Run it to its end; ``environment`` is added to the variables."""
     environ = {**os.environ, **environment}
     return subprocess.run(command_line(*words), capture_output=True, text=True, env=environ, timeout=300, check=False)
+
+
+def command_here(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run it in this process: where nothing that a process of its own is for is tested, its start is saved."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main(list(words))
+        except SystemExit as end:
+            return subprocess.CompletedProcess(words, int(end.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("the command did not end with an exit code")
 
 
 def convert(src: Path | str, out: Path | str, *words: str, **environment: str) -> dict[str, Any]:

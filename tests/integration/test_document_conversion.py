@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tokenshard
-from integration.command import command_line, tokenshard_command
+from integration.command import command_here, command_line, tokenshard_command
 from pdf_files import Word, assembled, pdf, scan
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.shards.rejects import read_rejects
@@ -55,7 +55,8 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def convert(src: Path | str, out: Path | str, *words: str) -> dict[str, Any]:
-    done = tokenshard_command("convert", "documents", str(src), str(out), "--quiet", "--json", *words)
+    run = tokenshard_command if "ray" in words else command_here
+    done = run("convert", "documents", str(src), str(out), "--quiet", "--json", *words)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tokenshard
-from integration.command import command_line, refused, tokenshard_command
+from integration.command import command_here, command_line, refused
 from integration.test_crash_safety import finish, kill_workers, local_workers, ray_workers, shards
 from sources.grids.making import global_netcdf, opened, seafloor, whole, write_netcdf
 from tokenshard.shards.verify import verify
@@ -31,14 +31,25 @@ def survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def calm(survey: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The survey, converted with nothing going wrong."""
+    out = tmp_path_factory.mktemp("calm") / "out"
+    convert(survey, out, "--engine", "local", "--workers", "0")
+    return out
+
+
+def data(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "data").iterdir()}
+
+
 def convert(src: Path, out: Path, *words: str) -> dict[str, Any]:
-    done = tokenshard_command("convert", "grids", str(src), str(out), *WORK, "--json", *words)
+    done = command_here("convert", "grids", str(src), str(out), *WORK, "--json", *words)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
-def test_killed_workers_leave_the_shards_of_an_undisturbed_run(survey: Path, tmp_path: Path) -> None:
-    undisturbed = convert(survey, tmp_path / "calm", "--engine", "local", "--workers", "0")
+def test_killed_workers_leave_the_shards_of_an_undisturbed_run(survey: Path, calm: Path, tmp_path: Path) -> None:
     words = command_line("convert", "grids", str(survey), str(tmp_path / "out"), *WORK)
     driver = subprocess.Popen(
         [*words, "--engine", "local", "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -50,16 +61,14 @@ def test_killed_workers_leave_the_shards_of_an_undisturbed_run(survey: Path, tmp
     before = shards(tmp_path / "out")
     finish(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
     assert {name: shards(tmp_path / "out")[name] for name in before} == before
-    assert tokenshard.open(tmp_path / "out").fingerprint == undisturbed["fingerprint"]
-    calm = {path.name: path.read_bytes() for path in (tmp_path / "calm" / "data").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()} == calm
+    assert tokenshard.open(tmp_path / "out").fingerprint == tokenshard.open(calm).fingerprint
+    assert data(tmp_path / "out") == data(calm)
     assert verify(Store(tmp_path / "out"), deep=True).ok
 
 
 def test_ray_actors_that_are_killed_make_the_shards_of_one_process(
-    survey: Path, tmp_path: Path, ray_address: str
+    survey: Path, calm: Path, tmp_path: Path, ray_address: str
 ) -> None:
-    undisturbed = convert(survey, tmp_path / "calm", "--engine", "local", "--workers", "0")
     words = command_line("convert", "grids", str(survey), str(tmp_path / "out"), *WORK)
     driver = subprocess.Popen(
         [*words, "--engine", "ray", "--address", ray_address, "--workers", "2"],
@@ -68,9 +77,8 @@ def test_ray_actors_that_are_killed_make_the_shards_of_one_process(
     )
     assert kill_workers(driver, tmp_path / "out", ray_workers, 2, random.Random(3)) >= 1
     finish(driver)
-    assert tokenshard.open(tmp_path / "out").fingerprint == undisturbed["fingerprint"]
-    calm = {path.name: path.read_bytes() for path in (tmp_path / "calm" / "data").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()} == calm
+    assert tokenshard.open(tmp_path / "out").fingerprint == tokenshard.open(calm).fingerprint
+    assert data(tmp_path / "out") == data(calm)
 
 
 def test_bad_files_are_told_apart_and_the_others_are_converted(tmp_path: Path) -> None:
@@ -83,13 +91,13 @@ def test_bad_files_are_told_apart_and_the_others_are_converted(tmp_path: Path) -
     assert (found["num_rejects"], found["reasons"]) == (1, {"plan: unreadable": 1})
     rejects = tokenshard.open(tmp_path / "out").manifest.rejects
     assert len(rejects) == 1
-    done = tokenshard_command("grid", "decode", str(tmp_path / "out"), "--to", str(tmp_path / "b.nc"), "--json")
+    done = command_here("grid", "decode", str(tmp_path / "out"), "--to", str(tmp_path / "b.nc"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["max_error"] == 0
     assert np.array_equal(whole(opened(tmp_path / "b.nc")), values)
-    done = tokenshard_command("grid", "point", str(tmp_path / "out"), "--json", "--", "-170,-10")
+    done = command_here("grid", "point", str(tmp_path / "out"), "--json", "--", "-170,-10")
     assert json.loads(done.stdout)[0]["value"] == values[40, 5]
-    listed = tokenshard_command("grid", "list", str(tmp_path / "out")).stdout
+    listed = command_here("grid", "list", str(tmp_path / "out")).stdout
     assert "earth.nc: elevation; 91 x 181 int16; levels 1; no reference system" in listed
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import tokenshard
-from integration.command import command_line, tokenshard_command
+from integration.command import command_here, command_line, tokenshard_command
 from sources.video.conftest import av, numbered, write_video
 from tokenshard.cli.main import cli
 from tokenshard.errors import SpecError
@@ -60,7 +60,8 @@ class Converted:
 
 def convert(src: Path, out: Path, tokenizer: str, *words: str) -> dict[str, Any]:
     options = ["--quiet", "--json", "--tokenizer", tokenizer, *OPTIONS]
-    done = tokenshard_command("convert", "video", str(src), str(out), *options, *words)
+    run = tokenshard_command if "ray" in words else command_here
+    done = run("convert", "video", str(src), str(out), *options, *words)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary

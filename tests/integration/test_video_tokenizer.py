@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import skimage.data
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
 import tokenshard
-from integration.command import refused, tokenshard_command
+from integration.command import command_here, refused
 from sources.video.conftest import av, write_video
 from tokenshard.loading.crop import Crop
 from tokenshard.shards.verify import verify
+from tokenshard.spec.job import TrainClassifier, TrainMtm, build_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.folder import load_tokenizer
 from tokenshard.tokenizers.frames import clip_size, decode_frames
 from tokenshard.tokenizers.video import VideoVQ
+from tokenshard.training.setting import ModelSetting
 
 pytestmark = pytest.mark.integration
 STACK = {"stem": 4, "channels": [8, 16], "blocks": [0, 0], "middle": 1}
@@ -49,14 +54,14 @@ def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tokenizer")
     (root / "network.json").write_text(json.dumps(NETWORK))
     words = ["--network", str(root / "network.json"), "--codes", "16", "--set", "start=2", "--device", "cpu"]
-    done = tokenshard_command("tokenizer", "train", str(videos), str(root / "mine"), *TRAIN, *words)
+    done = command_here("tokenizer", "train", str(videos), str(root / "mine"), *TRAIN, *words)
     assert done.returncode == 0, done.stderr
     return root / "mine"
 
 
 def convert(src: Path, out: Path, tokenizer: Path, *words: str) -> dict[str, Any]:
-    options = ["--tokenizer", str(tokenizer), "--clip-seconds", "1", "--quiet", "--json", "--engine", "local"]
-    done = tokenshard_command("convert", "video", str(src), str(out), *options, *words)
+    options = ["--tokenizer", str(tokenizer), "--clip-seconds", "1", "--labels", "name", "--quiet", "--json"]
+    done = command_here("convert", "video", str(src), str(out), *options, "--engine", "local", *words)
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -113,11 +118,11 @@ def test_workers_batches_and_threads_change_nothing(
 
 
 def test_clips_are_shown_exported_and_cropped(tokens: Path, tmp_path: Path) -> None:
-    shown = tokenshard_command("show", str(tokens), "0.mp4#00001", "--out", str(tmp_path / "a.png"))
+    shown = command_here("show", str(tokens), "0.mp4#00001", "--out", str(tmp_path / "a.png"))
     assert "4 frames" in shown.stdout, shown.stderr
     assert Image.open(tmp_path / "a.png").height > 100
     words = ["--format", "mp4", "--key", "0.mp4#00001"]
-    assert tokenshard_command("export", str(tokens), str(tmp_path / "movies"), *words).returncode == 0
+    assert command_here("export", str(tokens), str(tmp_path / "movies"), *words).returncode == 0
     dataset = tokenshard.open(tokens)
     pts = dataset[dataset.index("0.mp4#00001")]["pts"]
     with av.open(str(tmp_path / "movies" / "0.mp4-00001.mp4")) as container:
@@ -127,12 +132,49 @@ def test_clips_are_shown_exported_and_cropped(tokens: Path, tmp_path: Path) -> N
     assert {tuple(batch["codes"].shape) for batch in loader} == {(3, 2, 4, 4)}
 
 
+def trained_on(tokens: Path, kind: str, out: Path, *words: str) -> dict[str, Any]:
+    """The metrics of a short training."""
+    options = ["--crop", "2x4x4", "--steps", "3", "--batch", "3", "--device", "cpu", "--json"]
+    done = command_here("train", kind, "--data", str(tokens), str(out), *options, *words)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_trainers_learn_from_groups_and_draw_clips_that_can_be_decoded(
+    videos: Path, tokens: Path, tmp_path: Path
+) -> None:
+    masked, classifier = tmp_path / "mtm", tmp_path / "classifier"
+    small = ["--set", "model.size=micro", "--set", "model.stride=2", "--set", "mask.tube=true"]
+    trained_on(tokens, "mtm", masked, *small)
+    (picture,) = (masked / "training").glob("samples-*.png")
+    assert Image.open(picture).width == (1 + 4) * 4 * 8  # a frame and a group of four, of 4 x 4 tokens
+    words = ["--from", str(masked), "--val-where", "num_frames > 4"]
+    assert np.isfinite(trained_on(tokens, "classifier", classifier, *words)["val_loss"])
+    done = command_here("eval", str(masked), "--data", str(tokens), "--json")
+    assert np.isfinite(json.loads(done.stdout)["bits_per_token"]), done.stderr
+    done = command_here("predict", str(classifier), str(videos))
+    assert len(done.stdout.splitlines()) == len(tokenshard.open(tokens)), done.stderr
+
+
+@pytest.mark.parametrize("kind", [TrainMtm, TrainClassifier])
+def test_only_masked_models_want_clips_from_their_first_frame(tokens: Path, tmp_path: Path, kind: Any) -> None:
+    """They draw clips, and groups of frames cannot be decoded without those before."""
+    dataset = tokenshard.open(tokens)
+    openings = [np.asarray(dataset[number]["codes"])[:2] for number in range(len(dataset))]
+    windows = np.concatenate([sliding_window_view(clip, (2, 4, 4)).reshape(-1, 32) for clip in openings])
+    fields = {"source": {"path": str(tokens), "crop": (2, 4, 4)}, "output": str(tmp_path / "out"), "batch": 7}
+    setting = ModelSetting(build_job(kind, fields), torch.device("cpu"), print)
+    crops = np.concatenate([batch["codes"].reshape(-1, 32) for batch in islice(setting.loader(), 8)])
+    assert (crops[:, None] == windows).all(axis=2).any(axis=1).all() == (kind is TrainMtm)
+
+
 @pytest.mark.parametrize("how", [["--codec", "pack"], ["--codebook-size", "8"]], ids=" ".join)
 def test_recoded_clips_stay_clips(tokens: Path, tmp_path: Path, how: list[str]) -> None:
-    done = tokenshard_command("transcode", str(tokens), str(tmp_path / "few"), "--quiet", *how)
+    done = command_here("transcode", str(tokens), str(tmp_path / "few"), "--quiet", *how)
     assert done.returncode == 0, done.stderr
     words = ["--format", "mp4", "--key", "2.mp4#00002"]
-    done = tokenshard_command("export", str(tmp_path / "few"), str(tmp_path / "movies"), *words)
+    done = command_here("export", str(tmp_path / "few"), str(tmp_path / "movies"), *words)
     assert "5 frames" in done.stdout, done.stderr
 
 

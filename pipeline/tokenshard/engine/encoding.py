@@ -73,6 +73,11 @@ class Encoding(Protocol):
     rounds: ClassVar[int] = 1
     """parts that the pilot reads its sample in, each spread over all of it"""
 
+    @property
+    def frames(self) -> int | None:
+        """Most frames of an input that a window has; None where inputs have no frames."""
+        return None
+
     def suffices(self, windows: Sequence[Window]) -> bool:
         """Whether the windows of the first rounds are enough to fit on."""
         return False

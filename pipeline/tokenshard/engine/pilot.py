@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.codecs.choose import choose_codec
@@ -24,7 +25,7 @@ from tokenshard.engine.stages import Stages
 from tokenshard.engine.task import Task
 from tokenshard.errors import InputError, JobError
 from tokenshard.shards.schema import code_names
-from tokenshard.sources.base import CodeLayout, Sample
+from tokenshard.sources.base import CodeLayout, LongSource, Sample
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.codec import CodecSpec
 from tokenshard.spec.conversion import ConvertJob
@@ -97,11 +98,19 @@ class PilotRunner:
             first += size
             if not len(mine):
                 continue
-            for thunk in self._source.read(read_unit(output, place).take(mine)):
+            inputs, lengths = self._excerpts(read_unit(output, place).take(mine), draw)
+            for thunk, length in zip(self._source.read(inputs), lengths, strict=True):
                 item = thunk()
                 if isinstance(item, Sample):
                     with suppress(InputError):  # its unit makes a reject of it
-                        yield self._encoding.window(item, draw)
+                        window = self._encoding.window(item, draw)
+                        yield replace(window, whole=window.whole * length)
+
+    def _excerpts(self, inputs: pa.Table, draw: np.random.Generator) -> tuple[pa.Table, Sequence[float]]:
+        """The inputs, or parts of them where that is enough; and how many times as long each input is."""
+        if isinstance(self._source, LongSource) and self._encoding.frames is not None:
+            return self._source.excerpts(inputs, self._encoding.frames, draw)
+        return inputs, [1.0] * inputs.num_rows
 
 
 @dataclass

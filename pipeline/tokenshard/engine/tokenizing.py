@@ -52,10 +52,14 @@ class Tokenizing(Encoding):
     def __init__(self, spec: TokenizeJob) -> None:
         self._spec, self._axes = spec, AXES[spec.dataset_kind]
 
+    @property
+    def frames(self) -> int | None:
+        return self._axes.window[0] if self._axes.extents[0] == "frames" else None
+
     def window(self, sample: Sample, draw: np.random.Generator) -> Window:
         limits = self._axes.window
         part = sample.data[cut(sample.data.shape[: len(limits)], limits, draw)]
-        return Window(replace(sample, data=np.ascontiguousarray(part), columns={}))
+        return Window(replace(sample, data=np.ascontiguousarray(part), columns={}), sample.data.size / part.size)
 
     def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, TokenizerEncoder]:
         tables: Sequence[bytes] = ()

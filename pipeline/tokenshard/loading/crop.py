@@ -21,6 +21,8 @@ class Crop:
 
     size: tuple[int, ...]
     place: Place = "random"
+    from_start: bool = False
+    """whether it begins where the first axis does: groups of frames can only be decoded from the first on"""
 
     def check(self, rank: int) -> None:
         """Raises SpecError where it does not fit grids with so many axes."""
@@ -38,6 +40,8 @@ class Crop:
         if (room < 0).any():
             small = "x".join(map(str, grids[(room < 0).any(axis=1)][0].tolist()))
             raise SpecError(f"crop={self.size}: there is a sample of {small} ids; leave such samples out with where=")
+        if self.from_start:
+            room[:, 0] = 0
         if self.place == "centre":
             return cast(Grids, (room // 2).astype(np.int32))
         drawn = _mixed(np.full(len(grids), seed, np.uint64))

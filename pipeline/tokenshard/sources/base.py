@@ -117,6 +117,19 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class LongSource(Source, Protocol):
+    """A source whose inputs are long, and of which a part is decoded without the rest."""
+
+    def excerpts(self, inputs: pa.Table, frames: int, draw: np.random.Generator) -> tuple[pa.Table, Sequence[float]]:
+        """The same planned rows, of which :meth:`read` decodes a random part of about ``frames`` frames each.
+
+        And how many times as long as its part each input is. What has no known length stays whole. The order of the
+        rows may change.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Sidecar:
     """A file that a dataset keeps beside its shards: `<folder>/<sha256 of the data>.<suffix>`."""

@@ -65,3 +65,11 @@ class VideoSourceSpec(ImageSourceSpec):
     def stride(self) -> float:
         """Seconds from the start of a clip to that of the next."""
         return self.stride_seconds or self.clip_seconds
+
+    def rate(self, shown: float | None) -> float | None:
+        """Frames a second that are taken of a video that shows ``shown`` a second; None where it is not known."""
+        if self.keyframes or self.scenes is not None:
+            return None
+        if self.fps is not None:
+            return self.fps if shown is None else min(self.fps, shown)
+        return None if shown is None else shown / (self.every_n or 1)

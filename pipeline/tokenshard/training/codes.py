@@ -15,6 +15,7 @@ from tokenshard.errors import SpecError
 from tokenshard.shards.dataset import Dataset
 from tokenshard.tokenizers.base import CodebookTokenizer
 from tokenshard.tokenizers.folder import tokenizer_from
+from tokenshard.tokenizers.frames import NUM_FRAMES
 
 MOST_CHANNELS = 32
 """Of code vectors, as in SeiT. Wider ones, as pixels of patches are, cost memory and time on the device, and the axes
@@ -56,6 +57,11 @@ def code_space(dataset: Dataset, crop: tuple[int, ...] | None = None) -> CodeSpa
         )
     alphabets = tuple(level.alphabet for level in code.levels)
     return CodeSpace(alphabets, tuple(grid), _codebooks(dataset, alphabets), dataset.manifest.tokenizer.fingerprint)
+
+
+def decodes_from_start(dataset: Dataset) -> bool:
+    """Whether ids stand for groups of frames, of which only the first of a clip and those after it can be decoded."""
+    return NUM_FRAMES in {column.name for column in dataset.manifest.columns}
 
 
 def check_same_tokenizer(train: Dataset, val: Dataset, cropped: bool = False) -> None:

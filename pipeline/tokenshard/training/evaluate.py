@@ -21,7 +21,14 @@ from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.frames import encode_frames
 from tokenshard.training.attentive import attentive_accuracy
 from tokenshard.training.classifier import accuracy, logits_of
-from tokenshard.training.codes import Labels, check_same_classes, check_same_tokenizer, code_space, read_labels
+from tokenshard.training.codes import (
+    Labels,
+    check_same_classes,
+    check_same_tokenizer,
+    code_space,
+    decodes_from_start,
+    read_labels,
+)
 from tokenshard.training.folder import TrainedModel
 from tokenshard.training.models.classifier import TokenClassifier
 from tokenshard.training.models.masked import MaskedModel
@@ -61,7 +68,7 @@ def evaluate(model: TrainedModel, dataset: Dataset, batch: int = 256, where: str
     code_space(dataset, crop)
     module = model.module
     if isinstance(module, MaskedModel):
-        loader = held_out_loader(dataset, batch, (), where, crop)
+        loader = held_out_loader(dataset, batch, (), where, crop, decodes_from_start(dataset))
         mask = MaskSpec.model_validate(model.document.job.get("mask", {}))
         return {"num_samples": loader.epoch_length(0), **masked_figures(module, loader, mask)}
     assert isinstance(module, TokenClassifier)

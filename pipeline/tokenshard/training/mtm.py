@@ -23,6 +23,7 @@ from tokenshard.spec.job import TrainMtm
 from tokenshard.spec.training import MaskSpec
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import tokenizer_from
+from tokenshard.tokenizers.frames import decode_frames
 from tokenshard.training.augment.draws import Draws
 from tokenshard.training.augment.recipe import Augmentation
 from tokenshard.training.codes import CodeSpace, ids_of, missing_codebooks, unigram_entropy
@@ -205,10 +206,12 @@ def _shower(tokenizer: Tokenizer, setting: ModelSetting) -> Callable[[Tensor, in
     """Writes drawn samples as one picture; of clips each is a row."""
 
     def show(ids: Tensor, step: int) -> None:
-        columns = ids.shape[2] if ids.ndim == 5 else math.ceil(len(ids) ** 0.5)
+        drawn = ids.cpu().numpy().astype(np.int32)
         if ids.ndim == 5:
-            ids = ids.transpose(1, 2).flatten(0, 1)
-        images = _pictures(tokenizer.decode(ids.cpu().numpy().astype(np.int32)))
+            clips = [decode_frames(tokenizer, codes) for codes in drawn]
+            columns, images = len(clips[0]), np.concatenate(clips)
+        else:
+            columns, images = math.ceil(len(drawn) ** 0.5), _pictures(tokenizer.decode(drawn))
         blank = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
         rows = np.split(np.concatenate([images, blank]), (len(images) + len(blank)) // columns)
         picture = np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)

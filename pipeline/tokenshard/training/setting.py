@@ -16,10 +16,16 @@ from tokenshard.quantizers.distributed import rank_and_world
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.manifest import read_manifest
 from tokenshard.spec.base import digest
-from tokenshard.spec.job import LearnJob, ModelJob
+from tokenshard.spec.job import LearnJob, ModelJob, TrainMtm
 from tokenshard.spec.training import ModelSpec
 from tokenshard.store import Store
-from tokenshard.training.codes import CodeSpace, check_same_tokenizer, code_space, missing_codebooks
+from tokenshard.training.codes import (
+    CodeSpace,
+    check_same_tokenizer,
+    code_space,
+    decodes_from_start,
+    missing_codebooks,
+)
 from tokenshard.training.distributed import any_of_all, own_device
 from tokenshard.training.folder import ModelDocument, TrainedModel, is_model, load_model, read_document, save_model
 from tokenshard.training.loop import FOLDER, Batches, Learning, Task
@@ -167,7 +173,7 @@ class ModelSetting(Setting):
     def loader(self, *columns: str) -> TokenLoader:
         """Shuffled batches of the training samples; all of them full, from one epoch into the next."""
         source, job = self.job.source, self.job
-        crop = None if source.crop is None else Crop(source.crop)
+        crop = None if source.crop is None else Crop(source.crop, from_start=self._from_start)
         loader = TokenLoader(
             self.train,
             shuffle=True,
@@ -191,7 +197,13 @@ class ModelSetting(Setting):
         """All validation samples in the order they are stored."""
         if self.val is None:
             return None
-        return held_out_loader(self.val, self.job.batch, columns, self.job.source.val_where, self.job.source.crop)
+        source = self.job.source
+        return held_out_loader(self.val, self.job.batch, columns, source.val_where, source.crop, self._from_start)
+
+    @property
+    def _from_start(self) -> bool:
+        """Whether crops begin with the first frames: a masked model draws clips that are decoded."""
+        return isinstance(self.job, TrainMtm) and decodes_from_start(self.train)
 
     def encoder(self, spec: ModelSpec) -> EncoderConfig:
         """The encoder that the model spec asks for. Raises SpecError where the codebook it needs is not known."""
@@ -248,9 +260,14 @@ def tubelet_of(spec: ModelSpec, grid: tuple[int, ...]) -> int:
 
 
 def held_out_loader(
-    dataset: Dataset, batch: int, columns: tuple[str, ...], where: str | None, crop: tuple[int, ...] | None
+    dataset: Dataset,
+    batch: int,
+    columns: tuple[str, ...],
+    where: str | None,
+    crop: tuple[int, ...] | None,
+    from_start: bool = False,
 ) -> TokenLoader:
-    """All samples of a dataset as stored, from the middle of their grids where a crop is given. Each process gets its
-    part of every batch."""
-    cut = None if crop is None else Crop(crop, "centre")
+    """All samples of a dataset as stored, from the middle of their grids where a crop is given (in time, with
+    ``from_start``, their first steps). Each process gets its part of every batch."""
+    cut = None if crop is None else Crop(crop, "centre", from_start)
     return TokenLoader(dataset, columns=(CODES, *columns), global_batch_size=batch, where=where, crop=cut)

@@ -14,7 +14,7 @@ import pytest
 
 from sources.video.conftest import av, number_of, numbered, write_video
 from tokenshard.errors import SpecError
-from tokenshard.sources.base import Reject, Sample
+from tokenshard.sources.base import LongSource, Reject, Sample
 from tokenshard.sources.video.source import open_video_source
 from tokenshard.spec.videos import VideoSourceSpec
 
@@ -100,6 +100,44 @@ def test_gaps_between_clips_are_sought_over(tmp_path: Path) -> None:
     assert [numbers(sample) for sample in found] == [[n % 32 for n in range(a, a + 3)] for a in (0, 100, 200, 300)]
     slow = clips(path, fps=0.1, clip_seconds=40)
     assert [numbers(sample) for sample in slow] == [[0, 100 % 32, 200 % 32, 300 % 32]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"), [({}, 4), ({"fps": 5}, 4), ({"every_n": 2}, 4), ({"fps": 5, "stride_seconds": 0.5}, 4)]
+)
+def test_an_excerpt_is_some_frames_of_a_clip_in_a_row(video: MakeVideo, fields: dict[str, Any], count: int) -> None:
+    path = video(count=30)
+    spec = VideoSourceSpec(path=str(path), clip_seconds=1, **fields)
+    planner = open_video_source(spec)
+    plan = pa.Table.from_batches(list(planner.plan()))
+    reader = open_video_source(spec, state=planner.state())
+    assert isinstance(reader, LongSource)
+    whole = {sample.key: sample for sample in clips(path, clip_seconds=1, **fields)}
+    places = set()
+    for seed in range(8):
+        inputs, lengths = reader.excerpts(plan, count, np.random.default_rng(seed))
+        assert sorted(inputs["key"].to_pylist()) == sorted(whole)
+        for thunk, length in zip(reader.read(inputs), lengths, strict=True):
+            part = thunk()
+            assert isinstance(part, Sample)
+            clip = whole[part.key]
+            first = clip.columns["pts"].index(part.columns["pts"][0])
+            last = first + len(part.data)
+            assert min(count, len(clip.data)) <= len(part.data) <= count + 1  # a clip of one frame more stays whole
+            assert part.columns["pts"] == clip.columns["pts"][first:last]
+            assert np.array_equal(part.data, clip.data[first:last])
+            assert length == pytest.approx(len(clip.data) / len(part.data), rel=0.3)
+            places.add(first)
+    assert len(places) > 1
+
+
+@pytest.mark.parametrize("fields", [{"keyframes": True}, {"scenes": 0.1}], ids=str)
+def test_clips_whose_frames_are_not_known_before_stay_whole(video: MakeVideo, fields: dict[str, Any]) -> None:
+    planner = open_video_source(VideoSourceSpec(path=str(video(count=30)), clip_seconds=1, **fields))
+    plan = pa.Table.from_batches(list(planner.plan()))
+    inputs, lengths = planner.excerpts(plan, 1, np.random.default_rng(0))
+    assert inputs.equals(plan)
+    assert lengths == [1.0] * plan.num_rows
 
 
 def test_a_clip_is_the_same_whoever_reads_it_and_beside_whichever(video: MakeVideo) -> None:

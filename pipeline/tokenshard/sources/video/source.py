@@ -16,6 +16,7 @@ from itertools import groupby
 from threading import Lock
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import pyarrow as pa
 
 from tokenshard.errors import InputError, StoreError
@@ -148,7 +149,7 @@ class VideoSource:
         if self._by_name:
             labels["label"] = {name: number for number, name in enumerate(self._names)}.get  # type: ignore[assignment]
         rows = list(planned_inputs(inputs, dict.fromkeys(names)))
-        for _, group in groupby(rows, key=lambda row: (row.uri, row.offset, row.key.rpartition("#")[0])):
+        for _, group in groupby(rows, key=_file):
             clips = list(group)
             usable = [row for row in clips if row.error is None]
             opened = _Opened(partial(self._open, usable[0]), self.spec, usable) if usable else None
@@ -158,6 +159,34 @@ class VideoSource:
                 else:
                     columns = {n: labels[n](v) if n in labels else v for n, v in row.meta.items() if n not in _SPAN}
                     yield partial(self._sample, opened, usable.index(row), row, columns)
+
+    def excerpts(self, inputs: pa.Table, frames: int, draw: np.random.Generator) -> tuple[pa.Table, Sequence[float]]:
+        """The same clips, each cut down to a random part in which about ``frames`` are taken.
+
+        And how many times as long as its part each clip is. Parts of a file are in the order of their time. Clips stay
+        whole where nobody knows beforehand which frames are taken (key frames, scenes).
+        """
+        rows = list(planned_inputs(inputs, (*FOUND, *_SPAN)))
+        found = [self._excerpt(row, frames, draw) for row in rows]
+        order: list[int] = []
+        for _, group in groupby(range(len(rows)), key=lambda number: _file(rows[number])):
+            order += sorted(group, key=lambda number: found[number][0] or 0)
+        for name, values in zip(("_start", "_end"), zip(*found, strict=True), strict=False):
+            place = inputs.schema.get_field_index(META + name)
+            inputs = inputs.set_column(place, inputs.schema.field(place), pa.array(values, pa.int64()))
+        return inputs.take(pa.array(order, pa.int64())), [found[number][2] for number in order]
+
+    def _excerpt(self, row: Input, frames: int, draw: np.random.Generator) -> tuple[int | None, int | None, float]:
+        """Start and end of a part of a clip (microseconds), and how many times as long the clip is."""
+        start, end, rate = row.meta["_start"], row.meta["_end"], self.spec.rate(row.meta["fps"])
+        if rate is None or start is None:
+            return start, end, 1.0
+        period = round(MICRO / rate)
+        there = (round(row.meta["end"] * MICRO) - start) // period
+        if there <= frames:
+            return start, end, 1.0
+        first = start + period * int(draw.integers(0, there - frames + 1))
+        return first, first + period * frames, there / frames
 
     def _sample(self, opened: _Opened, number: int, row: Input, columns: dict[str, Any]) -> Sample | Reject:
         try:
@@ -196,6 +225,11 @@ class _Opened:
             if self._reader is None:
                 self._reader = ClipReader(self._open(), self._spec, self._spans)
             return self._reader
+
+
+def _file(row: Input) -> tuple[str, int | None, str]:
+    """What the clips of one file have in common."""
+    return row.uri, row.offset, row.key.rpartition("#")[0]
 
 
 def _range(row: Input, video: Video) -> tuple[float, float]:
