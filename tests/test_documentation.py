@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 
+from integration.command import command_here
 from tokenshard.api import load_job
-from tokenshard.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -58,10 +57,10 @@ def write_clips(folder: Path, photos: Path) -> None:
 
 
 def run(*words: str) -> str:
-    """What a command prints. It runs in this process, which has the libraries loaded already."""
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == 0, (words, done.output, done.exception)
-    return done.output
+    """What a command prints."""
+    done = command_here(*words)
+    assert done.returncode == 0, (words, done.stderr)
+    return done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES)
