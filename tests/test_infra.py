@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import tokenshard
+from tokenshard.engine.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -350,8 +351,6 @@ def alert_queries() -> list[str]:
 
 @pytest.mark.parametrize("query", [*dashboard_queries(), *alert_queries()])
 def test_every_query_names_metrics_and_labels_that_exist(query: str) -> None:
-    from tokenshard.engine.metrics import METRICS
-
     exported = {}
     for name, metric in METRICS.items():
         endings = {"histogram": ("_bucket", "_sum", "_count")}.get(metric.kind, ("",))
@@ -364,8 +363,6 @@ def test_every_query_names_metrics_and_labels_that_exist(query: str) -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    from tokenshard.engine.metrics import METRICS
-
     used = {name for query in dashboard_queries() for name, _ in selectors(query)}
     assert {name.removeprefix("ray_").removesuffix("_bucket") for name in used} == set(METRICS)
 

@@ -34,13 +34,17 @@ class TokenDataset(Dataset):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer stored in the dataset: ids -> pixels, and pixels -> ids."""
+        """The tokenizer stored in the dataset: ids -> pixels, and pixels -> ids.
+
+        Raises FormatError where it is damaged, and SpecError of pages, whose vectors no tokenizer decodes.
+        """
         return load_tokenizer(self.store, f"tokenizer/{self.manifest.tokenizer.fingerprint}")
 
     def coarse(self, clusters: int, seed: int = 0) -> CoarseFine:
         """The ids of the first level as coarse ids below ``clusters`` and fine ids, from the tokenizer's codebook.
 
-        The same as `transcode --coarse` stores. Raises SpecError where the tokenizer has no codebook.
+        The same as `transcode --coarse` stores. Raises SpecError where the tokenizer has no codebook, or not more than
+        ``clusters`` codes.
         """
         from tokenshard.tokenizers.coarse import CoarseFine
         from tokenshard.tokenizers.derived import codebook_tokenizer
@@ -54,10 +58,11 @@ def open_dataset(
     version: int | None = None,
     cache: Cache | None = None,
 ) -> TokenDataset:
-    """The dataset in a folder or bucket prefix, at its newest version or the given one.
+    """The dataset in a folder or bucket prefix, at its newest version or the given one. Opens no shard.
 
-    ``cache``: a local folder for what is read from a remote one. Raises SpecError when there is no dataset,
-    FormatError when its manifest is damaged or too new.
+    ``storage_options``: those of the fsspec file system, with `deadline` (seconds) and `hedge`. ``cache``: a local
+    folder for what is read from a remote one. Raises SpecError when there is no dataset or no such version, or the
+    cache is too small; FormatError when the manifest is damaged or too new; StoreError when the store does not answer.
     """
     store = Store(url, storage_options)
     dataset = TokenDataset(store, read_manifest(store, version))
@@ -76,8 +81,8 @@ def loader(
 ) -> TokenLoader:
     """Batches of a dataset as tensors, ``for batch in loader(ds, shuffle=True, columns=["codes", "label"]): …``.
 
-    ``cache``: a local folder for what is read from a remote dataset. ``options`` and all promises are those of
-    `TokenLoader`.
+    ``dataset``: one that is open, or where it lies. ``cache``: a local folder for what is read from a remote dataset.
+    ``options``, errors and all promises are those of `TokenLoader`.
     """
     from tokenshard.loading.loader import TokenLoader
 
@@ -100,8 +105,10 @@ def run(
 ) -> Conversion | Training | Outcome:
     """Run or resume a job, given as a YAML file or a spec; returns when the dataset is committed, or the model saved.
 
-    ``mode`` and ``progress`` are for conversions. Raises SpecError, StoreError, JobError, and TooManyRejects when more
-    inputs were bad than ``max_rejects`` allows.
+    ``mode`` (what to do with what the output holds) and ``progress`` (None: silent) are for conversions. Raises
+    SpecError where spec, output and data do not fit each other, StoreError where a store fails, FormatError where a
+    file that is read is damaged, JobError where the job cannot be completed, and TooManyRejects when more inputs were
+    bad than ``max_rejects`` allows. Running it again goes on from there.
     """
     spec = job if isinstance(job, JobSpec) else load_job(job)
     if isinstance(spec, ConvertJob):
@@ -127,8 +134,8 @@ def convert_images(
 ) -> Conversion:
     """Convert images to a token dataset: ``convert_images("photos/", "tokens/", tokenizer="patch:4x4,k=1024")``.
 
-    ``fields`` are fields of `ConvertImages`; those of the source go into ``source``,
-    e.g. ``source={"size": 224, "fit": "center-crop"}``.
+    ``fields`` are the other fields of a `convert-images` job spec, e.g. ``codec="zstd"``; those of the source go into
+    ``source``, e.g. ``source={"size": 224, "fit": "center-crop"}`` (pixels). Resumes, and raises, as `run` does.
     """
     source = {"path": fspath(src), **fields.pop("source", {})}
     job = build_job(ConvertImages, {"source": source, "output": fspath(out), "tokenizer": tokenizer, **fields})

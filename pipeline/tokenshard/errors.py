@@ -31,7 +31,7 @@ class StoreError(TokenshardError):
 
 
 class FormatError(TokenshardError):
-    """A file of a dataset is damaged, incomplete, or needs a newer version of tokenshard."""
+    """A file of a dataset, tokenizer or model is damaged, incomplete, or needs a newer version of tokenshard."""
 
 
 class ManifestConflict(TokenshardError):
@@ -43,10 +43,10 @@ class InputError(TokenshardError):
 
 
 class JobError(TokenshardError):
-    """A job could not be completed."""
+    """A job could not be completed, say because another driver holds its output, or no worker can be set up."""
 
 
 class TooManyRejects(JobError):
-    """The job finished its work but more inputs were rejected than ``max_rejects`` allows."""
+    """The job finished its work but more inputs were rejected than ``max_rejects`` allows (exit code 3)."""
 
     exit_code = 3

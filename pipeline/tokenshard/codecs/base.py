@@ -30,10 +30,14 @@ class Codec(Protocol):
     """
 
     @property
-    def name(self) -> CodecName: ...
+    def name(self) -> CodecName:
+        """Under which the manifest lists it."""
+        ...
 
     @property
-    def alphabet(self) -> int: ...
+    def alphabet(self) -> int:
+        """Ids are below this; at most 2^20."""
+        ...
 
     @property
     def layout(self) -> Literal["binary", "list"]:
@@ -55,6 +59,7 @@ class Codec(Protocol):
     def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
         """Streams of all samples back to back (uint8 [total]) and the bytes of each (int32 [samples]).
 
+        ``ids``: flat; ``grids``: int32 [samples, rank]; ``earlier``: as flat, the ids of the level before.
         Raises :class:`~tokenshard.errors.InputError` when an id is outside the alphabet.
         """
         ...
@@ -69,7 +74,7 @@ class Codec(Protocol):
         ...
 
     def model_bytes(self) -> bytes | None:
-        """The model file (`.tsm`) needed to decode, or None for a codec without one."""
+        """The model file (`.tsm`, `schemas/shard-format-streams.md`) needed to decode, or None without one."""
         ...
 
 

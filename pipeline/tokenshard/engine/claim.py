@@ -20,17 +20,20 @@ from tokenshard.store import Store
 
 @dataclass(frozen=True)
 class Mode:
-    """How to treat what is in the output already."""
+    """How a conversion treats what is in the output already."""
 
     resume: bool = True
+    """go on with a job that was started there; False: SpecError"""
     append: bool = False
+    """add inputs whose keys the dataset lacks, as its next version"""
     overwrite: bool = False
+    """remove the dataset first"""
     retry: bool = False
     """convert the dataset's rejects again"""
     mix_numerics: bool = False
     """append ids of another numerics mode than the dataset's"""
     dry_run: bool = False
-    """plan, and stop there"""
+    """plan in a scratch folder and stop there; the output is not touched"""
 
 
 def place_of(spec: ConvertJob, mode: Mode, output: Store, progress: Progress) -> tuple[Manifest | None, JobFolder]:

@@ -49,19 +49,27 @@ LARGE_INPUT = 20_000
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did. ``fingerprint`` is empty after a dry run."""
+    """What a conversion did, and the dataset that it left."""
 
     output: str
     num_samples: int
+    """of the dataset, with those that were there before; so are rejects and bytes"""
     num_rejects: int
     num_units: int
+    """of this job, and their inputs"""
     num_inputs: int
     raw_bytes: int
+    """of the inputs, as they were read"""
     token_bytes: int
+    """of the shards"""
     seconds: float
+    """wall time of this call"""
     fingerprint: str
+    """of the dataset; empty after a dry run"""
     engine: str
+    """`local` or `ray`; `none` where nothing was left to do"""
     reasons: Mapping[str, int]
+    """rejected inputs of this job by `stage: error type`, the most frequent first"""
     warnings: tuple[str, ...] = ()
     """of shards whose page vectors are unlike those that the codebook was trained on"""
 
@@ -73,9 +81,9 @@ class Conversion:
 def run_conversion(
     spec: ConvertJob, mode: Mode | None = None, progress: Progress | None = None, metrics: JobMetrics | None = None
 ) -> Conversion:
-    """Run or resume a job. Raises SpecError, StoreError, JobError, TooManyRejects; finished units are never lost.
+    """Run or resume a job; finished units are never lost. Of two drivers of one output the second ends with a JobError.
 
-    Of two drivers of one output the second ends with a JobError.
+    Raises SpecError, StoreError, FormatError, JobError and TooManyRejects: see :func:`tokenshard.run`.
     """
     mode, progress = mode or Mode(), progress or Progress.silent()
     started = time.monotonic()

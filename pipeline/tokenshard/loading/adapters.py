@@ -72,7 +72,8 @@ class Samples:
 
     An item is a dict of the columns: `codes` uint16 [*grid] ([levels, *grid] for several levels), others as Python
     values. A list of numbers gives one dict with `codes` [n, *grid], numeric columns as arrays [n], others as lists:
-    with ``DataLoader(samples, batch_size=None, sampler=loader.sample_numbers())`` the batches of a loader.
+    with ``DataLoader(samples, batch_size=None, sampler=loader.sample_numbers())`` the batches of a loader. Raises
+    IndexError for a number that is none.
     """
 
     def __init__(self, dataset: Dataset, columns: Sequence[str] = (CODES,)) -> None:
@@ -92,7 +93,7 @@ class Samples:
         return {name: self.dataset.codes(item) if name == CODES else _values(rows, name) for name in self.columns}
 
     def __getitems__(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Several samples, one dict each: what torch asks for to collate them itself."""
+        """Several samples, one dict each: what torch asks for to collate them itself. Raises IndexError."""
         rows = self.dataset.rows(ids).select(self._others).to_pylist() if self._others else [{} for _ in ids]
         if CODES in self.columns:
             for row, codes in zip(rows, self.dataset.codes(ids), strict=True):
@@ -105,7 +106,10 @@ class Samples:
 
 
 def numpy_batches(loader: TokenLoader) -> Iterator[dict[str, Any]]:
-    """The batches of a loader with NumPy arrays in place of tensors, not copied."""
+    """The batches that are left of a loader's epoch, with NumPy arrays in place of tensors, not copied.
+
+    Shapes, dtypes and errors are those of the loader.
+    """
     for batch in loader:
         yield {name: value.numpy() if hasattr(value, "numpy") else value for name, value in batch.items()}
 

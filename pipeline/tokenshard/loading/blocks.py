@@ -17,6 +17,7 @@ from tokenshard.errors import FormatError, SpecError
 from tokenshard.shards.bounds import damage_reported
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.reader import RowGroup, values
+from tokenshard.shards.shard_list import chunk_lengths
 
 Fixed = NDArray[np.generic]
 
@@ -96,6 +97,13 @@ class BlockReader:
             advice = f"leave such samples out with where='{name} is not None'"
             raise SpecError(f"{group.where}: column {name!r} has empty cells; {advice}")
         return array
+
+
+def mean_block_bytes(dataset: Dataset, levels: int) -> int:
+    """About what a block takes in memory with the first ``levels`` levels: bytes, by the manifest alone."""
+    manifest = dataset.manifest
+    lengths = chunk_lengths(manifest.shards, len(manifest.code.columns))
+    return max(1, (int(lengths[:, : 1 + levels].sum()) + 32 * len(dataset)) // max(1, len(lengths)))
 
 
 def is_fixed_width(kind: pa.DataType) -> bool:

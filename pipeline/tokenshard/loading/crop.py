@@ -17,7 +17,10 @@ Numbers = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of every token grid: ``size`` ids along each axis, at a `random` place or in the `centre`."""
+    """A part of every token grid: ``size`` ids along each axis, at a `random` place or in the `centre`.
+
+    A loader raises SpecError where it does not fit the number of axes, or a sample is smaller.
+    """
 
     size: tuple[int, ...]
     place: Place = "random"
@@ -25,7 +28,7 @@ class Crop:
     """whether it begins where the first axis does: groups of frames can only be decoded from the first on"""
 
     def check(self, rank: int) -> None:
-        """Raises SpecError where it does not fit grids with so many axes."""
+        """Raises SpecError where it does not fit grids with ``rank`` axes, or ``place`` is neither of the two."""
         if self.place not in get_args(Place):
             raise SpecError(f"a crop is taken at one of {', '.join(get_args(Place))}, not {self.place!r}")
         if len(self.size) != rank or min(self.size) < 1:
@@ -34,7 +37,8 @@ class Crop:
     def corners(self, grids: Grids, seed: int, epoch: NDArray[np.int64], sample: NDArray[np.int64]) -> Grids:
         """Where the crop of each sample begins, int32 [n, rank]: a function of seed, epoch and number of the sample.
 
-        Raises SpecError for grids that are smaller than the crop.
+        ``grids``: int32 [n, rank]; ``epoch`` and ``sample``: int64 [n]. Raises SpecError for grids that are
+        smaller than the crop.
         """
         room = grids.astype(np.int64) - np.array(self.size)
         if (room < 0).any():
@@ -51,7 +55,10 @@ class Crop:
         return cast(Grids, (axes % (room + 1).astype(np.uint64)).astype(np.int32))
 
     def cut(self, ids: Ids, grids: Grids, corners: Grids) -> Ids:
-        """The crops of samples that lie back to back in ``ids``: [n, *size]."""
+        """The crops of samples that lie back to back in ``ids`` (flat): [n, *size], of its dtype.
+
+        ``grids`` and ``corners``: int32 [n, rank].
+        """
         from tokenshard.loading import gather_kernels as kernels
 
         out = np.empty((len(grids), *self.size), ids.dtype)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from tokenshard.errors import FormatError, SpecError
-from tokenshard.loading.blocks import Block, BlockReader, Gathered
+from tokenshard.loading.blocks import Block, BlockReader, Gathered, mean_block_bytes
 from tokenshard.loading.crop import Crop
 from tokenshard.loading.decoding import CODES, Batch, Decoder
 from tokenshard.loading.order import Longs, Shuffle
@@ -24,7 +24,6 @@ from tokenshard.loading.plan import Epoch, Part, Planner, Step
 from tokenshard.loading.ranks import current_rank
 from tokenshard.loading.selection import Selector
 from tokenshard.shards.dataset import Dataset
-from tokenshard.shards.shard_list import chunk_lengths
 
 Remainder = Literal["short", "drop", "pad", "spill"]
 Verify = Literal["always", "first", "never"]
@@ -45,6 +44,10 @@ class TokenLoader:
 
     The order depends on dataset, ``seed``, epoch and ``shuffle`` alone: batch size, ranks, threads and memory only
     decide who gets which part of it. Threads read and decode ahead; no processes, no pickling.
+
+    Iterating raises FormatError for a damaged row group (with ``damage="replace"``: where all of a batch are),
+    StoreError where the store does not answer, and SpecError for a sample smaller than the crop or an empty cell in a
+    column of numbers.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class TokenLoader:
         self._decoder = Decoder(dataset, self.columns, self.levels, pin_memory, crop, seed)
         self._chosen = hashlib.sha256(repr((where, weights)).encode()).hexdigest()[:8] if where or weights else None
         selector = Selector(dataset, where, weights)
-        self._block_bytes = _mean_block_bytes(dataset, self.levels)
+        self._block_bytes = mean_block_bytes(dataset, self.levels)
         self._held = max(2, prefetch_bytes // self._block_bytes)
         blocks, fitting = selector.epoch(seed, 0).blocks, max(1, 3 * self._held // 4)
         self._kept: dict[int, Block] | None = {} if blocks <= fitting else None
@@ -128,7 +131,7 @@ class TokenLoader:
         return loader
 
     def epoch_plan(self, epoch: int) -> Epoch:
-        """Which samples an epoch has, and their order."""
+        """Which samples an epoch has, and their order: a function of dataset, seed, epoch, shuffle and selection."""
         return self._planner.epoch(epoch)
 
     # -- length and state ---------------------------------------------------------------------------------------------
@@ -148,11 +151,11 @@ class TokenLoader:
         return self._planner.shuffle
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch."""
+        """Go to the start of an epoch (from 0)."""
         self.epoch, self.position = epoch, self._spilled(epoch) if self.remainder == "spill" else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is: counts batches that were handed out. Small and JSON-able.
+        """Where the loader is: counts batches that were handed out. Below 200 bytes of JSON.
 
         May be loaded at any world size, batch size and number of threads.
         """
@@ -192,7 +195,8 @@ class TokenLoader:
     def every(self, first: int, step: int) -> Iterator[Batch]:
         """Of the batches that are left of the epoch, number ``first`` and every ``step``-th from there.
 
-        What one of ``step`` worker processes hands out, where a `DataLoader` takes from them in turn.
+        What one of ``step`` worker processes hands out, where a `DataLoader` takes from them in turn. Raises what
+        iterating does.
         """
         epoch = self.epoch
         empty = True
@@ -234,7 +238,7 @@ class TokenLoader:
             cast(Any, results).close()
 
     def sample_numbers(self) -> Iterator[Longs]:
-        """Numbers in the dataset of the samples of each batch that is left of the epoch. Reads nothing."""
+        """Numbers in the dataset of the samples of each batch that is left of the epoch, int64 [B]. Reads nothing."""
         starts = self.dataset.group_starts
         for chunk in self._chunks(self._steps()):
             ends = np.cumsum([part.rows for part in chunk.label])
@@ -392,9 +396,3 @@ class TokenLoader:
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _mean_block_bytes(dataset: Dataset, levels: int) -> int:
-    manifest = dataset.manifest
-    lengths = chunk_lengths(manifest.shards, len(manifest.code.columns))
-    return max(1, (int(lengths[:, : 1 + levels].sum()) + 32 * len(dataset)) // max(1, len(lengths)))

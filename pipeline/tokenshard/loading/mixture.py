@@ -38,8 +38,10 @@ class MixtureLoader:
     ) -> None:
         """``loaders`` say datasets, columns, shuffle and selection; their batch sizes and remainders count for nothing.
 
-        ``per``: every `batch` has samples of all streams, or every `step` is of one stream. ``end``: streams `repeat`
-        without end, or the epoch of all ends (`stop`) before the batch that one of them cannot fill any more.
+        ``weights``: one number above 0 a stream; only their ratios count. ``batch_size``: samples of this rank, of all
+        streams together; ``global_batch_size``: of all ranks, and goes before it. ``per``: every `batch` has samples of
+        all streams, or every `step` is of one stream. ``end``: streams `repeat` without end, or the epoch of all ends
+        (`stop`) before the batch that one of them cannot fill any more.
         Raises SpecError when loaders, weights and batch size do not fit together.
         """
         self.names = tuple(loaders)

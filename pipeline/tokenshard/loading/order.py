@@ -38,7 +38,8 @@ _OPENING_STREAM = 1 << 60
 class Shuffle:
     """How far rows are mixed: a batch draws from ``lanes`` places, each mixing the rows of ``window`` blocks.
 
-    The first samples of an epoch come from ``opening`` blocks only (0: from all that a batch draws from).
+    A block is a row group. The first samples of an epoch come from ``opening`` blocks only (0: from all that a batch
+    draws from). Raises SpecError for values below 1 (of ``opening`` below 0).
     """
 
     lanes: int = 64

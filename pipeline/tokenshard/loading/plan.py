@@ -36,7 +36,7 @@ class Epoch:
     order: EpochOrder
 
     def locate(self, positions: Longs) -> tuple[Longs, Longs]:
-        """Row group, and row inside it, of positions of the epoch."""
+        """Row group, and row inside it, of positions of the epoch (int64 [n] each)."""
         block, row = self.order.locate(positions)
         return block, self.selection.locate(block, row)
 

@@ -66,9 +66,12 @@ class SequenceLoader:
     ) -> None:
         """``loader`` says dataset, order, selection and ranks; its batch size and columns count for nothing.
 
-        ``separator`` ends a sample, ``start`` (say, the modality) begins it, ``pad`` fills a sequence. ``offset`` is
-        added to all ids, and the sizes of the alphabets before it to those of a level. ``pool``: samples that are
-        packed together. The last batch of an epoch is filled up with empty sequences, so that ranks keep in step.
+        ``length``: ids of a sequence. ``batch_size``: sequences of this rank; ``global_batch_size``: of all ranks, and
+        goes before it. ``separator`` ends a sample, ``start`` (say, the modality) begins it, ``pad`` fills a sequence.
+        ``offset`` is added to all ids, and the sizes of the alphabets before it to those of a level. ``pool``: samples
+        that are packed together. The last batch of an epoch is filled up with empty sequences, so that ranks keep in
+        step.
+
         Raises SpecError for values that do not fit the dataset or each other.
         """
         self.loader = loader.codes_only()

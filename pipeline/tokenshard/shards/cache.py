@@ -36,7 +36,10 @@ FILL = 0.9
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder on a local disk and the bytes it may take. Several processes and datasets may share it."""
+    """A folder on a local disk and the bytes it may take (``limit``). Several processes and datasets may share it.
+
+    Raises SpecError for a limit below 1, and StoreError where the folder cannot be made.
+    """
 
     folder: str | os.PathLike[str]
     limit: int = 64 << 30
@@ -52,7 +55,7 @@ class Cache:
     # -- reading and writing ------------------------------------------------------------------------------------------
 
     def get(self, key: str, length: int) -> bytes | None:
-        """What is kept under a key, if it is whole."""
+        """The ``length`` bytes that are kept under a key; None where they are not, or not whole."""
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -65,7 +68,10 @@ class Cache:
         return bytes(payload)
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep bytes under a key, in place of what was used longest ago. A full disk is no error: nothing is kept."""
+        """Keep bytes under a key, in place of what was used longest ago. More than the limit holds are not kept.
+
+        A full disk is a warning, and nothing is kept; for anything else that cannot be written StoreError is raised.
+        """
         path = self._path(key)
         temporary = path.with_name(f"{uuid.uuid4().hex}{TEMPORARY}")
         try:

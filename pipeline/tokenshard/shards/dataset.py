@@ -55,7 +55,11 @@ def open_dataset(
 
 
 class Dataset:
-    """One version of a dataset. Thread-safe, picklable; memory holds the manifest and a small cache."""
+    """One version of a dataset. Thread-safe, picklable; memory holds the manifest and a small cache.
+
+    Whatever reads shards raises FormatError, naming shard, row group and rows, where bytes are damaged or missing, and
+    StoreError where the store does not answer.
+    """
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store, self.manifest = store, manifest
@@ -107,12 +111,12 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything in the dataset; equal fingerprints mean equal shard bytes."""
+        """Hash of everything in the dataset, 64 hex digits; equal fingerprints mean equal shard bytes."""
         return self.manifest.fingerprint
 
     @property
     def num_row_groups(self) -> int:
-        """Of all shards, those without any row that is left included."""
+        """Row groups of all shards, those without any row that is left included."""
         return len(self._starts) - 1
 
     @property
@@ -121,7 +125,7 @@ class Dataset:
         return self._starts
 
     def numbers(self, shard: int) -> NDArray[np.int64]:
-        """Number of the sample that each row of a shard is, -1 for rows that are deleted."""
+        """Number of the sample that each row of a shard is, -1 for rows that are deleted; int64 [rows]."""
         first = int(self._starts[self._first_group[shard]])
         gone = deleted_rows(self.manifest.shards[shard])
         return np.where(gone, -1, first + np.cumsum(~gone) - 1)
@@ -131,11 +135,14 @@ class Dataset:
         return self._arranged(self.read_group(group), None)
 
     def flat_codes(self, group: RowGroup, rows: NDArray[np.int64] | None = None) -> list[Ids]:
-        """Codes of a fetched row group, or of some rows of it: one flat array a level, samples back to back."""
+        """Codes of a fetched row group, or of some rows of it: one flat array a level, samples back to back.
+
+        The tokenizer's ids, uint16 or int32; ``rows`` in the order given.
+        """
         return self._tokenizer_ids(group.decode(rows))
 
     def group_table(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """The named columns of a row group; those its shard lacks are empty."""
+        """The named columns of a row group; those its shard lacks are empty. Raises KeyError for unknown names."""
         empty = pa.schema([self.schema.field(name) for name in columns]).empty_table()
         return pa.concat_tables([empty, self._columns(group, columns)], promote_options="default")
 
@@ -159,7 +166,8 @@ class Dataset:
     def __getitem__(self, item: int | slice | Sequence[int]) -> dict[str, Any]:
         """One sample: its columns as Python values and `codes` [*grid] ([levels, *grid] for several levels).
 
-        A slice or a list of numbers gives the same dict with a list (of codes: what `codes` gives) a column.
+        A slice or a list of numbers gives the same dict with a list (of codes: what `codes` gives) a column. Negative
+        numbers count from the end. Raises IndexError for a number that is none.
         """
         if isinstance(item, int | np.integer):
             number = int(item)
@@ -174,7 +182,7 @@ class Dataset:
         return {**self.rows(ids).to_pydict(), "codes": self.codes(ids)}
 
     def rows(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> pa.Table:
-        """All columns but the codes of the samples with these numbers, in that order."""
+        """All columns but the codes of the samples with these numbers, in that order. Raises IndexError."""
         numbers = self._numbers(ids)
         parts, order = [self.schema.empty_table()], []
         for group, places, rows in self._by_group(numbers):
@@ -188,7 +196,8 @@ class Dataset:
     def codes(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> Codes:
         """Codes of the samples with these numbers, in that order: [n, *grid], or [n, levels, *grid] for several levels.
 
-        uint16 (int32 for alphabets above 65,536). A list with one array a sample where the grid varies.
+        uint16 (int32 for alphabets above 65,536). A list with one array a sample where the grid varies. Raises
+        IndexError for a number that is none.
         """
         wanted = self._numbers(ids)
         out: list[Any] = [None] * len(wanted)
@@ -204,7 +213,7 @@ class Dataset:
         return out if self.fixed_grid is None else array
 
     def iter_codes(self) -> Iterator[Codes]:
-        """Codes of the whole dataset in order, one row group at a time."""
+        """Codes of the whole dataset in order, one row group at a time: what `codes` gives of its samples."""
         for group in range(self.num_row_groups):
             yield self.group_codes(group)
 
@@ -221,7 +230,7 @@ class Dataset:
             yield self.group_table(group, names)
 
     def index(self, key: str) -> int:
-        """Number of the sample with this key. Raises KeyError."""
+        """Number of the sample with this key. Opens shards that may hold it. Raises KeyError where there is none."""
         for shard in holding(self.manifest.shards, key):
             place = pc.index(self._shard_keys(shard), key).as_py()
             if place >= 0:
@@ -245,7 +254,10 @@ class Dataset:
     # -- what decodes them --------------------------------------------------------------------------------------------
 
     def tokenizer_files(self) -> tuple[TokenizerSpec, bytes]:
-        """The dataset's own tokenizer: its description and the bytes of its safetensors file, checked by hash."""
+        """The dataset's own tokenizer: its description and the bytes of its safetensors file.
+
+        Raises FormatError where a hash differs.
+        """
         folder = f"tokenizer/{self.manifest.tokenizer.fingerprint}"
         with damage_reported(self.store.url(folder)):
             spec = TokenizerSpec.model_validate_json(self.store.read(f"{folder}/tokenizer.json"))

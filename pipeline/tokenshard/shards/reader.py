@@ -54,7 +54,7 @@ class RowGroup:
 
     @property
     def rows(self) -> int:
-        """Samples in it."""
+        """Samples in the row group."""
         return len(self.grids)
 
     @property
@@ -93,7 +93,10 @@ class RowGroup:
         return replace(self, grids=self.grids[rows], streams=streams, lengths=lengths, table=table)
 
     def decode_row(self, row: int) -> tuple[Ids, ...]:
-        """What :meth:`decode` gives for one row, sooner: what can be checked and laid out once, is."""
+        """What :meth:`decode` gives for one row, sooner: what can be checked and laid out once, is.
+
+        Raises FormatError on damage.
+        """
         if self._opened is None:
             return self.decode(np.array([row]))
         levels: list[Ids] = []
@@ -225,7 +228,10 @@ class ShardReader:
         return f"{self.url}: row group {group} (rows {start} to {start + self.entry.row_groups[group].rows - 1})"
 
     def read_columns(self, group: int, names: Sequence[str]) -> pa.Table:
-        """The named columns of a row group as stored (names the shard lacks are left out), with few range reads."""
+        """The named columns of a row group as stored (names the shard lacks are left out), with few range reads.
+
+        Raises FormatError on damage.
+        """
         wanted = [name for name in self.schema.names if name in set(names)]
         with damage_reported(self.where(group)):
             read = wanted or [NUM_TOKENS]  # a table without columns still needs its number of rows
@@ -234,7 +240,7 @@ class ShardReader:
 
     @cached_property
     def chunks(self) -> list[dict[str, Span]]:
-        """For each row group the byte range of every column."""
+        """For each row group the byte range [start, end) of every column in the file, by its name."""
         with damage_reported(self.url):
             return column_chunks(self._footer_bytes)
 

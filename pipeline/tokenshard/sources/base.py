@@ -56,6 +56,7 @@ class Sample:
     """images: uint8 [height, width, 3]; codes made elsewhere: integers [levels, *grid]; pages of documents: uint8
     [height, width, 3], of no size where they are not drawn"""
     raw_bytes: int
+    """bytes of the input as it was read"""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """values of the user's columns (labels and metadata), by column name"""
     size: tuple[int, ...] | None = None
@@ -100,7 +101,8 @@ class Source(Protocol):
     def plan(self) -> Iterator[pa.RecordBatch]:
         """All inputs in an order that depends on the inputs alone, as batches of :data:`PLAN_COLUMNS` (+ own columns).
 
-        Streams: memory does not grow with the number of inputs. Raises SpecError when there is nothing to read.
+        Streams: memory does not grow with the number of inputs. Raises SpecError when there is nothing to read, and
+        StoreError when the store cannot list them.
         """
         ...
 

@@ -23,15 +23,24 @@ class Tokenizer(Protocol):
         ...
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Token grid (rows, columns) of an image of that size: ceil(size / downsample) along each axis."""
+        """Token grid (rows, columns) of an image of that size in pixels: ceil(size / downsample) along each axis."""
         ...
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        """uint8 [B, height, width, 3] -> ids [B, levels, rows, columns] (uint16; int32 above 65,536 ids)."""
+        """RGB, uint8 [B, height, width, 3] -> ids [B, levels, rows, columns] (uint16; int32 above 65,536 ids).
+
+        Raises :class:`~tokenshard.errors.InputError` for arrays that are no such images, and
+        :class:`~tokenshard.errors.SpecError` where this kind encodes something else.
+        """
         ...
 
     def decode(self, codes: NDArray[Any], size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """Ids [B, levels, rows, columns] -> uint8 [B, height, width, 3], cropped to ``size`` where given."""
+        """Ids [B, levels, rows, columns] -> RGB, uint8 [B, height, width, 3], cropped to ``size`` where given.
+
+        ``size``: (height, width) in pixels; without it whole tokens. Raises :class:`~tokenshard.errors.FormatError` for
+        ids outside the alphabet or a size that does not fit their grid, and :class:`~tokenshard.errors.SpecError` where
+        this kind draws nothing.
+        """
         ...
 
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -51,7 +60,7 @@ class CodebookTokenizer(Tokenizer, Protocol):
         ...
 
     def with_codebooks(self, codebooks: Sequence[NDArray[np.float32]]) -> Tokenizer:
-        """The same tokenizer with other vectors of the same space, for as many levels as given."""
+        """The same tokenizer with other vectors of the same space, float32 [K, d], for as many levels as given."""
         ...
 
 
@@ -63,7 +72,10 @@ class FileTokenizer(Tokenizer, Protocol):
     """of the names of such files; the first is the usual one"""
 
     def file(self, codes: NDArray[Any]) -> bytes:
-        """The file that the ids of one sample are."""
+        """The file that the ids [levels, *grid] of one sample are.
+
+        Raises :class:`~tokenshard.errors.FormatError` where they are no such file.
+        """
         ...
 
 
@@ -94,4 +106,9 @@ class TrainableTokenizer(StoredTokenizer, Protocol):
     """A tokenizer class that can be fitted on a sample of the input itself, in seconds."""
 
     @classmethod
-    def fit(cls, images: Sequence[NDArray[np.uint8]], seed: int, **options: Any) -> Tokenizer: ...
+    def fit(cls, images: Sequence[NDArray[np.uint8]], seed: int, **options: Any) -> Tokenizer:
+        """From images uint8 [height, width, 3] of any sizes; the same for the same images, seed and options.
+
+        Raises :class:`~tokenshard.errors.SpecError` where there are none, or options are out of range.
+        """
+        ...

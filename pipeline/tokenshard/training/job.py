@@ -36,17 +36,21 @@ DONE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Training:
-    """What a training job did. ``fingerprint`` is empty where the time was up before the end."""
+    """What training a tokenizer came to."""
 
     output: str
     fingerprint: str
+    """of the tokenizer; empty where the time was up before the end"""
     steps: int
+    """since the start of the job, earlier runs included"""
     seconds: float
+    """of them"""
     psnr: float | None
     """of held-out images, dB; None before the first validation"""
     perplexity: float | None
 
     def json(self) -> dict[str, Any]:
+        """The same as `tokenizer train --json` prints."""
         return asdict(self)
 
 

@@ -58,20 +58,25 @@ def device_of(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """What training a model on tokens came to."""
 
     output: str
     samples: int
+    """of the training set"""
     steps: int
+    """since the start of the job, earlier runs included"""
     fingerprint: str
     """of the weights, empty where the time was up before the end"""
     metrics: dict[str, Any]
+    """the last of each, by name"""
 
     @property
     def finished(self) -> bool:
+        """Whether all steps were made."""
         return bool(self.fingerprint)
 
     def json(self) -> dict[str, Any]:
+        """The same as `train --json` prints."""
         return {
             "output": self.output,
             "num_samples": self.samples,
