@@ -1,16 +1,21 @@
-"""What is public is documented: names of `tokenshard`, and the methods and properties that one reaches from them."""
+"""What is public is documented: names of `tokenshard` and of docs/api.md, and the members that one reaches from them."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
 
 import tokenshard
 
-PUBLIC = {name: getattr(tokenshard, name) for name in tokenshard.__all__}
+API = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+PAGE = {path.removeprefix("tokenshard."): locate(path) for path in re.findall(r"^::: (\S+)$", API, re.MULTILINE)}
+PUBLIC = {**PAGE, **{name: getattr(tokenshard, name) for name in tokenshard.__all__}}
 
 
 def reached() -> dict[str, Any]:
@@ -22,7 +27,11 @@ def reached() -> dict[str, Any]:
         if name in found or not getattr(value, "__module__", "tokenshard").startswith("tokenshard"):
             continue
         found[name] = value
-        waiting += members(name, value) if inspect.isclass(value) else returned(value)
+        if inspect.ismodule(value):
+            own = (one for one in vars(value).items() if getattr(one[1], "__module__", None) == value.__name__)
+            waiting += [(f"{name}.{member}", one) for member, one in own if callable(one) and member[0] != "_"]
+        else:
+            waiting += members(name, value) if inspect.isclass(value) else returned(value)
     return found
 
 
@@ -64,10 +73,15 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     assert documented(name, REACHED[name]), name
 
 
-@pytest.mark.parametrize("name", sorted(name for name in REACHED if "." not in name))
+@pytest.mark.parametrize("name", sorted(name for name in REACHED if name in PUBLIC or "." not in name))
 def test_every_public_class_and_function_says_more_than_its_name(name: str) -> None:
     text = inspect.getdoc(REACHED[name]) or ""
     assert len(text.split()) >= 5, name
+
+
+def test_the_page_shows_every_public_name() -> None:
+    assert None not in PAGE.values()
+    assert PAGE.keys() >= set(tokenshard.__all__)
 
 
 def test_exactly_the_listed_names_are_public() -> None:

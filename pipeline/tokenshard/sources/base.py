@@ -48,7 +48,7 @@ class TextLayer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded input."""
+    """One decoded input: what a thunk of a source gives."""
 
     key: str
     uri: str

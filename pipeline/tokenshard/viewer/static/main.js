@@ -16,7 +16,7 @@ const VIEWS = {
   search: ["Search", search],
 };
 const KEYS = [
-  ["1 … 5", "Samples, Codebook, Storage, …"],
+  ["1 … 4", "Samples, Codebook, Storage, …"],
   ["/", "Search or filter"],
   ["← →", "Page or sample before, after; move among pictures"],
   ["↑ ↓", "Move among pictures"],
