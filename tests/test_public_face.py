@@ -1,4 +1,4 @@
-"""What is public is documented: names of `tokenshard` and of docs/api.md, and the members that one reaches from them."""
+"""What is public is documented: names of `tokenshard` and of docs/api.md, and the members reached from them."""
 
 from __future__ import annotations
 

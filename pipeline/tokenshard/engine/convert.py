@@ -53,15 +53,17 @@ class Conversion:
 
     output: str
     num_samples: int
-    """of the dataset, with those that were there before; so are rejects and bytes"""
+    """of the dataset, with those that were there before"""
     num_rejects: int
+    """of the dataset, too"""
     num_units: int
-    """of this job, and their inputs"""
+    """of this job's plan"""
     num_inputs: int
+    """of this job's plan"""
     raw_bytes: int
-    """of the inputs, as they were read"""
+    """of all inputs of the dataset, as they were read"""
     token_bytes: int
-    """of the shards"""
+    """of all shards of the dataset"""
     seconds: float
     """wall time of this call"""
     fingerprint: str

@@ -44,7 +44,7 @@ class Training:
     steps: int
     """since the start of the job, earlier runs included"""
     seconds: float
-    """of them"""
+    """that these steps took"""
     psnr: float | None
     """of held-out images, dB; None before the first validation"""
     perplexity: float | None
