@@ -176,10 +176,12 @@ def test_a_listing_of_many_pages_misses_and_repeats_nothing(s3_url: str, monkeyp
 PARTS = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=3)
 
 
+def is_name(part: str) -> bool:
+    return part not in {".", "..", TEMPORARY} and "::" not in part  # fsspec's memory takes that for chained URLs
+
+
 @settings(max_examples=20, deadline=None)
-@given(
-    st.sets(st.lists(PARTS.filter(lambda part: part not in {".", "..", TEMPORARY}), min_size=1, max_size=3).map(tuple))
-)
+@given(st.sets(st.lists(PARTS.filter(is_name), min_size=1, max_size=3).map(tuple)))
 def test_local_disk_and_memory_list_any_names_alike(paths: set[tuple[str, ...]]) -> None:
     folders = {path[:depth] for path in paths for depth in range(1, len(path))}
     names = sorted(("/".join(path) for path in paths - folders), key=str.encode)

@@ -24,7 +24,7 @@ from tokenshard.cli.main import cli, main
 
 pytestmark = pytest.mark.integration
 LONG = "a-name-that-is-much-longer-than-a-line-of-eighty-columns-" + 3 * "and-goes-on-" + "to-here.png"
-NO_RESULT = {("logs",), ("completion",)}
+NO_RESULT = {("logs",), ("completion",), ("view",)}
 """Commands whose output is text for its own sake."""
 
 
