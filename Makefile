@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint typecheck bench docs schemas clean
+.PHONY: setup demo test nightly lint typecheck bench docs schemas clean
 
 setup: $(STAMP)
 
@@ -18,7 +18,10 @@ demo: $(STAMP)  ## convert real images on an embedded Ray, train, show the resul
 	$(BIN)/tokenshard demo demo
 
 test: $(STAMP) lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+nightly: $(STAMP)  ## what takes minutes: a hundred random faults, benchmarks on small data
+	$(BIN)/python -m pytest -m nightly
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

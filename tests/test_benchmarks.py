@@ -84,6 +84,7 @@ def test_every_arm_of_the_storage_benchmark_is_counted_as_its_files_are(two_clas
     assert {file: file.stat().st_mtime_ns for file in (out / "runs").iterdir()} == finished
 
 
+@pytest.mark.nightly
 @pytest.mark.integration
 def test_fine_tuning_of_a_masked_model_is_compared_by_seed(two_classes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -123,6 +124,7 @@ def test_growth_with_the_size_of_a_job_is_measured(tmp_path: Path) -> None:
     assert found["manifest", "samples"] == 3_000 * 4 * 4096
 
 
+@pytest.mark.nightly
 @pytest.mark.integration
 def test_search_is_measured_beside_faiss_on_the_same_vectors(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

@@ -67,7 +67,7 @@ def test_local_workers_and_batch_sizes_change_nothing(
     assert summary["fingerprint"] == reference["fingerprint"]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.nightly), "2"])
 def test_ray_changes_nothing(
     mixed: Path, tmp_path: Path, reference: dict[str, Any], ray_address: str, workers: str
 ) -> None:

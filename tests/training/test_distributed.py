@@ -147,6 +147,7 @@ def test_the_command_under_torchrun_trains_one_tokenizer(folder: Path) -> None:
     assert_the_same(folder, "torchrun")
 
 
+@pytest.mark.nightly
 def test_workers_on_an_embedded_ray_train_one_tokenizer(folder: Path) -> None:
     pytest.importorskip("ray.train.torch")
     done = subprocess.run(
