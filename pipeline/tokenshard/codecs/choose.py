@@ -32,7 +32,7 @@ GROUP = 16
 
 _BY_SIMPLICITY: tuple[CodecName, ...] = ("pack", "zstd", "context", "copy")
 _NOT_FITTED = frozenset({"pack", "zstd"})
-_WITH_MODEL: Mapping[CodecName, Callable[[bytes], ContextCodec | CopyCodec | MultisetCodec]] = {
+_WITH_MODEL: Mapping[str, Callable[[bytes], ContextCodec | CopyCodec | MultisetCodec]] = {
     "context": ContextCodec.from_model,
     "copy": CopyCodec.from_model,
     "multiset": MultisetCodec.from_model,
@@ -80,8 +80,8 @@ def choose_codec(
     Codecs without a model are measured on all: `zstd` finds the more repetitions the more ids it sees.
     ``expected_ids`` is the size of the whole dataset where it is known, so that a model file is charged to all of it;
     by default the pilot is the dataset. ``want`` names one codec instead of choosing; `multiset`, which keeps no order,
-    and codecs of installed packages are only taken by name. ``earlier``: the level before of the same samples, which the `context` codec may use.
-    ``table``: a model of the `context` codec that comes with the
+    and codecs of installed packages are only taken by name. ``earlier``: the level before of the same samples, which
+    the `context` codec may use. ``table``: a model of the `context` codec that comes with the
     tokenizer; it is taken where a fitted one, with the bytes of its model, is dearer. Deterministic.
     """
     sizes = sample_sizes(grids)

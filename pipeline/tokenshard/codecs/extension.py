@@ -70,7 +70,8 @@ class ExtensionCodec:
     def encode(self, ids: Ids, grids: Grids, earlier: Ids | None = None) -> tuple[Bytes, Lengths]:
         check_ids(ids, sample_sizes(grids), self.alphabet)
         data, lengths = self.coder.encode(read_only(ids), read_only(grids))
-        fits = (data.dtype, data.ndim, lengths.dtype, lengths.shape) == (np.uint8, 1, np.int32, (len(grids),))
+        typed = data.dtype == np.uint8 and lengths.dtype == np.int32
+        fits = typed and data.ndim == 1 and lengths.shape == (len(grids),)
         if not fits or lengths.min(initial=0) < 0 or lengths.sum(dtype=np.int64) != len(data):
             raise SpecError(f"{self._who}: `encode` must give uint8 streams and their int32 lengths, which add up")
         return data, lengths
@@ -128,12 +129,8 @@ def open_extension(spec: CodecSpec, model: bytes | None) -> ExtensionCodec:
         raise FormatError(f"{where}, which is not installed; install version {version} of it, if you trust it")
     package = package_of(CODECS, spec.codec)
     if _normalized(package.partition("==")[0]) != _normalized(name):
-        raise FormatError(
-            f"{where}, but the one that is installed belongs to {package}; remove that and install {name}"
-        )
-    with _told(
-        FormatError, f"{where}, which cannot open its model", f"written by version {version}, here is {package}"
-    ):
+        raise FormatError(f"{where}, but the one that is installed belongs to {package}; remove that one")
+    with _told(FormatError, f"{where}, which cannot open its model", f"version {version} wrote it, here is {package}"):
         coder = load_extension(CODECS, spec.codec).from_model(model, spec.alphabet)
     return ExtensionCodec(spec.codec, spec.alphabet, package, coder)
 

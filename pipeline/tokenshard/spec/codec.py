@@ -10,6 +10,8 @@ from tokenshard.spec.base import StoredDocument
 
 CodecName = Literal["pack", "zstd", "context", "copy", "multiset"]
 """The codecs of the format. Others come from installed packages, under names of their own."""
+NAME = "^[a-z][a-z0-9_-]{0,31}$"
+"""What every name of a codec looks like."""
 MAX_ALPHABET = 1 << 20
 MAX_MODEL_BYTES = 1 << 24
 
@@ -19,7 +21,7 @@ class CodecSpec(StoredDocument):
 
     column: str = Field(description="Parquet column that holds the streams, e.g. `codes` or `codes_0`")
     codec: str = Field(
-        pattern="^[a-z][a-z0-9_-]{0,31}$",
+        pattern=NAME,
         description=f"{', '.join(get_args(CodecName))}, or the codec of that name of a package",
     )
     alphabet: int = Field(ge=1, le=MAX_ALPHABET, description="ids are in [0, alphabet)")

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tokenshard.extensions import CODECS, extensions
 from tokenshard.spec.base import Document, SourceSpec, digest
+from tokenshard.spec.codec import NAME
 from tokenshard.spec.engine import EngineSpec, PilotSpec, RetrySpec, UnitSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.secrets import BY_ENVIRONMENT, credential_in, has_password
@@ -50,6 +51,7 @@ class ConvertJob(JobSpec):
     retry: RetrySpec = RetrySpec()
     codec: str = Field(
         default="auto",
+        pattern=NAME,
         description="pack, zstd, context, copy (clips), or a codec that an installed package adds; auto: the smallest "
         "of the first four on a sample, level by level",
     )
