@@ -1,4 +1,4 @@
-"""What installed packages add to tokenshard: kinds of tokenizers and forms of images, by their entry points.
+"""What installed packages add to tokenshard: kinds of tokenizers, forms of images and codecs, by their entry points.
 
 Names in datasets and job specs choose among what is installed; they never name a module, so that no dataset decides
 which code is run. Entry points are seen by every process of a job on every node where the package is installed.
@@ -16,6 +16,8 @@ TOKENIZERS = "tokenshard.tokenizers"
 """Entry points that are a :class:`~tokenshard.tokenizers.registry.Kind`."""
 IMAGES = "tokenshard.images"
 """Entry points that are subclasses of :class:`~tokenshard.sources.images.base.ImageSource`."""
+CODECS = "tokenshard.codecs"
+"""Entry points that are a :class:`~tokenshard.codecs.extension.Coder`."""
 
 
 @cache
@@ -24,11 +26,17 @@ def extensions(group: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)}
 
 
+def package_of(group: str, name: str) -> str:
+    """The installed package that the entry point of that name belongs to, with its version: `NAME==VERSION`."""
+    entry = extensions(group)[name]
+    return entry.module if entry.dist is None else f"{entry.dist.name}=={entry.dist.version}"
+
+
 def load_extension(group: str, name: str) -> Any:
     """What the entry point of that name stands for. Raises SpecError where its module cannot be imported."""
     entry = extensions(group)[name]
     try:
         return entry.load()
     except Exception as error:
-        package = entry.dist.name if entry.dist is not None else entry.module
+        package = package_of(group, name).partition("==")[0]
         raise SpecError(f"{name!r} of the installed package {package} cannot be loaded: {error}; repair it") from error

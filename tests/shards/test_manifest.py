@@ -111,8 +111,8 @@ def test_of_eight_racing_processes_exactly_one_commits_each_version(make_rows, m
 
 def test_a_manifest_for_a_newer_reader_is_refused_with_the_remedy(make_rows, make_dataset, change_manifest) -> None:
     store = make_dataset(make_rows(20))
-    change_manifest(store, lambda document: document.update(min_reader=3, unheard_of={"a": 1}))
-    with pytest.raises(FormatError, match=r"00000001\.json: needs .* shard format 3, .* up to 2; upgrade"):
+    change_manifest(store, lambda document: document.update(min_reader=4, unheard_of={"a": 1}))
+    with pytest.raises(FormatError, match=r"00000001\.json: needs .* shard format 4, .* up to 3; upgrade"):
         read_manifest(store)
 
 

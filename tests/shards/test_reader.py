@@ -201,8 +201,8 @@ def test_a_shard_for_a_newer_reader_is_refused_with_the_remedy(make_rows, make_s
     rows = make_rows(50)
     path = tmp_path / make_shard(rows).path
     footer = ShardFooter.parse(pq.read_metadata(path).metadata).dump()
-    with pytest.raises(FormatError, match=r"job-000000\.parquet: needs .* shard format 3.*pip install --upgrade"):
-        rewritten(path, rows, {**footer, "tokenshard.min_reader": "3"})
+    with pytest.raises(FormatError, match=r"job-000000\.parquet: needs .* shard format 4.*pip install --upgrade"):
+        rewritten(path, rows, {**footer, "tokenshard.min_reader": "4"})
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_every_kind_of_job_has_a_ready_job() -> None:
         ("output: x", "job.yaml:1: kind: None is unknown; allowed: convert-images"),
         (
             SPEC + "codec: zip",
-            "job.yaml:5: codec: Input should be 'auto', 'pack', 'zstd', 'context' or 'copy' (got 'zip')",
+            "job.yaml:5: codec: allowed are 'auto', 'pack', 'zstd', 'context', 'copy' (got 'zip')",
         ),
         (
             SPEC + "engine:\n  kind: spark",

@@ -56,7 +56,7 @@ def test_the_job_schema_names_every_kind_of_job() -> None:
         {"kind": "convert-imgs"},
         {"version": 2},
         {"outptu": "z"},
-        {"codec": "zip"},
+        {"codec": "Zip!"},
         {"seed": -1},
         {"max_rejects": 1.5},
         {"source": {}},

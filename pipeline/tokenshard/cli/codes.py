@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from tokenshard.cli.convert import job_options, run_and_print, split_options
-from tokenshard.cli.options import storage_option
+from tokenshard.cli.options import codec_option, storage_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,13 +20,7 @@ def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 def _dataset_options(command: F) -> F:
     """Options that decide how ids are stored."""
     options = [
-        click.option(
-            "--codec",
-            type=click.Choice(["auto", "pack", "zstd", "context", "copy"]),
-            default="auto",
-            show_default=True,
-            help="auto: measured on a sample, level by level.",
-        ),
+        codec_option("pack", "zstd", "context", "copy", measured="measured on a sample, level by level"),
         click.option("--unit-samples", type=click.IntRange(1), help="Most samples of a shard. [default: 65536]"),
         click.option("--unit-bytes", help="Most bytes of input for a shard, e.g. 64MiB. [default: 256MiB]"),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),

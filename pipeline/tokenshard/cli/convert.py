@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tokenshard.cli.options import encoder_option, json_option, print_json, print_table, storage_option
+from tokenshard.cli.options import codec_option, encoder_option, json_option, print_json, print_table, storage_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,13 +66,7 @@ def tokenizer_options(command: F) -> F:
             help="NAME:OPTIONS trained on the input (e.g. patch:4x4,k=1024), `default`, or a saved tokenizer's folder.",
         ),
         encoder_option,
-        click.option(
-            "--codec",
-            type=click.Choice(["auto", "pack", "zstd", "context", "copy"]),
-            default="auto",
-            show_default=True,
-            help="auto: measured on a sample.",
-        ),
+        codec_option("pack", "zstd", "context", "copy", measured="measured on a sample"),
         click.option(
             "--numerics",
             type=click.Choice(["fp32", "bf16", "int8"]),

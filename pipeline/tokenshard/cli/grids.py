@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tokenshard.cli.convert import convert, job_options, run_and_print, split_options
-from tokenshard.cli.options import storage_option
+from tokenshard.cli.options import codec_option, storage_option
 
 
 @convert.command()
@@ -26,7 +26,7 @@ from tokenshard.cli.options import storage_option
     show_default=True,
     help="grid:OPTIONS trained on the input (e.g. grid:8x8,k=256,codebooks=2,step=16), or a saved tokenizer's folder.",
 )
-@click.option("--codec", type=click.Choice(["auto", "pack", "zstd", "context"]), default="auto", show_default=True)
+@codec_option("pack", "zstd", "context", measured="measured on a sample")
 @click.option("--variable", help="Variable (NetCDF, Zarr) or band (GeoTIFF) with the values. [default: found out]")
 @click.option("--tile", type=click.IntRange(16, 4096), default=256, show_default=True, help="Cells of a tile's side.")
 @click.option("--levels", default="1", show_default=True, help="Reductions to keep too, with commas: 1,2,4,8.")

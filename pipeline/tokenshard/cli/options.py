@@ -47,6 +47,28 @@ def encoder_option(command: F) -> F:
     )(command)
 
 
+class _CodecName(click.Choice[str]):
+    """One of the names, or a codec that an installed package adds. Packages are only asked for other names."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from tokenshard.extensions import CODECS, extensions
+
+        if value in self.choices:
+            return value
+        return click.Choice([*self.choices, *extensions(CODECS)]).convert(value, param, ctx)
+
+
+def codec_option(*names: str, measured: str) -> Callable[[F], F]:
+    """`--codec NAME`: one of ``names``, or of a package; ``measured`` says what `auto` does."""
+    return click.option(
+        "--codec",
+        type=_CodecName(["auto", *names]),
+        default="auto",
+        show_default=True,
+        help=f"auto: {measured}. Or a codec of an installed extension.",
+    )
+
+
 def json_option(command: F) -> F:
     """`--json`: results for machines on stdout."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.errors import FormatError
-from tokenshard.spec.codec import CodecName
 
 Ids = NDArray[np.uint16 | np.int32]
 Bytes = NDArray[np.uint8]
@@ -30,7 +29,7 @@ class Codec(Protocol):
     """
 
     @property
-    def name(self) -> CodecName:
+    def name(self) -> str:
         """Under which the manifest lists it."""
         ...
 

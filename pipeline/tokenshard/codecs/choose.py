@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,14 @@ from tokenshard.codecs.base import Codec, Grids, Ids, sample_sizes
 from tokenshard.codecs.blocks import check_ids
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.copy import CopyCodec
+from tokenshard.codecs.extension import fit_extension, open_extension, package_of_codec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.codecs.grouped import Grouped, joined_grids
 from tokenshard.codecs.multiset import MultisetCodec
 from tokenshard.codecs.pack import PackCodec
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import FormatError, SpecError
+from tokenshard.extensions import CODECS, extensions
 from tokenshard.spec.codec import CodecName, CodecSpec
 
 SHORT = 64
@@ -29,8 +31,8 @@ GROUP = 16
 """Rows that share a stream where samples are short."""
 
 _BY_SIMPLICITY: tuple[CodecName, ...] = ("pack", "zstd", "context", "copy")
-_FITTED = frozenset({"context", "copy", "multiset"})
-_WITH_MODEL: Mapping[CodecName, Callable[[bytes], ContextCodec | CopyCodec | MultisetCodec]] = {
+_NOT_FITTED = frozenset({"pack", "zstd"})
+_WITH_MODEL: Mapping[str, Callable[[bytes], ContextCodec | CopyCodec | MultisetCodec]] = {
     "context": ContextCodec.from_model,
     "copy": CopyCodec.from_model,
     "multiset": MultisetCodec.from_model,
@@ -44,7 +46,7 @@ class ChosenCodec:
     """A codec for one code column, and what the candidates cost on samples they were not fitted on."""
 
     codec: Codec
-    sizes: dict[CodecName, float]
+    sizes: dict[str, float]
     """Bits an id, the model file spread over all ids of the dataset."""
     given: bool = False
     """Whether the model is one that was there before: the dataset need not store it again."""
@@ -59,6 +61,7 @@ class ChosenCodec:
             model=None if model is None else hashlib.sha256(model).hexdigest(),
             group=self.codec.group,
             needs_earlier=self.codec.needs_earlier,
+            package=package_of_codec(self.codec),
         )
 
 
@@ -66,7 +69,7 @@ def choose_codec(
     ids: Ids,
     grids: Grids,
     alphabet: int,
-    want: Literal["auto"] | CodecName = "auto",
+    want: str = "auto",
     expected_ids: int | None = None,
     earlier: Earlier | None = None,
     table: bytes | None = None,
@@ -77,8 +80,8 @@ def choose_codec(
     Codecs without a model are measured on all: `zstd` finds the more repetitions the more ids it sees.
     ``expected_ids`` is the size of the whole dataset where it is known, so that a model file is charged to all of it;
     by default the pilot is the dataset. ``want`` names one codec instead of choosing; `multiset`, which keeps no order,
-    is only taken by name. ``earlier``: the level before of the same samples, which the `context` codec may use.
-    ``table``: a model of the `context` codec that comes with the
+    and codecs of installed packages are only taken by name. ``earlier``: the level before of the same samples, which
+    the `context` codec may use. ``table``: a model of the `context` codec that comes with the
     tokenizer; it is taken where a fitted one, with the bytes of its model, is dearer. Deterministic.
     """
     sizes = sample_sizes(grids)
@@ -94,7 +97,7 @@ def choose_codec(
     pilot, rest = (_Block.of(ids, grids, earlier, samples) for samples in (fitted, held_out))
     codecs = {name: _fit(name, pilot, alphabet, group, total) for name in names}
     whole = _Block(ids, grids, earlier)
-    costs = {name: _measure(codec, rest if name in _FITTED else whole, total) for name, codec in codecs.items()}
+    costs = {name: _measure(codec, whole if name in _NOT_FITTED else rest, total) for name, codec in codecs.items()}
     given = None if table is None or "context" not in names else _given(table, alphabet, group)
     if given is not None:
         cost = _measure(given, rest, total) - 8 * len(table or b"") / total
@@ -105,13 +108,20 @@ def choose_codec(
 
 
 def load_codec(spec: CodecSpec, model: bytes | None) -> Codec:
-    """The codec that a shard's spec names. Raises :class:`FormatError` when the model is missing or another one."""
+    """The codec that a shard's spec names.
+
+    Raises :class:`FormatError` when the model is missing or another one, or the package of the codec is not installed.
+    """
     if spec.codec == "pack":
         return PackCodec(spec.alphabet)
     if spec.codec == "zstd":
         return ZstdCodec(spec.alphabet)
+    if spec.package is not None and spec.model is None:
+        return open_extension(spec, None)
     if model is None or hashlib.sha256(model).hexdigest() != spec.model:
         raise FormatError(f"column {spec.column} needs the model file {spec.model}.tsm; it is missing or damaged")
+    if spec.package is not None:
+        return open_extension(spec, model)
     codec = _WITH_MODEL[spec.codec](model)
     if codec.needs_earlier != spec.needs_earlier:
         raise FormatError(f"column {spec.column} and its model differ on whether the level before is needed")
@@ -134,7 +144,7 @@ class _Block(NamedTuple):
         return cls(ids[mine], grids[samples], beside)
 
 
-def _fit(name: CodecName, pilot: _Block, alphabet: int, group: int, total_ids: int) -> Codec:
+def _fit(name: str, pilot: _Block, alphabet: int, group: int, total_ids: int) -> Codec:
     if name == "pack":
         return PackCodec(alphabet)
     if name == "zstd":
@@ -149,7 +159,9 @@ def _fit(name: CodecName, pilot: _Block, alphabet: int, group: int, total_ids: i
         return CopyCodec.fit(pilot.ids, pilot.grids, alphabet, total_ids)
     if name == "multiset":
         return MultisetCodec.fit(pilot.ids, pilot.grids, alphabet)
-    raise SpecError(f"unknown codec {name!r}; choose auto, {', '.join(_BY_SIMPLICITY)}")
+    if name in extensions(CODECS):
+        return fit_extension(name, pilot.ids, pilot.grids, alphabet)
+    raise SpecError(f"unknown codec {name!r}; choose auto, {', '.join([*_BY_SIMPLICITY, *extensions(CODECS)])}")
 
 
 def _given(table: bytes, alphabet: int, group: int) -> Codec:

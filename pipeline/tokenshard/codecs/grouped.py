@@ -9,7 +9,6 @@ import numpy as np
 
 from tokenshard.codecs.base import Bytes, Codec, Grids, Ids, Lengths, sample_sizes
 from tokenshard.errors import FormatError
-from tokenshard.spec.codec import CodecName
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Grouped:
     group: int
 
     @property
-    def name(self) -> CodecName:
+    def name(self) -> str:
         return self.codec.name
 
     @property

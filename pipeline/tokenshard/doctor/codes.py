@@ -13,21 +13,24 @@ from tokenshard.codecs.choose import choose_codec, load_codec
 from tokenshard.compiled import REMEDY, cache_folder
 from tokenshard.doctor.check import Check, Finding
 from tokenshard.errors import FormatError
+from tokenshard.extensions import CODECS, extensions
 from tokenshard.spec.codec import CodecName
 from tokenshard.tokenizers.patch import PatchTokenizer
 
 ALPHABET = 128
+_REPAIR = "repair or remove the package that adds it"
 _REINSTALL = "reinstall numba, numpy and zstandard: pip install --force-reinstall tokenshard"
 
 
 def code_checks() -> list[Check]:
     """Codecs one by one, then the compiled loops that they used, then a tokenizer."""
     codecs = [Check(f"codec {name}", partial(_codec, name), _REINSTALL) for name in get_args(CodecName)]
+    codecs += [Check(f"codec {name}", partial(_codec, name), _REPAIR) for name in extensions(CODECS)]
     tokenizer = Check("determinism", _determinism, "reinstall torch and numpy, and tell us: ids must not differ")
     return [*codecs, Check("compiled loops", _loops, REMEDY), tokenizer]
 
 
-def _codec(name: CodecName) -> Finding:
+def _codec(name: str) -> Finding:
     """Encode and decode clips, whole and one sample alone, through the file of the model where there is one."""
     draw = np.random.default_rng(0)
     grids = np.full((12, 3), (3, 5, 6), np.int32)

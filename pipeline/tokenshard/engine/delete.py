@@ -32,7 +32,7 @@ from tokenshard.shards.where import Where
 from tokenshard.shards.writer import ShardWriter
 from tokenshard.spec.base import digest
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, Manifest, ShardEntry
+from tokenshard.spec.manifest import Manifest, ShardEntry, needed_reader
 from tokenshard.store import Store
 
 ATTEMPTS = 10
@@ -75,7 +75,7 @@ def delete(store: Store, keys: Collection[str] = (), where: str | None = None) -
         update = {
             "version": manifest.version + 1,
             "parent": manifest.version,
-            "min_reader": NEWEST_VERSION,
+            "min_reader": needed_reader(manifest.code.columns, deleted=True),
             "shards": tuple(
                 _without(shard, gone[place]) if place in gone else shard for place, shard in enumerate(manifest.shards)
             ),
@@ -148,7 +148,7 @@ def compact(store: Store, drop_history: bool = False) -> Compaction:
         update = {
             "version": manifest.version + 1,
             "parent": manifest.version,
-            "min_reader": FORMAT_VERSION,
+            "min_reader": needed_reader(manifest.code.columns),
             "shards": kept,
             "totals": totals_of(kept, manifest.rejects),
             "removed": manifest.removed + removed,

@@ -23,6 +23,7 @@ from tokenshard.spec.manifest import (
     ShardEntry,
     TokenizerEntry,
     Totals,
+    needed_reader,
 )
 from tokenshard.store import Store
 
@@ -83,6 +84,7 @@ def _manifest(
     shards = [receipt.shard for receipt in receipts if receipt.shard is not None]
     rejects = [receipt.rejects for receipt in receipts if receipt.rejects is not None]
     return Manifest(
+        min_reader=needed_reader(pilot.codecs),
         version=folder.version,
         kind=pilot.layout.kind,
         totals=totals_of(shards, rejects),

@@ -39,7 +39,7 @@ from tokenshard.shards.schema import KEY
 from tokenshard.shards.writer import ShardWriter, TokenBatch
 from tokenshard.spec.base import digest
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, Manifest, RejectsEntry, ShardEntry
+from tokenshard.spec.manifest import Manifest, RejectsEntry, ShardEntry, needed_reader
 from tokenshard.spec.tokenizer import PAGES
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import CodebookTokenizer
@@ -316,7 +316,7 @@ def _repaired(store: Store, manifest: Manifest, done: dict[str, _Done]) -> Manif
             "rejects": rejects,
             "totals": totals_of(kept, rejects),
             "removed": manifest.removed + sum(one.removed for one in done.values()),
-            "min_reader": NEWEST_VERSION if any(shard.deleted for shard in kept) else FORMAT_VERSION,
+            "min_reader": needed_reader(manifest.code.columns, any(shard.deleted for shard in kept)),
             "splits": {str(name): count for name, count in sorted(splits.items(), key=lambda item: str(item[0]))},
             "source": {**manifest.source, "repair": [line for one in done.values() for line in one.lines]},
         }

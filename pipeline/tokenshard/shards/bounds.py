@@ -23,13 +23,12 @@ from tokenshard.shards.limits import (
     MAX_GROUP_IDS,
     MAX_GROUP_ROWS,
     MAX_LEVELS,
-    MAX_MODEL_BYTES,
     MAX_RANK,
     MAX_ROW_GROUPS,
 )
 from tokenshard.shards.screening import suspects
 from tokenshard.shards.shard_list import ShardList, distinct_paths, numbers
-from tokenshard.spec.codec import CodecSpec
+from tokenshard.spec.codec import MAX_MODEL_BYTES, CodecSpec
 from tokenshard.spec.manifest import SIDECARS, ChunkEntry, LevelEntry, Manifest, ShardEntry
 
 REMEDY = "restore the file from a copy, or convert the dataset again"

@@ -23,7 +23,7 @@ from tokenshard.shards.bounds import require
 from tokenshard.shards.limits import MAX_LEVELS
 from tokenshard.spec.base import StoredDocument, canonical_json
 from tokenshard.spec.codec import CodecSpec
-from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, ColumnEntry, TokenizerEntry
+from tokenshard.spec.manifest import FORMAT_VERSION, NEWEST_VERSION, ColumnEntry, TokenizerEntry, needed_reader
 
 KEY = "key"
 NUM_TOKENS = "num_tokens"
@@ -64,11 +64,11 @@ class CodeColumns(StoredDocument):
         if any(step < 1 for step in self.downsample) or any(64 % spec.group for spec in self.codes):
             raise SpecError("downsample must be positive, and the group size of a codec must divide 64")
         plain = [spec for spec in self.codes if spec.codec != "context"]
-        modelled = [spec for spec in plain if spec.model is not None and spec.codec not in {"copy", "multiset"}]
+        modelled = [spec for spec in plain if spec.model is not None and spec.codec in {"pack", "zstd"}]
         if modelled or any(spec.group != 1 or spec.needs_earlier for spec in plain):
             raise SpecError(
-                "only the context codec has groups of rows and the level before as a neighbour, and only it, copy and "
-                "multiset have a model"
+                "only the context codec has groups of rows and the level before as a neighbour, and pack and zstd have "
+                "no model"
             )
         if self.codes[0].needs_earlier:
             raise SpecError("the first code column cannot need the ids of a level before it")
@@ -105,7 +105,7 @@ class ShardFooter:
         """As strings, in a fixed order."""
         return {
             "tokenshard.format": str(FORMAT_VERSION),
-            "tokenshard.min_reader": str(FORMAT_VERSION),
+            "tokenshard.min_reader": str(needed_reader(self.columns.codes)),
             "tokenshard.columns": canonical_json(self.columns.model_dump(mode="json")).decode(),
             "tokenshard.tokenizer": canonical_json(self.tokenizer.model_dump(mode="json")).decode(),
             "tokenshard.totals": canonical_json(self.totals.model_dump(mode="json")).decode(),

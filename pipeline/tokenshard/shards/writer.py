@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenshard.codecs.base import Bytes, Codec, Ids, Lengths, sample_sizes
+from tokenshard.codecs.extension import check_same_package
 from tokenshard.codecs.zstd import LEVEL as LIST_LEVEL
 from tokenshard.codecs.zstd import ZstdCodec
 from tokenshard.errors import SpecError
@@ -81,6 +82,8 @@ class ShardWriter:
         given = [(codec.name, codec.alphabet, codec.group) for codec in codecs]
         if given != [(spec.codec, spec.alphabet, spec.group) for spec in columns.codes]:
             raise SpecError(f"{name}: the codecs are not those of the code columns")
+        for codec, spec in zip(codecs, columns.codes, strict=True):
+            check_same_package(codec, spec)
         self.codecs = tuple(codecs)
         self.schema = shard_schema(columns, tuple(codec.layout for codec in codecs), user_columns)
         self._user_schema = pa.schema([self.schema.field(name) for name in user_columns.names])

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from tokenshard.extensions import CODECS, extensions
 from tokenshard.spec.base import Document, SourceSpec, digest
+from tokenshard.spec.codec import NAME
 from tokenshard.spec.engine import EngineSpec, PilotSpec, RetrySpec, UnitSpec
 from tokenshard.spec.manifest import DatasetKind
 from tokenshard.spec.secrets import BY_ENVIRONMENT, credential_in, has_password
 
 Job = TypeVar("Job", bound="JobSpec")
+WANTED_CODECS = ("auto", "pack", "zstd", "context", "copy")
 
 
 class JobSpec(Document):
@@ -46,13 +49,26 @@ class ConvertJob(JobSpec):
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     engine: EngineSpec = EngineSpec()
     retry: RetrySpec = RetrySpec()
-    codec: Literal["auto", "pack", "zstd", "context", "copy"] = "auto"
+    codec: str = Field(
+        default="auto",
+        pattern=NAME,
+        description="pack, zstd, context, copy (clips), or a codec that an installed package adds; auto: the smallest "
+        "of the first four on a sample, level by level",
+    )
     unit: UnitSpec = UnitSpec()
     pilot: PilotSpec = PilotSpec()
     limit: int | None = Field(default=None, ge=1, description="convert only the first so many inputs of the source")
     max_rejects: float = Field(
         default=0.01, ge=0, le=1, description="share of rejected inputs above which the job fails"
     )
+
+    @field_validator("codec")
+    @classmethod
+    def _codec_is_known(cls, codec: str) -> str:
+        known = (*WANTED_CODECS, *extensions(CODECS))
+        if codec not in known:
+            raise ValueError(f"allowed are {', '.join(map(repr, known))}")
+        return codec
 
     def output_fields(self) -> dict[str, JsonValue]:
         """The fields that decide the bytes of the output (with the planned inputs)."""

@@ -15,8 +15,12 @@ from tokenshard.spec.codec import CodecSpec
 FORMAT: Literal["tokenshard"] = "tokenshard"
 FORMAT_VERSION = 1
 """Version of the shard format this package writes."""
-NEWEST_VERSION = 2
-"""The newest one it reads. Version 2: shards may have deleted rows; only manifests that list some need it."""
+DELETED_VERSION = 2
+"""What reads manifests whose shards may have deleted rows; only those that list some need it."""
+EXTENSION_VERSION = 3
+"""What reads manifests and shards whose code columns may have the codec of a package; only those need it."""
+NEWEST_VERSION = EXTENSION_VERSION
+"""The newest one that this package reads."""
 
 NOT_IN_FINGERPRINT = ("source", "shards_file", "fingerprint")
 """Fields that say where and how a dataset is stored, not what it holds."""
@@ -25,6 +29,13 @@ SIDECARS = ("grids", "calibrations")
 """Folders of a dataset for files that say what many samples have in common."""
 
 DatasetKind = Literal["image", "video", "grid", "document", "generic"]
+
+
+def needed_reader(columns: Sequence[CodecSpec], deleted: bool = False) -> int:
+    """The version that readers of code columns need; ``deleted``: of a manifest that lists deleted rows."""
+    if any(spec.package is not None for spec in columns):
+        return EXTENSION_VERSION
+    return DELETED_VERSION if deleted else FORMAT_VERSION
 
 
 def model_path(sha256: str, tables: Mapping[str, int], tokenizer: str) -> str:
