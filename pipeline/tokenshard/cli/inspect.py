@@ -22,20 +22,13 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
     """
     from tokenshard.readable import readable_bytes
     from tokenshard.shards.manifest import read_manifest
-    from tokenshard.shards.stats import stored_levels
+    from tokenshard.shards.stats import headline, stored_levels
     from tokenshard.store import Store
 
     manifest = read_manifest(Store(out, storage))
     totals = manifest.totals
     facts: dict[str, Any] = {
-        "kind": manifest.kind,
-        "version": manifest.version,
-        "fingerprint": manifest.fingerprint,
-        "num_samples": manifest.num_samples,
-        "num_tokens": totals.ids,
-        "num_deleted": totals.samples - manifest.num_samples,
-        "num_rejects": totals.rejects,
-        "num_shards": len(manifest.shards),
+        **headline(manifest),
         "bytes": totals.token_bytes,
         "raw_bytes": totals.raw_bytes,
         "grid": list(manifest.code.grid),

@@ -108,6 +108,21 @@ def _histograms(dataset: Dataset, sample: int | None) -> tuple[int, list[NDArray
     return decoded, histograms
 
 
+def headline(manifest: Manifest) -> dict[str, Any]:
+    """What is said of a dataset first: what it is, and how many of everything there are."""
+    totals = manifest.totals
+    return {
+        "kind": manifest.kind,
+        "version": manifest.version,
+        "fingerprint": manifest.fingerprint,
+        "num_samples": manifest.num_samples,
+        "num_tokens": totals.ids,
+        "num_deleted": totals.samples - manifest.num_samples,
+        "num_rejects": totals.rejects,
+        "num_shards": len(manifest.shards),
+    }
+
+
 def stored_levels(manifest: Manifest) -> list[dict[str, Any]]:
     """What the manifest alone says of each level, as JSON-able dicts.
 

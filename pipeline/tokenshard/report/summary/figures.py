@@ -23,6 +23,7 @@ from tokenshard.report.summary.codes import SampledCodes, level_figures, sampled
 from tokenshard.report.summary.sizes import Originals, sizes
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.rejects import read_rejects_file
+from tokenshard.shards.stats import headline
 from tokenshard.spec.base import canonical_json
 
 DRAWN = 8
@@ -70,14 +71,7 @@ def summarize(dataset: Dataset, count: int = DRAWN) -> Summary:
     figures = {
         "dataset": {
             "location": dataset.store.root,
-            "kind": manifest.kind,
-            "version": manifest.version,
-            "fingerprint": manifest.fingerprint,
-            "num_samples": manifest.num_samples,
-            "num_tokens": totals.ids,
-            "num_deleted": totals.samples - manifest.num_samples,
-            "num_rejects": totals.rejects,
-            "num_shards": len(manifest.shards),
+            **headline(manifest),
             "grid": list(manifest.code.grid),
             "splits": manifest.splits,
             "columns": {column.name: column.type for column in manifest.columns},
