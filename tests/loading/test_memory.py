@@ -41,16 +41,15 @@ print(json.dumps({**sizes, "peaks": peaks}))
 def test_more_epochs_take_no_more_memory(tmp_path: Path) -> None:
     """At most 150 MB and `prefetch_bytes` above a process that has its libraries loaded, and then no growth.
 
-    Ten epochs give out 100 MB of batches. glibc's heap of its own for each thread is switched off: how many of those
-    there are hangs on which threads met, and each keeps what was freed in it.
+    Ten epochs give out 100 MB of batches. All memory is of one heap here: heaps for each thread, glibc's and those of
+    Arrow's allocator, keep what was freed in them, and how many there are hangs on which threads met.
     """
     store = write_dataset(tmp_path / "tokens", [token_rows(20_000, side=16, alphabet=1024)])
     command = [sys.executable, "-c", EPOCHS, str(store.root), str(PREFETCH)]
-    one_heap = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    one_heap = {**os.environ, "MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=one_heap)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
     peaks = found["peaks"]
     assert peaks[-1] - found["first sample"] <= 150 + PREFETCH / 1e6, found
-    assert peaks[9] - peaks[1] <= 60, found
-    assert peaks[19] - peaks[9] <= 20, found
+    assert peaks[19] - peaks[1] <= 30, found
