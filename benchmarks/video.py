@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 import tokenshard as ts
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.copy import CopyCodec
-from tokenshard.report.samples import _originals
+from tokenshard.report.samples import originals
 from tokenshard.spec.job import ConvertVideo, build_job
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.frames import FRAMES, clip_size, decode_frames, encode_frames
@@ -249,15 +249,15 @@ def measure_clips(videos: Path, out: Path, tokenizer: str, beside_h264: bool) ->
     )
     if not beside_h264:
         return found
-    originals = dict(_originals(dataset, list(clips)))
+    frames = dict(originals(dataset, list(clips)))
     lines: list[dict[str, Any]] = []
     for row in rows:
         key = row["key"]
         if len(row["pts"]) < 8:
             continue
         shown = decode_frames(dataset.tokenizer, clips[key][None], clip_size(row))
-        quality = psnr(originals[key], shown)
-        size, reached = h264_at(originals[key], quality)
+        quality = psnr(frames[key], shown)
+        size, reached = h264_at(frames[key], quality)
         mine, ratio = found["bytes"][key], found["clips"][key]
         lines.append({"key": key, "psnr": quality, "tokens": mine, "h264": size, "h264_psnr": reached, "ratio": ratio})
         print(
