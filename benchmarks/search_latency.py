@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,83 +26,29 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from retrieving.corpus import Corpus, load_corpus
+from retrieving.corpus import load_corpus
+from retrieving.large import (
+    SETTINGS,
+    THREADS,
+    Collection,
+    Large,
+    Queries,
+    Rankings,
+    Search,
+    best,
+    in_threads,
+    lists_search,
+    most,
+    timed,
+)
 
 from tokenshard.retrieval.compression import state
-from tokenshard.retrieval.compression.base import Encoded, Scorer
+from tokenshard.retrieval.compression.base import Encoded
 from tokenshard.retrieval.compression.ofec import Ofec, SparseScorer
 from tokenshard.retrieval.compression.registry import Method
-from tokenshard.retrieval.evaluation import measured, ndcg, overlap
 from tokenshard.retrieval.exact import Multivectors
 from tokenshard.retrieval.first_stages.base import Numbered, Part
 from tokenshard.retrieval.first_stages.lists import InvertedLists
-
-THREADS = 2
-PARTS = 8
-Queries = Sequence[NDArray[np.float32]]
-Rankings = list[NDArray[np.int64]]
-Search = Callable[[Queries], Rankings]
-
-
-@dataclass(frozen=True)
-class Large:
-    """A corpus made larger. Document p has the vectors ``rows[offsets[p]:offsets[p + 1]]`` of the corpus."""
-
-    corpus: Corpus
-    rows: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    queries: list[NDArray[np.float32]]
-    asked: list[str]
-    exact: Rankings
-
-    @classmethod
-    def of(cls, corpus: Corpus, count: int, queries: int) -> Large:
-        rng = np.random.default_rng(count)
-        base = corpus.pages.offsets
-        parts = [np.arange(base[-1])]
-        lengths = [corpus.pages.lengths]
-        for _ in range(count - len(corpus.pages)):
-            own = []
-            for page in rng.integers(0, len(corpus.pages), PARTS):
-                mine = np.arange(base[page], base[page + 1])
-                own.append(rng.permutation(mine)[: len(mine) // PARTS])
-            parts.append(np.concatenate(own))
-            lengths.append(np.array([len(parts[-1])]))
-        rows = np.concatenate(parts)
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-        chosen = np.linspace(0, len(corpus.queries) - 1, queries).astype(int).tolist()
-        vectors = [corpus.queries[query] for query in chosen]
-        exact = []
-        for query in vectors:
-            similar = query @ corpus.pages.vectors.T
-            exact.append(best(sum(np.maximum.reduceat(one[rows], offsets[:-1]) for one in similar)))
-        return cls(corpus, rows, offsets, vectors, [corpus.asked[query] for query in chosen], exact)
-
-    def quality(self, found: Rankings) -> tuple[float, float]:
-        """nDCG@10 and overlap."""
-        run, exact = self._named(found), self._named(self.exact)
-        judged = {query: self.corpus.judgements[query] for query in self.asked}
-        value = float(measured(ndcg, run, judged, 10).mean())
-        return value, float(np.mean([overlap(run[query], exact[query]) for query in self.asked]))
-
-    def _named(self, found: Rankings) -> dict[str, list[str]]:
-        keys, known = self.corpus.keys, len(self.corpus.keys)
-        return {
-            query: [keys[page] if page < known else f"made {page}" for page in own]
-            for query, own in zip(self.asked, found, strict=True)
-        }
-
-
-def best(scores: NDArray[Any], count: int = 10) -> NDArray[np.int64]:
-    return np.argsort(-scores, kind="stable")[:count]
-
-
-def most(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Numbers of the largest, ascending."""
-    count = min(count, len(scores))
-    found = np.sort(np.argpartition(-scores, count - 1)[:count])
-    return found[np.isfinite(scores[found])]
-
 
 # -- tokenshard -------------------------------------------------------------------------------------------------------
 
@@ -122,24 +66,6 @@ def gathered(scorer: SparseScorer, large: Large) -> SparseScorer:
         dims=scorer.dims[entries],
         values=scorer.values[entries],
     )
-
-
-def one_by_one(search: Callable[[NDArray[np.float32]], NDArray[np.int64]]) -> Search:
-    def run(queries: Queries) -> Rankings:
-        with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(search, queries))
-
-    return run
-
-
-def lists_search(
-    lists: InvertedLists, scorer: Scorer, probes: int, candidates: int
-) -> Callable[[NDArray[np.float32]], NDArray[np.int64]]:
-    def search(query: NDArray[np.float32]) -> NDArray[np.int64]:
-        pages = most(lists.estimates(query, probes), candidates)
-        return pages[best(scorer.scores(query, pages))]
-
-    return search
 
 
 # -- FAISS ------------------------------------------------------------------------------------------------------------
@@ -180,7 +106,7 @@ class Tokens:
 
 def faiss_tokens(large: Large, key: str, centroids: NDArray[np.float32]) -> Tokens:
     """An index trained on the corpus, with the tokens of the larger one; inverted lists of the same centroids."""
-    vectors = large.corpus.pages.vectors
+    vectors = large.collection.pages.vectors
     if key.startswith("IVF"):
         key = f"IVF{len(centroids)},{key.partition(',')[2]}"
     index = faiss.index_factory(vectors.shape[1], key, faiss.METRIC_INNER_PRODUCT)
@@ -200,15 +126,11 @@ def faiss_tokens(large: Large, key: str, centroids: NDArray[np.float32]) -> Toke
 
 
 def report(name: str, search: Search, large: Large, memory: int) -> None:
-    search(large.queries[:2])  # compile, warm up
-    cpu, clock = time.process_time(), time.perf_counter()
-    found = search(large.queries)
-    cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
-    value, same = large.quality(found)
-    count = len(large.queries)
+    row = timed(search, large.queries)
+    value, same = large.quality(row.found)
     print(
-        f"{name:44} nDCG@10 {value:.4f}  overlap {same:.3f}  CPU {1e3 * cpu / count:8.2f} ms  "
-        f"{count / clock:8.1f} queries/s  {memory / 1e6:7.1f} MB",
+        f"{name:44} nDCG@10 {value:.4f}  overlap {same:.3f}  CPU {row.cpu_ms:8.2f} ms  "
+        f"{row.queries_a_second:8.1f} queries/s  {memory / 1e6:7.1f} MB",
         flush=True,
     )
 
@@ -221,10 +143,10 @@ def ours(large: Large, fitted: Ofec, base: SparseScorer) -> None:
     lists = InvertedLists.open(fitted, None, [Part(arrays, entries, numbers)], len(numbers))
     size = sum(array.nbytes for array in arrays.values()) / len(large.rows)
     print(f"inverted lists: {time.process_time() - began:.1f} s, {size:.2f} bytes a vector as a file", flush=True)
-    for probes, candidates in ((16, 64), (32, 64), (32, 128), (32, 256), (64, 512)):
-        search = one_by_one(lists_search(lists, scorer, probes, candidates))
+    for probes, candidates in SETTINGS:
+        search = in_threads(lists_search(lists, scorer, probes, candidates))
         report(f"tokenshard, {probes} probes, {candidates} pages", search, large, scorer.nbytes + lists.nbytes)
-    report("tokenshard, all pages", one_by_one(lambda query: best(scorer.scores(query))), large, scorer.nbytes)
+    report("tokenshard, all pages", in_threads(lambda query: best(scorer.scores(query))), large, scorer.nbytes)
 
 
 def peer(large: Large, key: str, centroids: NDArray[np.float32]) -> None:
@@ -266,9 +188,10 @@ def main() -> None:
     assert isinstance(fitted, Ofec)
     encoded = fitted.encode(corpus.pages)
     base = fitted.open(encoded)  # of the vectors in another order
-    corpus = replace(corpus, pages=Multivectors(corpus.pages.vectors[encoded.order], corpus.pages.offsets))
+    pages = Multivectors(corpus.pages.vectors[encoded.order], corpus.pages.offsets)
+    collection = Collection(pages, corpus.queries, corpus.keys, corpus.asked, corpus.judgements)
     for count in options.documents:
-        large = Large.of(corpus, count, options.queries)
+        large = Large.of(collection, count, options.queries)
         value, _ = large.quality(large.exact)
         print(f"{count:,} documents, {len(large.rows):,} vectors; exact nDCG@10 {value:.4f}")
         ours(large, fitted, base)
