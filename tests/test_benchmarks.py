@@ -124,9 +124,9 @@ def test_growth_with_the_size_of_a_job_is_measured(tmp_path: Path) -> None:
     assert found["manifest", "samples"] == 3_000 * 4 * 4096
 
 
-@pytest.mark.nightly
-@pytest.mark.integration
-def test_search_is_measured_beside_faiss_on_the_same_vectors(tmp_path: Path) -> None:
+@pytest.fixture
+def noise(tmp_path: Path) -> list[object]:
+    """Vectors of 40 documents and five queries that ask for the first of them, as the first words of a command."""
     rng = np.random.default_rng(0)
     pages, queries = (rng.standard_normal((count, 16)).astype("f4") for count in (1200, 30))
     keys = [str(number) for number in range(40)]
@@ -136,12 +136,31 @@ def test_search_is_measured_beside_faiss_on_the_same_vectors(tmp_path: Path) -> 
     (tmp_path / "queries.jsonl").write_text("\n".join(map(json.dumps, asked)))
     judged = [f"q{number}\t{number}\t1" for number in range(5)]
     (tmp_path / "qrels_test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
-    words = [tmp_path / "vectors.npz", tmp_path, "--documents", 40, 70, "--queries", 5, "--codec", "ofec:0.05,16"]
+    return [tmp_path / "vectors.npz", tmp_path]
+
+
+@pytest.mark.nightly
+@pytest.mark.integration
+def test_search_is_measured_beside_faiss_on_the_same_vectors(noise: list[object]) -> None:
+    words = [*noise, "--documents", 40, 70, "--queries", 5, "--codec", "ofec:0.05,16"]
     shown = run_benchmark("search_latency.py", *words, "--peers", "IVF,PQ8").splitlines()
     rows = [line for line in shown if "overlap" in line]
     assert len(rows) == 2 * (6 + 10)
     (full,) = (row for row in rows[:6] if row.startswith("tokenshard, all pages"))
     assert float(full.split("overlap")[1].split()[0]) > 0.9
+
+
+@pytest.mark.integration
+def test_a_packed_collection_is_searched_without_encoder_and_faiss(noise: list[object], tmp_path: Path) -> None:
+    run_benchmark("beside_fast_plaid.py", "pack", *noise, tmp_path / "packed", "--codecs", "ofec:0.05,16")
+    work = tmp_path / "work"
+    run_benchmark("beside_fast_plaid.py", "run", tmp_path / "packed", work, "--documents", 70, "--bits")
+    rows = {row["setting"]: row for row in json.loads((work / "fast_plaid.json").read_text())["rows"]}
+    assert len(rows) == 6
+    assert rows["all pages"]["overlap"] > 0.9
+    index = np.load(work / "70" / "ofec-0.05,16" / "index.npz")
+    assert len(index["offsets"]) == 71
+    assert rows["all pages"]["index_bytes"] > len(index["data"])
 
 
 @pytest.mark.integration
