@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import tokenshard
-from integration.documents import compress, convert_pages, write_corpus
+from integration.documents import WORDS, compress, convert_pages, write_corpus
 from tokenshard.cli.main import cli
 from tokenshard.engine.convert import Mode
 from tokenshard.engine.documents import COMPRESSOR
@@ -251,9 +252,32 @@ def test_pages_are_appended_by_the_method_of_the_dataset_alone(
     assert len(sound(tmp_path / "pages")) == 30
 
 
+def test_pruning_by_idf_keeps_the_tokens_of_fewest_documents(tmp_path: Path) -> None:
+    def corpus(ending: str) -> Path:
+        texts = {word: f"the {word} of the house and the {word} of the {ending}" for word in WORDS}
+        rows = [{"_id": f"{word}-{ending}", "text": text} for word, text in texts.items()]
+        (tmp_path / ending).with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return (tmp_path / ending).with_suffix(".jsonl")
+
+    compression = "prune:idf,0.1|fp16"
+    convert_pages(corpus("garden"), tmp_path / "pages", compression=compression)
+    convert_pages(corpus("sea"), tmp_path / "pages", Mode(append=True), compression=compression)
+    dataset = sound(tmp_path / "pages")
+    for row in dataset:
+        kept = np.flatnonzero(Patches.of(row).labels >= 0)
+        assert {row["text"].split()[place] for place in kept} >= {row["key"].split("-")[0]}
+        assert len(kept) == 2  # of 11; what the second corpus alone repeats is still as rare as the first one said
+    assert PageSearch(dataset).find("violin", 2).hits[0].document.startswith("violin")
+
+
 def test_pruning_by_what_is_not_known_is_refused(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="shards know no token frequencies"):
-        convert_pages(corpus, tmp_path / "pages", compression="prune:idf,0.5|hpc:16")
+    np.save(tmp_path / "vectors.npy", np.ones((3, 5, 8), np.float32))
+    with pytest.raises(SpecError, match="vectors know no token frequencies"):
+        compress(tmp_path / "vectors.npy", tmp_path / "out", compression="prune:idf,0.5|hpc:16")
+    with pytest.raises(SpecError, match="patch-dct reads no tokens"):
+        convert_pages(corpus, tmp_path / "pages", encoder="patch-dct", compression="prune:idf,0.5|hpc:16")
+    with pytest.raises(SpecError, match="by attention or by idf, not by both"):
+        convert_pages(corpus, tmp_path / "pages", compression="prune:idf,0.5|prune:attention,0.5|fp16")
 
 
 def test_vectors_of_pages_are_no_pictures(exact: Path) -> None:

@@ -102,5 +102,11 @@ class CompressingVectors(CompressingPages):
         return state.load(self._dataset.tokenizer().read(WEIGHTS))
 
 
+def check_vectors(spec: CompressDocuments) -> None:
+    """Raises SpecError, before any work, where vectors come without what the method needs."""
+    if Method.parse(spec.compression).saliency == "idf":
+        raise SpecError(f"{spec.compression}: vectors know no token frequencies; prune by attention or at random")
+
+
 def _seen(sample: Sample) -> PageVectors | None:
     return sample.page if isinstance(sample, SeenPage) else None

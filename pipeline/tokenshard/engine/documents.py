@@ -18,9 +18,8 @@ from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
 from tokenshard.retrieval.compression.accounting import trained_bytes
 from tokenshard.retrieval.compression.base import Compressor
-from tokenshard.retrieval.compression.reduction import Prune
 from tokenshard.retrieval.compression.registry import Method
-from tokenshard.retrieval.encoders.base import PageEncoder, PageVectors
+from tokenshard.retrieval.encoders.base import CountsTokens, PageEncoder, PageVectors
 from tokenshard.retrieval.encoders.registry import (
     FILES,
     encoder_files,
@@ -61,7 +60,7 @@ class CompressingPages(Encoding):
         self, encoder: EncoderSpec, files: Mapping[str, bytes], pages: Sequence[PageVectors], output: Store, inputs: int
     ) -> tuple[TokenizerEntry, Compressor]:
         """One fitted on the sample ``pages`` of ``inputs``, stored in the dataset with the files of an encoder."""
-        method = checked_method(self._spec)
+        method = Method.parse(self._spec.compression)
         _check_saliency(method, pages)
         vectors = Multivectors.of([_reduced(method, page)[0] for page in pages], encoder.dimensions)
         expected = round(len(vectors.vectors) / max(1, len(pages)) * inputs)
@@ -93,7 +92,7 @@ class CompressingPages(Encoding):
         described = read_tokenizer_spec(output, folder)
         if described.kind != PAGES:
             raise SpecError(f"{output.root}: holds no vectors of pages; they need a dataset of their own")
-        stored, method = str(described.config.get("compression")), checked_method(self._spec)
+        stored, method = str(described.config.get("compression")), Method.parse(self._spec.compression)
         if stored != method.text:
             raise SpecError(f"{output.root}: its vectors are compressed by {stored}; use --compression '{stored}'")
         encoder = read_encoder_spec(output, folder)
@@ -121,7 +120,7 @@ class CompressingPages(Encoding):
         """Raises SpecError where the dataset's encoder is not that of the job."""
 
     def _pages_encoder(self, compressor: Compressor, vectorized: Vectorized) -> PagesEncoder:
-        method = checked_method(self._spec)
+        method = Method.parse(self._spec.compression)
         return PagesEncoder(vectorized, method, compressor, self._merged(method))
 
 
@@ -149,6 +148,8 @@ class EncodingPages(CompressingPages):
     def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, PagesEncoder]:
         pages = [window.sample for window in windows]
         encoder = self._encoder.fitted(pages[:FITTING_PAGES])
+        if Method.parse(self._spec.compression).saliency == "idf" and isinstance(encoder, CountsTokens):
+            encoder = encoder.counting(pages)
         parts = (pages[first : first + TOGETHER] for first in range(0, len(pages), TOGETHER))
         seen = [page for part in parts for page in _encoded(encoder, part)]
         entry, compressor = self._stored(encoder.spec, encoder_files(encoder), seen, output, inputs)
@@ -222,15 +223,20 @@ def _reduced(method: Method, page: PageVectors) -> tuple[NDArray[np.float32], Pa
     """The vectors of a page after the reductions of a method, and where they are."""
     if not method.reductions:
         return page.vectors, page.patches
-    vectors, labels = method.reduce(Multivectors.of([page.vectors], page.vectors.shape[1]), page.saliency)
+    pages = Multivectors.of([page.vectors], page.vectors.shape[1])
+    vectors, labels = method.reduce(pages, _saliency(method, page))
     return vectors.vectors, page.patches.after(labels, len(vectors.vectors))
 
 
 def _check_saliency(method: Method, pages: Sequence[PageVectors]) -> None:
     """Raises SpecError where a method prunes by what the pages do not have."""
-    wanted = any(isinstance(step, Prune) and step.by != "random" for step in method.reductions)
-    if wanted and any(page.saliency is None for page in pages if len(page.vectors)):
-        raise SpecError(f"{method.text}: the vectors come without attention; prune:random and pool need none")
+    if method.saliency and any(_saliency(method, page) is None for page in pages if len(page.vectors)):
+        raise SpecError(f"{method.text}: the vectors come without {method.saliency}; prune:random and pool need none")
+
+
+def _saliency(method: Method, page: PageVectors) -> NDArray[np.float32] | None:
+    """What a method prunes a page by."""
+    return page.rarity if method.saliency == "idf" else page.saliency
 
 
 def stored_compressor(pilot: PilotResult, output: Store) -> Compressor:
@@ -243,18 +249,12 @@ def opened_encoder(spec: ConvertDocuments) -> PageEncoder:
     return open_encoder(spec.encoder, spec.device, spec.numerics)
 
 
-def checked_method(spec: PagesJob) -> Method:
-    """The method that a job names. Raises SpecError where there is none, or it needs what pages do not have."""
-    method = Method.parse(spec.compression)
-    if any(isinstance(step, Prune) and step.by == "idf" for step in method.reductions):
-        raise SpecError(f"{spec.compression}: shards know no token frequencies; prune by attention or at random")
-    return method
-
-
 def check_documents(spec: ConvertDocuments) -> None:
     """Raises SpecError, before any work, where encoder or method are not what the job can use."""
-    checked_method(spec)
-    reads = opened_encoder(spec).spec.reads
+    method, encoder = Method.parse(spec.compression), opened_encoder(spec)
+    if method.saliency == "idf" and not isinstance(encoder, CountsTokens):
+        raise SpecError(f"{spec.compression}: {spec.encoder} reads no tokens; prune by attention or at random")
+    reads = encoder.spec.reads
     if reads == "vectors":
         raise SpecError(f"{spec.encoder} encodes no pages; ready vectors are for: tokenshard convert vectors SRC OUT")
     if reads == "pixels" and not spec.source.render:

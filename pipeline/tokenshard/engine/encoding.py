@@ -115,9 +115,9 @@ def check_job(spec: ConvertJob) -> None:
     elif Store(spec.source.path).root == Store(spec.output).root:
         raise SpecError(f"{spec.output}: is source and output at once; choose another output")
     elif isinstance(spec, CompressDocuments):
-        from tokenshard.engine.documents import checked_method
+        from tokenshard.engine.compressing import check_vectors
 
-        checked_method(spec)
+        check_vectors(spec)
     elif isinstance(spec, Transcode) and spec.source.derives:
         from tokenshard.engine.deriving import check_derivable
 

@@ -36,8 +36,8 @@ class Reduction(ABC):
 class Prune(Reduction):
     """``prune:BY,SHARE``: the vectors of the largest saliency, that share of each page.
 
-    BY says where saliency comes from: `attention` of the encoder, `idf` of the text tokens (both given with the pages),
-    or `random`, the control that every result should be shown beside.
+    BY says what makes a vector salient: `attention` of the encoder, `idf` of its token (both given with the pages), or
+    `random`, the control that every result should be shown beside.
     """
 
     by: Source

@@ -16,7 +16,7 @@ import numpy as np
 
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression.base import Compressor, Config
-from tokenshard.retrieval.compression.reduction import Labels, Reduction, parse_reduction
+from tokenshard.retrieval.compression.reduction import Labels, Prune, Reduction, Source, parse_reduction
 from tokenshard.retrieval.compression.training import TRAININGS, check_training, trained
 from tokenshard.retrieval.exact import Multivectors, Vectors
 
@@ -70,10 +70,17 @@ class Method:
         for training in trainings:
             check_training(training, found)
         reductions = tuple(parse_reduction(word) for word in words if word not in TRAININGS)
+        if len(_saliencies(reductions)) > 1:
+            raise SpecError(f"{text}: prune by attention or by idf, not by both")
         return cls(text.strip(), reductions, found, found.parse(arguments), trainings)
 
+    @property
+    def saliency(self) -> Source | None:
+        """What pages are pruned by that has to come with them; None where nothing has to."""
+        return next(iter(_saliencies(self.reductions)), None)
+
     def reduce(self, pages: Multivectors, saliency: Vectors | None = None) -> tuple[Multivectors, Labels]:
-        """Apply all reductions to pages with a saliency a vector [N] where it is known; the sample to fit on, too.
+        """Apply all reductions to pages, with the saliency of each vector [N] that they are pruned by.
 
         Raises InputError where one needs saliency and there is none.
         """
@@ -96,6 +103,10 @@ class Method:
         options = self.options if expected is None else {**self.options, "expected": expected}
         plain = self.compressor.fit(sample, seed, options)
         return trained(self.trainings, plain, sample, seed) if self.trainings else plain
+
+
+def _saliencies(reductions: tuple[Reduction, ...]) -> set[Source]:
+    return {step.by for step in reductions if isinstance(step, Prune) and step.by != "random"}
 
 
 def method(name: str) -> type[Compressor]:

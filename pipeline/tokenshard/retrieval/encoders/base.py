@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class PageVectors:
     """[n]: attention that each vector received, in even shares (1 on average); None where the encoder has none"""
     left: Patches | None = None
     """where these are what is left of the vectors that an encoder had made: what became of each"""
+    rarity: NDArray[np.float32] | None = None
+    """[n]: inverse document frequency of each vector's token; None unless the encoder counts tokens"""
 
     @property
     def patches(self) -> Patches:
@@ -71,6 +73,15 @@ class PageEncoder(Protocol):
 
     def with_tensors(self, tensors: dict[str, NDArray[Any]]) -> Self:
         """The encoder with what was taken earlier. Raises FormatError where it does not fit."""
+        ...
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """An encoder whose vectors stand for tokens of a vocabulary."""
+
+    def counting(self, pages: Sequence[Sample]) -> PageEncoder:
+        """The encoder, giving the rarity of tokens among these pages with the vectors of any page."""
         ...
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from tokenshard.errors import InputError, SpecError
 from tokenshard.retrieval.encoders.base import PageVectors, Query, Vectors
+from tokenshard.retrieval.encoders.rarity import Rarity
 from tokenshard.retrieval.encoders.reduction import Reduction
 from tokenshard.sources.base import Sample, TextLayer
 from tokenshard.spec.documents import EncoderSpec
@@ -43,10 +44,12 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the tokens of a page are: ``patches`` [n, 2] of the grid."""
+    """The tokens of a page and where they are: ``patches`` [n, 2] of the grid."""
 
     patches: NDArray[np.int32]
     grid: tuple[int, int]
+    tokens: NDArray[np.int64]
+    """[n]: numbers in the vocabulary"""
 
 
 class TokenEncoder(ABC):
@@ -62,6 +65,7 @@ class TokenEncoder(ABC):
         self._spec, self._tokenizer = spec, tokenizer
         self._width, self._longest, self._batch = width, longest, batch
         self._reduction: Reduction | None = None
+        self._rarity: Rarity | None = None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         empty = tokenizer.encode("")
@@ -86,17 +90,25 @@ class TokenEncoder(ABC):
         """The reduction that fits the states [n, D] of some pages."""
         return Reduction.fit(states, self._spec.dimensions)
 
+    def counting(self, pages: Sequence[Sample]) -> Self:
+        seen = (self._page(page)[0].tokens for page in pages)
+        return self._with(self._fitted_reduction, Rarity.fit(seen, self._tokenizer.get_vocab_size()))
+
     def tensors(self) -> dict[str, NDArray[Any]]:
-        return self._fitted_reduction.tensors()
+        return self._fitted_reduction.tensors() | (self._rarity.tensors() if self._rarity is not None else {})
 
     def with_tensors(self, tensors: dict[str, NDArray[Any]]) -> Self:
-        return self.with_reduction(Reduction.from_tensors(tensors, self._width, self._spec.dimensions))
+        reduction = Reduction.from_tensors(tensors, self._width, self._spec.dimensions)
+        return self._with(reduction, Rarity.from_tensors(tensors, self._tokenizer.get_vocab_size()))
 
     def with_reduction(self, reduction: Reduction) -> Self:
         """The encoder with that reduction of its states."""
+        return self._with(reduction, self._rarity)
+
+    def _with(self, reduction: Reduction, rarity: Rarity | None) -> Self:
         other = copy.copy(self)
-        other._reduction = reduction
-        fitted = weights_sha256(weights_to_bytes(reduction.tensors()))
+        other._reduction, other._rarity = reduction, rarity
+        fitted = weights_sha256(weights_to_bytes(other.tensors()))
         other._spec = self._spec.model_copy(update={"fitted_sha256": fitted})
         return other
 
@@ -124,7 +136,10 @@ class TokenEncoder(ABC):
         return found
 
     def _vectors(self, places: _Places, states: States) -> PageVectors:
-        return PageVectors(self._fitted_reduction(states[0]), places.patches, places.grid, states[1])
+        rarity = None if self._rarity is None else self._rarity(places.tokens)
+        return PageVectors(
+            self._fitted_reduction(states[0]), places.patches, places.grid, saliency=states[1], rarity=rarity
+        )
 
     def _page(self, page: Sample) -> tuple[_Places, list[_Window]]:
         """Where the tokens of a page are, and the sequences they are in."""
@@ -134,7 +149,7 @@ class TokenEncoder(ABC):
         around = len(self._before) + len(self._after)
         most = None if self._spec.max_tokens is None else max(1, self._spec.max_tokens - around)
         ids, offsets = encoded.ids[:most], np.array(encoded.offsets[:most], np.int64).reshape(-1, 2)
-        return _Places(*_patches(page.text, offsets)), list(self._windows(ids))
+        return _Places(*_patches(page.text, offsets), np.array(ids, np.int64)), list(self._windows(ids))
 
     def _windows(self, ids: list[int]) -> Iterator[_Window]:
         """Sequences as long as the network takes, with an overlap of which each gives the inner half."""
