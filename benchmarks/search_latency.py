@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs="+", default=[5_000, 100_000])
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--codec", default="ofec:0.12,4096", help="of tokenshard: any ofec")
-    parser.add_argument("--peers", nargs="+", default=["PQ16", "IVF,PQ16", "IVF,PQ32"])
+    parser.add_argument("--peers", nargs="*", default=["PQ16", "IVF,PQ16", "IVF,PQ32"])
     parser.add_argument("--codebook", type=Path, help="Keep the fitted codec here for the next run.")
     parser.add_argument("--judgements", default="qrels_test.tsv")
     parser.add_argument("--zero-grade", type=float)

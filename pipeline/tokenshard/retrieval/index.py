@@ -24,7 +24,7 @@ from tokenshard.errors import FormatError, ManifestConflict, SpecError
 from tokenshard.retrieval.compression.base import Compressor
 from tokenshard.retrieval.compression.kmeans import trained_centroids
 from tokenshard.retrieval.exact import Vectors
-from tokenshard.retrieval.first_stages.base import Arrays, FirstStage, Numbered, Part
+from tokenshard.retrieval.first_stages.base import Arrays, FirstStage, Numbered, Part, patch_rows
 from tokenshard.retrieval.pages import PageCodes
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset
@@ -222,7 +222,7 @@ def _patch_rows(dataset: Dataset, group: int, lengths: NDArray[np.int64]) -> tup
     found = []
     for places, width, count in pairs:
         kind = "<u2" if len(places or b"") == 2 * count else "<u4"
-        found.append(np.frombuffer(places or b"", kind).astype(np.int64) // max(1, width or 1))
+        found.append(patch_rows(np.frombuffer(places or b"", kind).astype(np.int64), width or 1))
         require(len(found[-1]) == count, "positions do not fit the vectors of a page; the shard is damaged")
     return tuple(found)
 

@@ -23,7 +23,8 @@ class Numbered:
     encoded: Encoded
     pages: NDArray[np.int64]
     rows: tuple[NDArray[np.int64], ...] = ()
-    """of each page, the row of patches that each of its vectors belongs to; none where that is not known"""
+    """of each page, the row of patches that each of its vectors belongs to, see :func:`patch_rows`; none where that is
+    not known"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ class Part:
     arrays: Mapping[str, NDArray[Any]]
     entries: int
     numbers: NDArray[np.int64]
+
+
+ROW = 32
+"""Patches of a row at most, as a page of ColPali has them; longer rows, such as mere text is, are cut."""
+
+
+def patch_rows(places: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Rows [n] of patches, given by number, of a grid that is ``width`` patches wide."""
+    row, column = np.divmod(places, max(1, width))
+    rows: NDArray[np.int64] = row * -(-max(1, width) // ROW) + column // ROW
+    return rows
 
 
 class FirstStage(ABC):

@@ -1,6 +1,6 @@
-"""A graph of mean vectors: the mean of each row of patches of a page (of the page, where rows are not known), in FAISS.
+"""A graph of mean vectors, of length 1: one for each row of patches of a page (one a page, where rows are not known).
 
-The graph (Malkov and Yashunin, HNSW, arXiv:1603.09320) is stored as plain arrays, which are checked before the library
+The graph (Malkov and Yashunin, HNSW, arXiv:1603.09320), one of FAISS, is stored as plain arrays, checked before FAISS
 sees them. A page is rated as by inverted lists: for each query vector by the best of its means that was found.
 """
 
@@ -97,14 +97,12 @@ class Hnsw(FirstStage):
 
 
 def _means(vectors: Multivectors, page: int, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float16]:
-    """[rows, d] of a page that has vectors, else [0, d]."""
+    """[rows, d] of a page, none where it has no vectors. Of length 1: a row whose vectors differ is no worse for it."""
     own = vectors[page]
-    if not len(own) or not rows:
-        return own.mean(0, keepdims=True).astype(np.float16) if len(own) else own.astype(np.float16)
-    found, place = np.unique(rows[page], return_inverse=True)
+    found, place = np.unique(rows[page] if rows else np.zeros(len(own), np.int64), return_inverse=True)
     sums = np.zeros((len(found), own.shape[1]))
     np.add.at(sums, place, own)
-    return (sums / np.bincount(place)[:, None]).astype(np.float16)
+    return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float16)
 
 
 def _graph(arrays: Any, dimensions: int) -> Any:
