@@ -70,6 +70,46 @@ def fold(typingctx: Any, table: Any, rows: Any, weights: Any, count: Any, best: 
 
 
 @_intrinsic
+def fold_entries(
+    typing: Any, table: Any, row: Any, base: Any, dims: Any, values: Any, first: Any, last: Any, best: Any, lanes: Any
+) -> Any:
+    """As :func:`fold` of ``table[row]`` and, for each entry k from ``first`` to ``last``, ``values[k]`` times
+    ``table[base + dims[k]]``; ``dims`` and ``values`` of any integer type. Nothing is checked."""
+    i64 = types.int64
+    signature = types.void(table, i64, i64, dims, values, i64, i64, best, lanes)
+    groups = len(lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        held = {i: context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 4, 7)}
+        word, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANE)
+        multiply_add = _declared(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANE}f32")
+
+        def part(number: Any, group: int) -> Any:
+            place = builder.add(builder.mul(number, ir.Constant(word, LANE * groups)), ir.Constant(word, LANE * group))
+            found = builder.bitcast(_place(builder, held[0], place), vector.as_pointer())
+            return builder.load(found, align=4)
+
+        sums = [_variable(builder, part(args[1], group)) for group in range(groups)]
+        with cgutils.for_range_slice(builder, args[5], args[6], ir.Constant(word, 1)) as (entry, _):
+            dim = builder.load(_place(builder, held[3], entry))
+            extended = builder.sext if signature.args[3].dtype.signed else builder.zext
+            number = builder.add(args[2], extended(dim, word))
+            weight = builder.sitofp(builder.load(_place(builder, held[4], entry)), ir.FloatType())
+            spread = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0))
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANE), None)
+            spread = builder.shuffle_vector(spread, ir.Constant(vector, ir.Undefined), zeros)
+            for group, total in enumerate(sums):
+                builder.store(builder.call(multiply_add, [part(number, group), spread, builder.load(total)]), total)
+        for group, total in enumerate(sums):
+            place = builder.bitcast(_place(builder, held[7], ir.Constant(word, LANE * group)), vector.as_pointer())
+            old, new = builder.load(place, align=4), builder.load(total)
+            builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), place, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@_intrinsic
 def popcount(typingctx: Any, word: Any) -> Any:
     """Bits of a uint64 that are set."""
 
@@ -86,19 +126,11 @@ def sparse_maxsim(table: Any, codes: Any, offsets: Any, pages: Any, count: Any, 
     ``codes``: ids [N], starts [N + 1] of the entries, dims, values, and base.
     """
     ids, starts, dims, values, base = codes
-    rows, weights = np.empty(1 + table.shape[0], np.int32), np.empty(1 + table.shape[0], np.float32)
     best = np.empty(table.shape[1], np.float32)
-    weights[0] = 1
     for place in range(pages.shape[0]):
         best[:] = -np.inf
         for vector in range(offsets[pages[place]], offsets[pages[place] + 1]):
-            rows[0] = ids[vector]
-            used = 1
-            for entry in range(starts[vector], starts[vector + 1]):
-                rows[used] = base + dims[entry]
-                weights[used] = values[entry]
-                used += 1
-            fold(table, rows, weights, used, best, lanes)
+            fold_entries(table, ids[vector], base, dims, values, starts[vector], starts[vector + 1], best, lanes)
         out[place] = best[:count].sum()
 
 
