@@ -16,7 +16,7 @@ from tokenshard.engine.encoding import Encoded, Encoding, Window
 from tokenshard.engine.job_folder import PilotResult
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.compression import state
-from tokenshard.retrieval.compression.accounting import trained_bytes
+from tokenshard.retrieval.compression.accounting import squared_error, usual
 from tokenshard.retrieval.compression.base import Compressor
 from tokenshard.retrieval.compression.registry import Method
 from tokenshard.retrieval.encoders.base import CountsTokens, PageEncoder, PageVectors
@@ -31,7 +31,7 @@ from tokenshard.retrieval.encoders.registry import (
 from tokenshard.retrieval.exact import Multivectors
 from tokenshard.retrieval.patches import Patches
 from tokenshard.sources.base import CodeLayout, MadeColumn, Sample
-from tokenshard.sources.documents.base import GRID_COLUMNS, MERGE, NOT_DRAWN, PATCHES, POSITIONS, SALIENCY
+from tokenshard.sources.documents.base import ERROR, GRID_COLUMNS, MERGE, NOT_DRAWN, PATCHES, POSITIONS, SALIENCY
 from tokenshard.spec.documents import EncoderSpec
 from tokenshard.spec.job import ConvertDocuments, PagesJob
 from tokenshard.spec.manifest import TokenizerEntry
@@ -44,6 +44,8 @@ CHARS_A_TOKEN = 4
 """Of text, on average."""
 FITTING_PAGES = 512
 """Pages of the sample that the encoder is fitted on, where it is."""
+HELD_OUT = 20
+"""One page of so many in the sample does not train a learned codebook: its error is that of pages to come."""
 TOGETHER = 64
 """Pages of the sample that are encoded at a time."""
 
@@ -62,9 +64,13 @@ class CompressingPages(Encoding):
         """One fitted on the sample ``pages`` of ``inputs``, stored in the dataset with the files of an encoder."""
         method = Method.parse(self._spec.compression)
         _check_saliency(method, pages)
-        vectors = Multivectors.of([_reduced(method, page)[0] for page in pages], encoder.dimensions)
-        expected = round(len(vectors.vectors) / max(1, len(pages)) * inputs)
-        compressor = method.fit(vectors, self._spec.seed, expected)
+        reduced = [_reduced(method, page)[0] for page in pages]
+        expected = round(sum(map(len, reduced)) / max(1, len(pages)) * inputs)
+        aside = reduced[HELD_OUT - 1 :: HELD_OUT] if method.compressor.learned else []
+        if aside:
+            del reduced[HELD_OUT - 1 :: HELD_OUT]
+        sample, held_out = (Multivectors.of(own, encoder.dimensions) for own in (reduced, aside))
+        compressor = method.fit(sample, self._spec.seed, expected)
         weights = state.dump(compressor)
         spec = TokenizerSpec(
             kind=PAGES,
@@ -74,7 +80,7 @@ class CompressingPages(Encoding):
             config={
                 "encoder": encoder.fingerprint,
                 "compression": method.text,
-                **trained_bytes(compressor, vectors),
+                **usual(compressor, sample, held_out),
             },
             numerics=encoder.numerics,
             weights_sha256=hashlib.sha256(weights).hexdigest(),
@@ -106,6 +112,7 @@ class CompressingPages(Encoding):
             made=(
                 *(*GRID_COLUMNS, POSITIONS, SALIENCY),
                 *((PATCHES, MERGE) if self._merged(method) else ()),
+                *((ERROR,) if compressor.learned else ()),
                 *(MadeColumn(name, "binary") for name in compressor.streams),
             ),
             streams=compressor.streams,
@@ -209,13 +216,16 @@ class PagesEncoder:
 
     def _compressed(self, page: PageVectors) -> Encoded:
         vectors, patches = _reduced(self.method, page)
-        found = self.compressor.encode(Multivectors.of([vectors], self.compressor.dimensions))
+        whole = Multivectors.of([vectors], self.compressor.dimensions)
+        found = self.compressor.encode(whole)
         if found.order is not None:
             place = np.empty(len(vectors), np.int64)
             place[found.order] = np.arange(len(vectors))
             patches = patches.after(place, len(vectors))
         ids = np.zeros((1, len(vectors)), np.uint16) if found.ids is None else found.ids
         columns: dict[str, Any] = {name: stream[0] for name, stream in found.streams.items()}
+        if self.compressor.learned:
+            columns[ERROR.name] = squared_error(self.compressor, whole, found)
         return Encoded(ids, columns | patches.columns(self.merged))
 
 

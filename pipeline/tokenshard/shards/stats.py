@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.model import ContextModel
 from tokenshard.shards.clip_figures import clip_figures
 from tokenshard.shards.dataset import Dataset, read_model
-from tokenshard.shards.drift import ALARM, shard_drift
+from tokenshard.shards.drift import shard_drift
 from tokenshard.shards.schema import KEY, length_name
 from tokenshard.shards.shard_list import chunk_lengths
 from tokenshard.spec.codec import CodecSpec
@@ -29,9 +29,9 @@ def dataset_stats(dataset: Dataset, sample: int | None = None) -> dict[str, Any]
     `context_bits` (bits an id of the pilot costs by the tables of a `context` model, without the ends of streams; null
     for other codecs, whose models say nothing of it), `framing_bytes` (page headers and lengths around the streams),
     `length_bytes` (`code_len`), and `bits_per_token_in_all`: streams, framing, lengths and model together. `packed`:
-    bytes of the columns of packed bytes beside the ids, such as a residual, by name. Page vectors of a variable rate
-    have `trained_bytes_per_vector`, `largest_drift`, `drift` by shard and `warnings`. Clips with
-    codebooks of their own have those of :func:`~tokenshard.shards.clip_figures.clip_figures`.
+    bytes of the columns of packed bytes beside the ids, such as a residual, by name. Page vectors
+    have `trained_bytes_per_vector` or `trained_squared_error`, `largest_drift`, `drift` by shard and `warnings`. Clips
+    with codebooks of their own have those of :func:`~tokenshard.shards.clip_figures.clip_figures`.
     """
     manifest = dataset.manifest
     decoded, histograms = _histograms(dataset, sample)
@@ -87,10 +87,10 @@ def _drift(dataset: Dataset) -> dict[str, Any]:
     if not found:
         return {}
     return {
-        "trained_bytes_per_vector": found[0].trained,
+        f"trained_{found[0].measure}": found[0].usual,
         "largest_drift": max(drift.ratio for drift in found),
         "drift": [asdict(drift) | {"ratio": drift.ratio} for drift in found],
-        "warnings": [str(drift) for drift in found if drift.ratio >= ALARM],
+        "warnings": [str(drift) for drift in found if drift.alarming],
     }
 
 

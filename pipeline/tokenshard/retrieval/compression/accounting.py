@@ -9,7 +9,7 @@ from tokenshard.codecs.multiset import MultisetCodec
 from tokenshard.retrieval.compression.base import Compressor, Encoded
 from tokenshard.retrieval.compression.state import dump
 from tokenshard.retrieval.exact import Multivectors
-from tokenshard.shards.drift import TRAINED
+from tokenshard.shards.drift import BYTES, ERROR
 
 
 def code_bytes(compressor: Compressor, encoded: Encoded) -> int:
@@ -31,12 +31,22 @@ def code_bytes(compressor: Compressor, encoded: Encoded) -> int:
     return total
 
 
-def trained_bytes(compressor: Compressor, sample: Multivectors) -> dict[str, float]:
-    """What the description of a codebook states of the vectors it was trained on: the bytes that one takes, by which
-    shards of other vectors are known later. Nothing of methods whose bytes tell nothing."""
-    if not compressor.variable_rate or not len(sample.vectors):
-        return {}
-    return {TRAINED: round(code_bytes(compressor, compressor.encode(sample)) / len(sample.vectors), 3)}
+def squared_error(compressor: Compressor, pages: Multivectors, encoded: Encoded) -> float:
+    """Mean squared distance of vectors and what their codes stand for."""
+    vectors = pages.vectors if encoded.order is None else pages.vectors[encoded.order]
+    apart = np.square(vectors - compressor.decode(encoded).vectors, dtype=np.float64)
+    return float(apart.sum() / max(1, len(vectors)))
+
+
+def usual(compressor: Compressor, sample: Multivectors, held_out: Multivectors) -> dict[str, float]:
+    """What the description of a codebook states of vectors like those it was trained on, by which shards of others are
+    known later: the bytes that one of the sample takes, or the squared error of one that training has not seen. Nothing
+    of methods that treat all vectors alike."""
+    if compressor.variable_rate and len(sample.vectors):
+        return {BYTES: round(code_bytes(compressor, compressor.encode(sample)) / len(sample.vectors), 3)}
+    if compressor.learned and len(held_out.vectors):
+        return {ERROR: round(squared_error(compressor, held_out, compressor.encode(held_out)), 6)}
+    return {}
 
 
 def state_bytes(compressor: Compressor) -> int:

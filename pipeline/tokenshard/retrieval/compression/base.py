@@ -149,6 +149,8 @@ class Compressor(ABC):
     """Whether a page is coded as a multiset: ids of the only level are sorted within a page (codec `multiset`)."""
     variable_rate: ClassVar[bool] = False
     """Whether vectors unlike the sample take more bytes, which tells of them."""
+    learned: ClassVar[bool] = False
+    """Whether vectors unlike the sample lose precision instead: a codebook of a fixed rate. How much is kept."""
     dimensions: int
     alphabets: tuple[int, ...] = ()
     centroids: Vectors | None = None

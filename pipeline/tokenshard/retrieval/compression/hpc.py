@@ -23,6 +23,7 @@ class Hpc(Compressor):
     """``hpc:K``: log2 K bits a vector."""
 
     name: ClassVar[str] = "hpc"
+    learned: ClassVar[bool] = True
 
     def __init__(self, centroids: NDArray[np.float16]) -> None:
         self.centroids: Vectors = centroids.astype(np.float32)

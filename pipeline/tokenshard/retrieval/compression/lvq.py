@@ -76,6 +76,7 @@ class LeanVec(Lvq):
     """``leanvec:D,B``: the first D principal axes, then as ``lvq:B`` (the variant for queries like the data)."""
 
     name: ClassVar[str] = "leanvec"
+    learned: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, arguments: tuple[str, ...]) -> Config:

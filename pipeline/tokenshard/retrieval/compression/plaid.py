@@ -23,6 +23,7 @@ class Plaid(Compressor):
     component of the residual as one of 2^BITS buckets of equal occupancy. Decoded vectors have length 1."""
 
     name: ClassVar[str] = "plaid"
+    learned: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = ("residual",)
 
     def __init__(

@@ -6,6 +6,7 @@ sum of codewords). Search sums one look-up a level, as in FAISS.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -45,6 +46,7 @@ class _Lookup(Compressor):
             raise SpecError(f"codec {cls.name} has 1 to 256 levels")
         return options
 
+    @cached_property
     def _whole(self) -> tuple[Vectors, ...]:
         """Codebooks [256, d] in the space of the vectors."""
         levels, _, width = self.codebooks.shape
@@ -52,18 +54,21 @@ class _Lookup(Compressor):
         for level in range(levels):
             first = level * width if self.split else 0
             whole[level, :, first : first + width] = self.codebooks[level]
-        return tuple(whole if self._axes is None else whole @ self._axes.T)
+        if self._axes is None:
+            return tuple(whole)
+        rotated = kernels.project(whole.reshape(-1, self.dimensions), np.ascontiguousarray(self._axes.T))
+        return tuple(rotated.reshape(whole.shape))
 
     def decode(self, encoded: Encoded) -> Multivectors:
         ids = checked_ids(encoded, self.alphabets)
         total = np.zeros((ids.shape[1], self.dimensions), np.float32)
-        for level, codebook in zip(ids, self._whole(), strict=True):
+        for level, codebook in zip(ids, self._whole, strict=True):
             total += codebook[level]
         return Multivectors(total, encoded.offsets)
 
     def open(self, encoded: Encoded) -> LookupScorer:
         ids = checked_ids(encoded, self.alphabets).astype(np.uint8)
-        return LookupScorer(np.ascontiguousarray(ids.T), encoded.offsets, self._whole())
+        return LookupScorer(np.ascontiguousarray(ids.T), encoded.offsets, self._whole)
 
     def config(self) -> Config:
         return {}
@@ -87,6 +92,7 @@ class Pq(_Lookup):
     """``pqM``: M parts of the dimensions, one of 256 codewords each."""
 
     name: ClassVar[str] = "pq"
+    learned: ClassVar[bool] = True
 
     @classmethod
     def fit(cls, sample: Multivectors, seed: int, options: Config) -> Self:
@@ -129,6 +135,7 @@ class Rq(_Lookup):
     """``rqM``: a sum of M codewords of the whole vector, found by a beam search of 5."""
 
     name: ClassVar[str] = "rq"
+    learned: ClassVar[bool] = True
     split: ClassVar[bool] = False
 
     @classmethod

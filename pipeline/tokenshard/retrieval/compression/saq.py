@@ -32,6 +32,7 @@ class Saq(Compressor):
     rotated at random and coded by adjusted codes of its own number of bits, with a factor of its own."""
 
     name: ClassVar[str] = "saq"
+    learned: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = ("points", "factor")
 
     def __init__(self, segments: list[list[int]], axes: NDArray[np.float16], centre: NDArray[np.float32]) -> None:

@@ -102,7 +102,8 @@ def _means(vectors: Multivectors, page: int, rows: Sequence[NDArray[np.int64]]) 
     found, place = np.unique(rows[page] if rows else np.zeros(len(own), np.int64), return_inverse=True)
     sums = np.zeros((len(found), own.shape[1]))
     np.add.at(sums, place, own)
-    return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float16)
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    return sums.astype(np.float16)
 
 
 def _graph(arrays: Any, dimensions: int) -> Any:

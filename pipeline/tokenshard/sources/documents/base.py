@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenshard.errors import StoreError
+from tokenshard.shards.drift import ERROR_COLUMN
 from tokenshard.sources.base import MadeColumn, Reject, Sample, SourceColumn, TextLayer, Thunk
 from tokenshard.sources.images.files import Files
 from tokenshard.sources.outcome import planned_reject, rejected
@@ -47,7 +48,9 @@ PATCHES = MadeColumn("patches", "binary")
 MERGE = MadeColumn("merge", "binary")
 """beside `patches`: number of the code that each of the encoder's vectors became a part of, uint16 (uint32 where a page
 has 65,535 codes or more); all bits set where it was dropped"""
-MADE = (*GRID_COLUMNS, POSITIONS, SALIENCY, PATCHES, MERGE)
+ERROR = MadeColumn(ERROR_COLUMN, "float")
+"""only of learned codebooks of a fixed rate"""
+MADE = (*GRID_COLUMNS, POSITIONS, SALIENCY, PATCHES, MERGE, ERROR)
 """columns that compression makes of any page, beside the streams of its method"""
 
 NOT_DRAWN: NDArray[np.uint8] = np.zeros((0, 0, 3), np.uint8)
