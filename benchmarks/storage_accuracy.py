@@ -103,11 +103,11 @@ def runs(deciding: dict[float, str], seeds: int, few_seeds: int) -> Iterator[tup
         yield ORIGINAL, 1.0, seed
         for budget, pixel_arm in deciding.items():
             yield from ((arm, budget, seed) for arm in (MASKED, TOKENS, pixel_arm))  # the longest first
-        if seed < few_seeds:
-            yield SHUFFLED_LABELS, max(deciding), seed
-            yield SHUFFLED_POSITIONS, max(deciding), seed
-            for budget, pixel_arm in deciding.items():
-                yield from ((arm, budget, seed) for arm in (*PIXELS, DECODED, ADAPTED) if arm != pixel_arm)
+    for seed in range(few_seeds):
+        yield SHUFFLED_LABELS, max(deciding), seed
+        yield SHUFFLED_POSITIONS, max(deciding), seed
+        for arm in (*PIXELS, DECODED, ADAPTED):
+            yield from ((arm, budget, seed) for budget, pixel_arm in deciding.items() if arm != pixel_arm)
 
 
 def main() -> None:
@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--steps", type=int, help="of a classifier; masked models have twice as many, choices half")
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--ema", type=float, help="decay of the averaged weights")
+    parser.add_argument("--cutmix", type=float, help="its alpha; 0: off")
     parser.add_argument("--tokenizers", nargs="+", default=TOKENIZERS, help="what `convert images --tokenizer` takes")
     parser.add_argument("--limit", type=int, nargs=2, metavar=("TRAIN", "TEST"), help="only so many images")
     parser.add_argument(
@@ -189,7 +191,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     fields = asdict(SMALL if options.small else FULL)
     if options.steps:
         fields |= {"steps": options.steps, "pretrain": 2 * options.steps}
-    fields |= {name: getattr(options, name) for name in ("batch", "size") if getattr(options, name)}
+    given = {name: getattr(options, name) for name in ("batch", "size", "ema", "cutmix")}
+    fields |= {name: value for name, value in given.items() if value is not None}
     if options.device:
         fields["device"] = options.device
         fields["precision"] = "bf16" if options.device.startswith("cuda") else "fp32"
