@@ -45,7 +45,7 @@ def convert(images: Images, side: int, tokenizer: str, folder: Path) -> None:
             for place, (file, label) in enumerate(zip(images.files, images.labels, strict=True)):
                 writer.writerow([key(place), file.resolve(), label])
         source = {"size": side, "fit": "center-crop"}
-        tokenshard.convert_images(manifest, folder, tokenizer=tokenizer, source=source)
+        tokenshard.convert_images(manifest, folder, tokenizer=tokenizer, source=source, engine={"kind": "local"})
 
 
 def tokenizer_of(folder: Path) -> Path:
@@ -112,7 +112,7 @@ def rewrite(source: Path, codes: Codes, labels: Labels, folder: Path) -> None:
             "modality": "image",
             "tokenizer": str(tokenizer_of(source)),
         }
-        tokenshard.run(build_job(Import, {"source": fields, "output": str(folder)}))
+        tokenshard.run(build_job(Import, {"source": fields, "output": str(folder), "engine": {"kind": "local"}}))
 
 
 def shuffled_positions(codes: Codes, seed: int) -> Codes:
