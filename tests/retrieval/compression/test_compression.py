@@ -182,6 +182,18 @@ def test_values_beyond_the_tables_are_escaped() -> None:
     assert (np.abs(error) < 0.06 * 64**0.5 + 40 * 2e-3).all()
 
 
+@pytest.mark.parametrize(("width", "size"), [(320, 1.0), (24, 100.0)])
+def test_entries_of_any_width_and_size_are_scored(width: int, size: float) -> None:
+    """More dimensions, and larger values, than a byte can count."""
+    rng = np.random.default_rng(0)
+    pages = Multivectors.of([size * rng.standard_normal((40, width)).astype("f4") for _ in range(12)])
+    fitted = Method.parse("ofec:0.5").fit(pages)
+    encoded = fitted.encode(pages)
+    query = rng.standard_normal((21, width)).astype("f4")
+    exact = maxsim(Multivectors.of([query]), fitted.decode(encoded))[0]
+    np.testing.assert_allclose(fitted.open(encoded).scores(query), exact, rtol=1e-5)
+
+
 def test_vectors_unlike_the_sample_cost_bytes_and_not_precision() -> None:
     fitted = Ofec.fit(PAGES, 0, {"step": 0.16})
     noise = np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32)
