@@ -199,6 +199,14 @@ def test_search_is_measured_beside_faiss_on_the_same_vectors(noise: list[object]
 
 
 @pytest.mark.integration
+def test_first_stages_are_measured_by_what_they_propose(noise: list[object]) -> None:
+    printed = run_benchmark("first_stages.py", noise[0], "--codec", "ofec:0.05,16", "--probes", 4)
+    rows = [line for line in printed.splitlines() if " probes " in line]
+    assert [row.split()[0] for row in rows] == ["lists", "signs", "hnsw", "hnsw,"]
+    assert float(rows[1].split("512:")[1]) == 1  # all 40 documents are among as many candidates
+
+
+@pytest.mark.integration
 def test_a_packed_collection_is_searched_without_encoder_and_faiss(noise: list[object], tmp_path: Path) -> None:
     run_benchmark("beside_fast_plaid.py", "pack", *noise, tmp_path / "packed", "--codecs", "ofec:0.05,16")
     work = tmp_path / "work"
