@@ -29,7 +29,8 @@ from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.fit import Earlier
 from tokenshard.grids.bounded import decode_tile, encode_tile
 from tokenshard.report.grid_peers import sz3
-from tokenshard.tokenizers.grid import Codes, GridTokenizer
+from tokenshard.tokenizers.grid import GridTokenizer
+from tokenshard.tokenizers.grid_codes import Codes
 from tokenshard.tokenizers.lapped import RING
 
 Field = NDArray[np.float64]

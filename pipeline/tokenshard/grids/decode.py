@@ -27,7 +27,7 @@ from tokenshard.sources.grids.opened import valid_cells
 from tokenshard.sources.grids.tiles import Tile, fill_of, level_size
 from tokenshard.spec.grids import GridEntry, LayerEntry
 from tokenshard.tokenizers.folder import load_tokenizer
-from tokenshard.tokenizers.grid import Codes, GridTokenizer
+from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer
 
 BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width", "conformal")
 """What can be decoded. elevation, shoalest, source: stored values; others: in the unit of the grid, float32."""
@@ -244,10 +244,10 @@ class GridDecoder:
         return np.where(there, width, np.nan)
 
     @cached_property
-    def _tokenizer(self) -> GridTokenizer:
+    def _tokenizer(self) -> LatticeTokenizer:
         dataset = self.dataset.dataset
         found = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
-        if not isinstance(found, GridTokenizer):
+        if not isinstance(found, LatticeTokenizer):
             raise SpecError(f"{dataset.store.root}: its tokens are of kind {found.spec.kind}: they decode to no grid")
         return found
 

@@ -19,7 +19,7 @@ from tokenshard.sources.grids.attributes import plain_number
 from tokenshard.sources.grids.opened import OpenGrid, valid_cells
 from tokenshard.spec.grids import GridEntry, LayerEntry
 
-HALO = 32
+HALO = 64
 """Cells of the neighbourhood that come with a tile."""
 
 
