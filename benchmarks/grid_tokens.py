@@ -30,7 +30,7 @@ from tokenshard.codecs.fit import Earlier
 from tokenshard.grids.bounded import decode_tile, encode_tile
 from tokenshard.report.grid_peers import sz3
 from tokenshard.tokenizers.grid import GridTokenizer
-from tokenshard.tokenizers.grid_codes import Codes
+from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer
 from tokenshard.tokenizers.lapped import RING
 
 Field = NDArray[np.float64]
@@ -74,7 +74,7 @@ def tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, min(height, top + TILE)), slice(left, min(width, left + TILE))
 
 
-def tile_ids(tokenizer: GridTokenizer, z: Field) -> list[tuple[Ids, float]]:
+def tile_ids(tokenizer: LatticeTokenizer, z: Field) -> list[tuple[Ids, float]]:
     """Ids of each tile, and its mean in steps."""
     codes = tokenizer.codes(z / tokenizer.step)
     found = []
@@ -88,7 +88,7 @@ def tile_ids(tokenizer: GridTokenizer, z: Field) -> list[tuple[Ids, float]]:
 class Tables:
     """Codecs of all levels, fitted on the training regions."""
 
-    def __init__(self, tokenizer: GridTokenizer, ids: list[Ids]) -> None:
+    def __init__(self, tokenizer: LatticeTokenizer, ids: list[Ids]) -> None:
         self.codecs, earlier = [], None
         for level, alphabet in enumerate(tokenizer.spec.levels):
             flat, grids = _flat(ids, level, alphabet)
@@ -111,7 +111,7 @@ def _flat(ids: list[Ids], level: int, alphabet: int) -> tuple[NDArray[np.uint16]
     return flat, np.array([one.shape[1:] for one in ids], np.int32)
 
 
-def decoded(tokenizer: GridTokenizer, z: Field) -> Field:
+def decoded(tokenizer: LatticeTokenizer, z: Field) -> Field:
     """What the tokens of a grid say, each tile with its neighbours: as of the whole."""
     cells = tokenizer.field(tokenizer.codes(z / tokenizer.step))
     return cells[: z.shape[0], : z.shape[1]] * tokenizer.step
@@ -123,7 +123,7 @@ def jump(error: Field, borders: NDArray[np.bool_]) -> float:
     return float(size[borders].mean() / size[~borders][1:].mean())
 
 
-def seams(tokenizer: GridTokenizer, z: Field) -> tuple[float, float]:
+def seams(tokenizer: LatticeTokenizer, z: Field) -> tuple[float, float]:
     """Jumps at borders of tiles of 64 columns: decoded with the patches around them, and each tile alone."""
     z = z[:, : z.shape[1] // 64 * 64]
     columns = np.arange(z.shape[1])

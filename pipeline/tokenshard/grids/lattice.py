@@ -1,7 +1,7 @@
 """The lattice of patches that all tiles of a level share, and what of it lies around a tile.
 
-Tokens depend on a ring of patches around a tile, never on how a grid is cut. Around the earth patches meet where a full turn
-is a whole number of them; elsewhere, and at poles and edges, a tile has no neighbours.
+Tokens depend on a ring of patches around a tile, never on how a grid is cut. Around the earth patches meet where a full
+turn is a whole number of them; elsewhere, and at poles and edges, a tile has no neighbours.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.grids.normalise import Normal, restored
-from tokenshard.sources.grids.tiles import HALO, GridTile, Tile, level_size
-from tokenshard.spec.grids import GridEntry
+from tokenshard.sources.grids.tiles import GridTile, Tile, level_size
+from tokenshard.spec.grids import HALO, GridEntry
 from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer
 
 CodesOf = Callable[[int, int], Codes | None]

@@ -26,7 +26,7 @@ from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.tokenizers import lapped
 from tokenshard.tokenizers.grid_codes import MAX_MEANS, Codes, LatticeTokenizer
-from tokenshard.tokenizers.grid_fit import fit_grid, own_step
+from tokenshard.tokenizers.grid_fit import MAX_FLOOR, fit_grid, floor_units, ids_of_means, own_step
 from tokenshard.tokenizers.grid_split import (
     GAINS,
     REACH,
@@ -41,7 +41,6 @@ from tokenshard.tokenizers.weights import check_tensors, weights_sha256, weights
 
 MAX_CODES = 1 << 14
 MAX_SIDE = 16
-MAX_FLOOR = 1 << 16
 MAX_LEVELS = 8
 
 
@@ -114,9 +113,9 @@ class GridTokenizer(LatticeTokenizer):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SpecError(f"{name} must be a positive number in the unit of the grid, not {value}")
         step = step or own_step(images, (height, width))
-        units = max(1, min(round((2.0 if floor is None else floor / step) * lapped.UNIT), MAX_FLOOR))
+        units = floor_units(step, floor)
         found = fit_grid(images, seed, (height, width), k, codebooks, step, units)
-        means = min(1 << max(8, math.ceil(math.log2(4 * found.widest + 2))), MAX_MEANS)
+        means = ids_of_means(found.widest)
         return cls(found.axes, found.codewords, found.surface, found.window, (height, width), step, units, means)
 
     @classmethod

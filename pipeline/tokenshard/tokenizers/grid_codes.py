@@ -37,6 +37,11 @@ class Codes:
         """Those of a part of the lattice."""
         return Codes(self.there[place], self.means[place], self.gains[place], self.shapes[(slice(None), *place)])
 
+    def surrounded(self, ring: int) -> Codes:
+        """With so many patches around that are not there."""
+        shapes = np.pad(self.shapes, ((0, 0), (ring, ring), (ring, ring)))
+        return Codes(np.pad(self.there, ring), np.pad(self.means, ring), np.pad(self.gains, ring), shapes)
+
 
 class LatticeTokenizer(ABC):
     """A tokenizer of grids: fields float [height, width] in steps (NaN: no value) ⇄ :class:`Codes` ⇄ ids."""
@@ -115,7 +120,7 @@ class LatticeTokenizer(ABC):
 
 
 def shape_sizes(levels: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
-    """Ids of means, and codes of each codebook of shapes, of the levels of a description; None: of no such tokenizer."""
+    """Ids of means, and codes of each codebook of shapes, of the levels of a description; None: of no lattice."""
     if len(levels) < 3 or levels[1] != GAINS or not 4 <= levels[0] <= MAX_MEANS or min(levels[2:]) < 2:
         return None
     return levels[0], tuple(size - 1 for size in levels[2:])
