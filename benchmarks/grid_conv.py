@@ -2,9 +2,9 @@
 
     python benchmarks/grid_conv.py --data FOLDER [--steps 900] [--out FOLDER]
 
-`tokenizer train` on the regions and with the bits of grid_tokens.py (which see): codes of all levels under tables fitted
-on the training regions. Fitted tokenizers stand beside it at the step and floor of the network, and at coarser ones that
-come to the same rate. All figures are printed, whatever they show; the exit code is 1 where training failed.
+`tokenizer train` on the regions and with the bits of grid_tokens.py (which see): codes of all levels under tables
+fitted on the training regions. Fitted tokenizers stand beside it at the step and floor of the networks. All figures are
+printed, whatever they show; the exit code is 1 where training failed.
 """
 
 from __future__ import annotations

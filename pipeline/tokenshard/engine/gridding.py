@@ -37,7 +37,15 @@ class Gridding(Encoding):
     def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, TileTokens]:
         fields = [replace(window, sample=_with_field(cast(GridTile, window.sample))) for window in windows]
         entry, encoder = self._tokenizing.fit(fields, output, inputs)
-        return entry, TileTokens(cast(LatticeTokenizer, encoder.tokenizer), tuple(encoder.tables))
+        tokenizer = encoder.tokenizer
+        if not isinstance(tokenizer, LatticeTokenizer):
+            raise SpecError(f"tokenizers of kind {tokenizer.spec.kind} have no lattice of patches, as grids need")
+        if self._guided and tokenizer.spec.numerics != "integer":
+            raise SpecError(
+                f"--guided needs tokens that decode to the same cells everywhere; those of kind {tokenizer.spec.kind} "
+                "do not: leave it out, or take a `grid` tokenizer"
+            )
+        return entry, TileTokens(tokenizer, tuple(encoder.tables))
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         layout = self._tokenizing.layout(tokenizer, output)

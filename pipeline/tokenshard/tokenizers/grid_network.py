@@ -170,5 +170,4 @@ def spread(gains: NDArray[np.int64], patch: tuple[int, int], floor: int) -> NDAr
         low = np.floor(place).astype(np.int64)
         share = np.expand_dims(place - low, 1 - axis)
         octaves = octaves.take(low, axis) * (1 - share) + octaves.take(low + 1, axis) * share
-    found: NDArray[np.float64] = floor * np.exp2(octaves - 1)
-    return found
+    return np.asarray(floor * np.exp2(octaves - 1), np.float64)

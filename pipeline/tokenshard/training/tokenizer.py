@@ -248,8 +248,8 @@ class TokenizerTraining:
             row |= found
         self.metrics.add(row, picture)
         self._say(
-            f"step {self.step:>7,}  {self.seconds:7.1f} s  loss {row['loss']:.4f}  {self._told(row)}  perplexity {row['perplexity']:.0f}"
-            + (f"  CODEBOOK COLLAPSE: {ADVICE}" if row["collapsed"] else "")
+            f"step {self.step:>7,}  {self.seconds:7.1f} s  loss {row['loss']:.4f}  {self._told(row)}  perplexity "
+            f"{row['perplexity']:.0f}" + (f"  CODEBOOK COLLAPSE: {ADVICE}" if row["collapsed"] else "")
         )
 
     def _facts(self) -> dict[str, Any]:
