@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,6 +62,11 @@ class GridDecoder:
         self.bound = str(dataset.dataset.manifest.preprocess.get("bound", "lossless"))
         self._recent: dict[tuple[int, int], tuple[NDArray[Any], NDArray[np.bool_]]] = {}
         self._around: dict[tuple[int, int], tuple[NDArray[Any], float] | None] = {}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a file with its bands says of them."""
+        return {"tokenshard_bound": self.bound, "tokenshard_level": self.level}
 
     def bands(self, kinds: Sequence[str] | None) -> tuple[Band, ...]:
         """The bands asked for; by default the values and what the source has beside them.

@@ -138,7 +138,7 @@ def _known(band: Band, entry: GridEntry) -> dict[str, Any]:
 
 
 def _own(decoder: GridDecoder) -> Mapping[str, Any]:
-    found: dict[str, Any] = {"tokenshard_bound": decoder.bound, "tokenshard_level": np.int32(decoder.level)}
+    found = {name: np.int32(fact) if isinstance(fact, int) else fact for name, fact in decoder.facts.items()}
     if decoder.entry.vertical_datum:
         found["vertical_datum"] = decoder.entry.vertical_datum
     return found

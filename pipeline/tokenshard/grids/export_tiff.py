@@ -121,7 +121,7 @@ def _tags(decoder: GridDecoder) -> dict[str, str]:
     entry = decoder.entry
     own = {name: str(value) for name, value in attribute_values(entry.attributes).items() if name not in _RESERVED}
     own["AREA_OR_POINT"] = "Point" if entry.registration == "gridline" else "Area"
-    return {**own, "tokenshard_bound": decoder.bound, "tokenshard_level": str(decoder.level)}
+    return {**own, **{name: str(value) for name, value in decoder.facts.items()}}
 
 
 def _describe(file: Any, number: int, band: Band, units: str | None) -> None:

@@ -164,10 +164,11 @@ def frame_of(
 
 def spread(gains: NDArray[np.int64], patch: tuple[int, int], floor: int) -> NDArray[np.float64]:
     """Scales of cells [rows h, columns w] in units: gains in octaves, linear between the middles of patches."""
-    octaves = np.pad(gains.astype(np.float64), 1, mode="edge")
+    octaves: NDArray[np.float64] = np.pad(gains.astype(np.float64), 1, mode="edge")
     for axis, side in enumerate(patch):
         place = (np.arange((octaves.shape[axis] - 2) * side) + 0.5) / side + 0.5
         low = np.floor(place).astype(np.int64)
         share = np.expand_dims(place - low, 1 - axis)
         octaves = octaves.take(low, axis) * (1 - share) + octaves.take(low + 1, axis) * share
-    return np.asarray(floor * np.exp2(octaves - 1), np.float64)
+    scales: NDArray[np.float64] = floor * np.exp2(octaves - 1)
+    return scales
