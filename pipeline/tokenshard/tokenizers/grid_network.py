@@ -150,7 +150,8 @@ def planes_of(found: Rest, patch: tuple[int, int], floor: int) -> Planes:
 
 def least_scales(gains: NDArray[np.int64], floor: int) -> NDArray[np.float64]:
     """The gain of each id in units; half the floor for id 0."""
-    return np.ldexp(float(floor), np.maximum(gains, 0) - 1)
+    found: NDArray[np.float64] = np.ldexp(float(floor), gains - 1)
+    return found
 
 
 def frame_of(
