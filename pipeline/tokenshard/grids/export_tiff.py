@@ -126,7 +126,7 @@ def _tags(decoder: GridDecoder) -> dict[str, str]:
 
 def _describe(file: Any, number: int, band: Band, units: str | None) -> None:
     file.set_band_description(number, band.name)
-    if units:
+    if units and band.kind != "tid":
         file.set_band_unit(number, units)
     if band.layer is not None:
         scales, offsets = list(file.scales), list(file.offsets)
