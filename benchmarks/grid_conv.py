@@ -28,15 +28,16 @@ from tokenshard.tokenizers.grid import GridTokenizer
 from tokenshard.tokenizers.grid_codes import LatticeTokenizer
 
 LOSS = ("--l1", "1", "--l2", "0", "--gradient", "0.5")
+RESIDUAL = ("--quantizer", "rvq", "--codes", "256", "--set", "depth=5", "--set", "dropout=0")
 NETWORKS = {
     "network, VQ": ("48", "120", "--quantizer", "vq", "--codes", "512"),
-    "network, residual VQ": ("24", "40", "--quantizer", "rvq", "--codes", "256", "--set", "depth=3"),
+    "network, residual VQ": ("16", "12.8", *RESIDUAL),
 }
 """Step and floor in metres, and the quantizer."""
 FITTED = {
     "fitted, 1 codebook": {"k": 512, "codebooks": 1, "step": 48.0, "floor": 120.0},
     "fitted, 2 codebooks": {"k": 256, "codebooks": 2, "step": 48.0, "floor": 120.0},
-    "fitted, 3 codebooks": {"k": 256, "codebooks": 3, "step": 24.0, "floor": 40.0},
+    "fitted, 5 codebooks": {"k": 256, "codebooks": 5, "step": 16.0, "floor": 12.8},
 }
 
 

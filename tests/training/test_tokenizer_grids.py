@@ -48,6 +48,7 @@ def trained(grids: Path) -> Path:
     options = ["--network", str(grids / "network.json"), "--crop", "64", "--batch", "4", "--codes", "16", "--dim", "4"]
     options += ["--steps", "60", "--lr", "0.01", "--warmup", "5", "--l1", "1", "--l2", "0", "--gradient", "0.5"]
     options += ["--set", "start=5", "--step", "8", "--floor", "16", "--device", "cpu", "--log-every", "20"]
+    options += ["--quantizer", "rvq", "--set", "depth=2", "--set", "dropout=0"]
     done = command_here("tokenizer", "train", str(grids / "src"), str(grids / "whole"), *options)
     assert done.returncode == 0, done.stderr
     assert "2 tiles to train on, 1 held out" in done.stdout
@@ -67,7 +68,8 @@ def test_training_brings_cells_closer_than_the_surface_of_the_means(trained: Pat
     field = terrain(160, 176, 9) / tokenizer.step
     codes = tokenizer.codes(field)
     assert len(np.unique(codes.shapes)) > 4
-    assert ((codes.shapes[0] > 0) == (codes.gains > 0)).all()
+    for level, plane in enumerate(codes.shapes):
+        assert ((plane > 0) == (codes.gains > level)).all()
     network = tokenizer.network
     made = np.abs(tokenizer.field(codes) - field).mean()
     for parameter in network.decoder.parameters():
@@ -132,6 +134,9 @@ def test_what_it_cannot_do_is_refused(trained: Path, grids: Path, tmp_path: Path
     )
     assert done.returncode == 2
     assert "lpips and gan are of pictures" in done.stderr
+    options = ["--network", "grid-f8", "--quantizer", "pq", "--set", "parts=2"]
+    done = command_here("tokenizer", "train", str(grids / "src"), str(tmp_path / "t"), *options)
+    assert "use first levels alone" in done.stderr
     deep = {**STACK, "blocks": [2, 3]}
     with pytest.raises(ValueError, match="more than the 64 that tiles come with"):
         GridNetworkConfig.model_validate({**NETWORK, "decoder": deep})

@@ -18,14 +18,21 @@ from tokenshard.quantizers.base import Quantizer
 from tokenshard.tokenizers import lapped
 from tokenshard.tokenizers.conv_network import AutoEncoder
 from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer, shape_sizes
-from tokenshard.tokenizers.grid_network import REACH, GridNetworkConfig, frame_of, planes_of, spread
+from tokenshard.tokenizers.grid_network import (
+    REACH,
+    GridNetworkConfig,
+    frame_of,
+    planes_of,
+    spread,
+    vectors_to_depth,
+)
 from tokenshard.tokenizers.grid_split import GAINS, rest_of
 from tokenshard.tokenizers.networks import Network
 from tokenshard.tokenizers.trained import ConvConfig, Numerics, TrainedTokenizer
 
 
 class GridVQ(TrainedTokenizer, LatticeTokenizer):
-    """A trained tokenizer of grids. Where the gain of a patch is below the floor it has no shapes."""
+    """A trained tokenizer of grids. A patch has as many shapes as its gain has octaves, as those of `grid`."""
 
     kind = "grid-conv"
     modality = "grid"
@@ -93,7 +100,8 @@ class GridVQ(TrainedTokenizer, LatticeTokenizer):
             z = self._encoder(torch.from_numpy(planes.cells)[None].to(self.device))
         ids = self.quantizer.encode(z.float())[0].cpu().numpy()
         place = (slice(around, around + rows), slice(around, around + columns))
-        shapes = np.where(found.gains > 0, ids + 1, 0)
+        level = np.arange(len(ids))[:, None, None]
+        shapes = np.where(found.gains > level, ids + 1, 0)
         return Codes(found.there, found.means, found.gains, shapes).part(place)
 
     @torch.inference_mode()
@@ -102,8 +110,8 @@ class GridVQ(TrainedTokenizer, LatticeTokenizer):
         rows, columns = codes.there.shape
         whole = codes.surrounded(around)
         there, means, gains, shapes = whole.there, whole.means, whole.gains, whole.shapes
-        vectors = self.quantizer.vectors(torch.from_numpy(np.maximum(shapes - 1, 0))[None].to(self.device))
-        vectors = vectors * torch.from_numpy((shapes[:1] > 0).astype(np.float32)).to(self.device)
+        ids, depth = (torch.from_numpy(plane)[None].to(self.device) for plane in (shapes - 1, (shapes > 0).sum(0)))
+        vectors = vectors_to_depth(self.quantizer, ids.clamp_min(0), depth)
         frame = torch.from_numpy(frame_of(there, means, gains, self.floor))[None].to(self.device)
         with self._precision():
             drawn = self._decoder(torch.cat([vectors, frame], 1))

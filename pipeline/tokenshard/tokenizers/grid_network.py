@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tokenshard.quantizers.base import Quantizer
 from tokenshard.spec.base import Document
 from tokenshard.spec.grids import HALO
 from tokenshard.tokenizers import lapped
@@ -27,8 +28,9 @@ from tokenshard.tokenizers.tiling import reach
 
 PLANES = 3
 """Of cells that the encoder sees: what is left in gains, which cells are valid, the gain of the patch."""
-FRAME = 11
-"""Of patches that the decoder sees beside vectors: the means around in gains, which are there, gain, used or not."""
+FRAME, GAIN = 11, 9
+"""Of patches that the decoder sees beside vectors: the means around in gains, which are there, gain / 4 (at the place
+GAIN), used or not."""
 LARGEST_FRAME = 16.0
 MAX_PATCH = 16
 REACH = 64.0
@@ -120,6 +122,16 @@ class GridDecoder(nn.Sequential):
         assert last.bias is not None, "as `convolution` makes it"
         nn.init.zeros_(last.bias)
         self.register_buffer("surface", torch.zeros(8, config.downsample**2))
+
+
+def vectors_to_depth(quantizer: Quantizer, ids: Tensor, depth: Tensor) -> Tensor:
+    """float32 [B, dim, rows, columns] of the first levels of ids [B, L, rows, columns], so many as ``depth`` says."""
+    levels = ids.shape[1]
+    found = torch.zeros(len(ids), quantizer.dim, *ids.shape[2:], device=ids.device)
+    for count in range(1, levels + 1):
+        chosen = (depth == count) if count < levels else (depth >= levels)
+        found = torch.where(chosen[:, None], quantizer.vectors(ids[:, :count]), found)
+    return found
 
 
 class Planes(NamedTuple):

@@ -23,7 +23,7 @@ from tokenshard.sources.images.decoded import decoded_samples
 from tokenshard.spec.grids import GridSourceSpec
 from tokenshard.spec.train import TrainingGridsSpec, TrainingImagesSpec
 from tokenshard.tokenizers.grid_fit import fit_surface, floor_units, ids_of_means, own_step
-from tokenshard.tokenizers.grid_network import Frame, planes_of
+from tokenshard.tokenizers.grid_network import GAIN, Frame, planes_of
 from tokenshard.tokenizers.grid_split import rest_of
 from tokenshard.tokenizers.lapped import UNIT
 from tokenshard.training.images import apart
@@ -54,7 +54,12 @@ class FieldBatch(NamedTuple):
     @property
     def used(self) -> Tensor:
         """bool [B, rows, columns]: patches that have shapes."""
-        return self.frame[:, -1] > 0
+        return self.depth > 0
+
+    @property
+    def depth(self) -> Tensor:
+        """int64 [B, rows, columns]: the gain of a patch, which is how many shapes it may have."""
+        return (4 * self.frame[:, GAIN]).round().long()
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tokenshard.quantizers.base import Quantized
+from tokenshard.quantizers.base import Quantized, straight_through
 from tokenshard.spec.recipe import Losses
 from tokenshard.tokenizers.grid_conv import GridVQ
+from tokenshard.tokenizers.grid_network import vectors_to_depth
 from tokenshard.tokenizers.trained import TrainedTokenizer
 from tokenshard.training.fields import FieldBatch, FieldPool
 from tokenshard.training.learner import Learner, Reconstructed, laid_out
@@ -34,8 +35,10 @@ class GridLearner(Learner):
                 z = self.network.encoder(laid_out(batch.cells)).float()
                 gathered, place = used_first(z, batch.used)
                 quantized: Quantized = self.quantizer(gathered)
-                vectors = quantized.vectors.flatten(2).gather(2, place[:, None].expand(-1, z.shape[1], -1))
-                vectors = vectors.reshape(z.shape) * batch.used[:, None]
+                ids = quantized.ids.flatten(2).gather(2, place[:, None].expand(-1, quantized.ids.shape[1], -1))
+                ids = ids.reshape(len(z), -1, *z.shape[2:])
+                vectors = straight_through(z, vectors_to_depth(self.quantizer, ids, batch.depth))
+                vectors = vectors * batch.used[:, None]
             made = self.network.decoder(laid_out(torch.cat([vectors, batch.frame], 1)).requires_grad_())
         return Reconstructed(made.float(), quantized.loss, quantized.ids)
 

@@ -15,6 +15,7 @@ from torch import nn
 from tokenshard.errors import SpecError
 from tokenshard.quantizers.distributed import rank_and_world
 from tokenshard.quantizers.registry import trainable_quantizer
+from tokenshard.quantizers.rvq import RVQ
 from tokenshard.spec.job import TrainTokenizer
 from tokenshard.spec.train import FrozenEncoderSpec
 from tokenshard.store import Store
@@ -91,7 +92,9 @@ def recipe_of(spec: TrainTokenizer, encoder: nn.Module | None = None) -> Tokeniz
     if isinstance(recipe.network, GridNetworkConfig) and (recipe.losses.lpips or recipe.losses.gan):
         raise SpecError("recipe.losses: lpips and gan are of pictures; a network of grids learns from l1, l2, gradient")
     options = {"dim": recipe.network.dim, "seed": recipe.seed, **recipe.quantizer_options}
-    trainable_quantizer(recipe.quantizer, **options)
+    made = trainable_quantizer(recipe.quantizer, **options)
+    if isinstance(recipe.network, GridNetworkConfig) and len(made.levels) > 1 and not isinstance(made, RVQ):
+        raise SpecError(f"recipe.quantizer: patches of grids use first levels alone; {recipe.quantizer} has none")
     return recipe
 
 
