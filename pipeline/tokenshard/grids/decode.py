@@ -82,6 +82,12 @@ class GridDecoder:
         entry = self.entry
         if kind not in BANDS:
             raise SpecError(f"no band {kind!r}; there are: {', '.join(BANDS)}")
+        missing = {"width": "width_q", "shoalest": "shoalest", "source": "source", "tokens": "mean"}.get(kind, "stream")
+        if kind != "conformal" and self.bound != "none" and missing not in self.dataset.dataset.schema.names:
+            raise SpecError(
+                f"{self.dataset.dataset.store.root}: was rewritten without the column {missing!r}, which the band "
+                f"{kind!r} comes from"
+            )
         if kind == "conformal":
             self._check_conformal()
         elif self.bound == "none" and kind not in {"tokens", "width"}:
