@@ -141,6 +141,9 @@ def test_what_it_cannot_do_is_refused(trained: Path, grids: Path, tmp_path: Path
     with pytest.raises(ValueError, match="more than the 64 that tiles come with"):
         GridNetworkConfig.model_validate({**NETWORK, "decoder": deep})
     tokenizer = load_tokenizer(Store(trained))
+    assert isinstance(tokenizer, GridVQ)
+    with pytest.raises(SpecError, match="stand for no vectors"):
+        tokenizer.codebooks()
     for levels in ((256, 16), (256, 9, 17), (512, 16, 17)):
         with pytest.raises(FormatError, match="not those of a grid-conv tokenizer"):
             GridVQ.from_tensors(tokenizer.spec.model_copy(update={"levels": levels}), tokenizer.tensors())

@@ -88,6 +88,10 @@ class GridVQ(TrainedTokenizer, LatticeTokenizer):
     def _seen(self) -> tuple[int, int]:
         return self._network.seen
 
+    def codebooks(self) -> tuple[NDArray[np.float32], ...]:
+        """None are known: raises :class:`SpecError`."""
+        raise SpecError("ids of a grid-conv tokenizer are means and gains too, which stand for no vectors")
+
     @torch.inference_mode()
     def codes(self, field: NDArray[Any]) -> Codes:
         around, side = self._seen[0], self.patch[0]
