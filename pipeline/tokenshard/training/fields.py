@@ -23,7 +23,7 @@ from tokenshard.sources.images.decoded import decoded_samples
 from tokenshard.spec.grids import GridSourceSpec
 from tokenshard.spec.train import TrainingGridsSpec, TrainingImagesSpec
 from tokenshard.tokenizers.grid_fit import fit_surface, floor_units, ids_of_means, own_step
-from tokenshard.tokenizers.grid_network import GAIN, Frame, planes_of
+from tokenshard.tokenizers.grid_network import GAIN, Frame, Planes, planes_of
 from tokenshard.tokenizers.grid_split import rest_of
 from tokenshard.tokenizers.lapped import UNIT
 from tokenshard.training.images import apart
@@ -74,19 +74,25 @@ class Lattice:
 class FieldPool:
     """Fields float64 [height, width] in the unit of their grid (NaN: no value)."""
 
-    def __init__(self, fields: list[NDArray[np.float64]], lattice: Lattice, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        fields: list[NDArray[np.float64]],
+        lattice: Lattice,
+        device: str | torch.device = "cpu",
+        scale: float | None = None,
+    ) -> None:
         self.fields, self.lattice, self._device = fields, lattice, torch.device(device)
         sizes = np.array([np.isfinite(field).sum() for field in fields], np.float64)
         self._shares = np.cumsum(sizes / sizes.sum())
-        self.scale = float(np.mean([self._planes(field).scale.mean() for field in fields]))
-        """the mean scale of the decoder, 1 / 64 steps"""
+        self.scale = scale or float(np.mean([self._planes(field).scale.mean() for field in fields]))
+        """the mean scale of the decoder, 1 / 64 steps; found where it is not given"""
 
     def __len__(self) -> int:
         return len(self.fields)
 
     def to(self, device: str | torch.device) -> FieldPool:
         """The same pool, which gives its crops to a device."""
-        return FieldPool(self.fields, self.lattice, device)
+        return FieldPool(self.fields, self.lattice, device, self.scale)
 
     def checksum(self) -> int:
         """A number that differs where fields do."""
@@ -108,11 +114,11 @@ class FieldPool:
     def batch(self, crops: list[NDArray[np.float64]]) -> FieldBatch:
         """Fields of one size as a batch on the device."""
         planes = [self._planes(crop) for crop in crops]
-        scale, rest = (np.stack([one[number] for one in planes])[:, None] / self.scale for number in (2, 3))
-        arrays = np.stack([one.cells for one in planes]), np.stack([one.frame for one in planes]), scale, rest
+        cells, frame, scale, rest = (np.stack(part) for part in zip(*planes, strict=True))
+        arrays = cells, frame, scale[:, None] / self.scale, rest[:, None] / self.scale
         return FieldBatch(*(torch.from_numpy(array.astype(np.float32)).to(self._device) for array in arrays))
 
-    def _planes(self, field: NDArray[np.float64]) -> Any:
+    def _planes(self, field: NDArray[np.float64]) -> Planes:
         found = rest_of(field / self.lattice.frame.step, self._patch, self.lattice.surface, self.lattice.frame.floor)
         return planes_of(found, self._patch, self.lattice.frame.floor)
 
