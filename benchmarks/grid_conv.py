@@ -1,6 +1,6 @@
 """A tokenizer of grids with a trained network beside those that are fitted in a second, at about the same rates.
 
-    python benchmarks/grid_conv.py --data FOLDER [--steps 900] [--out FOLDER]
+    python benchmarks/grid_conv.py --data FOLDER [--steps 3000] [--out FOLDER]
 
 `tokenizer train` on the regions and with the bits of grid_tokens.py (which see): codes of all levels under tables
 fitted on the training regions. Fitted tokenizers stand beside it at the step and floor of the networks. All figures are
@@ -76,7 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the grids")
     parser.add_argument("--out", type=Path, help="folder for tokenizers, kept")
-    parser.add_argument("--steps", type=int, default=900, help="of training")
+    parser.add_argument("--steps", type=int, default=3000, help="of training")
     parser.add_argument("--only", help="networks whose name contains this")
     options = parser.parse_args()
     grids = regions(options.data)
