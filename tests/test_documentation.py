@@ -108,7 +108,10 @@ def test_the_job_specs_of_jobs_run_on_small_data(place: Path, monkeypatch: pytes
     sources |= {"train-clips": "video-tokens/"}
     sources |= {"train-classifier": "labelled/", "train-mtm": "labelled/", "train-adapt": "labelled/"}
     run("convert", "grids", str(grid), "depths/", "--levels", "1,2", "--quiet")
-    sources["train-grid-sr"] = "depths/"
+    (place / "two").mkdir()
+    for name in ("a", "b"):
+        (place / "two" / f"{name}.asc").write_bytes(grid.read_bytes())
+    sources |= {"train-grid-sr": "depths/", "train-grid-tokenizer": "two/"}
     for spec in sorted((ROOT / "jobs").glob("*.yaml")):
         job = load_job(spec)
         if job.kind.startswith("train-"):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from grids.converting import convert_grids, decoder
+from integration.command import command_here
 from sources.grids.making import terrain, write_netcdf
-from tokenshard.errors import FormatError
+from tokenshard.errors import FormatError, SpecError
 from tokenshard.grids.bounded import decode_tile, encode_tile
 from tokenshard.grids.bounded.stream import GUIDED, VERSION
 from tokenshard.shards.verify import verify
@@ -44,6 +45,37 @@ def test_a_useless_guide_costs_nothing() -> None:
 def test_uncertainty_ladders_and_bit_patterns_follow_no_guide() -> None:
     assert encode_tile(FIELD.astype(np.float32), "tvu:1a,0.5", guide=NEAR).stream[0] == VERSION
     assert encode_tile(FIELD, "lossless", guide=NEAR).stream[0] == VERSION
+
+
+def test_a_guided_dataset_is_rewritten_with_its_ids_as_they_are(tmp_path: Path) -> None:
+    """Another codec leaves cells as they were; ids that cells were coded with cannot be changed under them."""
+    values = np.rint(terrain(64, 96, 3)).astype(np.int16)
+    write_netcdf(tmp_path / "a.nc", values, np.linspace(10, 20, 96), np.linspace(30, 38, 64))
+    job = {"tokenizer": "grid:8x8,k=64,step=8", "guided": True}
+    convert_grids(tmp_path / "a.nc", tmp_path / "o", "abs:5", tile=32, levels=(1, 2), job=job)
+    before = [band_of(tmp_path / "o", level) for level in (1, 2)]
+    for name, words in {"zstd": ["--codec", "zstd"], "used": ["--used-codes"]}.items():
+        done = command_here("transcode", str(tmp_path / "o"), str(tmp_path / name), *words)
+        assert done.returncode == 0, done.stderr
+        streams = decoder(tmp_path / name).dataset.dataset.table(["stream"])["stream"].to_pylist()
+        assert any(stream[0] == GUIDED for stream in streams)
+        assert verify(Store(tmp_path / name), deep=True).ok
+        for level, found in enumerate(before, 1):
+            assert np.array_equal(band_of(tmp_path / name, level), found)
+    for words in (["--levels", "2"], ["--codebook-size", "16"]):
+        done = command_here("transcode", str(tmp_path / "o"), str(tmp_path / "fewer"), *words)
+        assert done.returncode != 0
+        assert "belong to its ids as they are" in done.stderr
+    done = command_here("transcode", str(tmp_path / "o"), str(tmp_path / "bare"), "--drop", "stream")
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(SpecError, match="rewritten without the column 'stream'"):
+        band_of(tmp_path / "bare", 1)
+
+
+def band_of(out: Path, level: int) -> np.ndarray:
+    found = decoder(out, level=level)
+    (cells,) = found.read(found.reference.whole, found.bands(["elevation"]))
+    return cells
 
 
 def test_another_guide_is_told_apart() -> None:

@@ -20,7 +20,7 @@ from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.job import JOB_KINDS, ConvertImages, build_job, parse_job
 
 JOBS = Path(__file__).parents[2] / "jobs"
-OTHER_USES = {"train-clips": "train-classifier"}
+OTHER_USES = {"train-clips": "train-classifier", "train-grid-tokenizer": "train-tokenizer"}
 """Ready jobs that are not named after their kind."""
 SPEC = """\
 kind: convert-images

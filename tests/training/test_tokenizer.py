@@ -272,7 +272,7 @@ def test_eval_measures_a_tokenizer_and_list_names_what_there_is(folder: Path) ->
         (["nowhere/", "OUT"], "nowhere"),
         (
             ["photos", "OUT", "--network", "f9"],
-            "--network f9: .*use one of f8, f16, f4, patch-f8, f4x8x8, vqgan-f16, or a JSON file",
+            "--network f9: .*use one of f8, f16, f4, patch-f8, f4x8x8, grid-f8, vqgan-f16, or a JSON file",
         ),
         (["photos", "OUT", "--quantizer", "vqq"], "unknown quantizer 'vqq'"),
         (["photos", "OUT", "--crop", "20"], ": recipe: crop 20 is not a multiple of 8"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tokenshard.cli import grid_plot, grid_uncertainty
+from tokenshard.cli import grid_fill, grid_plot, grid_uncertainty, grid_upscale
 from tokenshard.cli.grid import grid
 
-COMMANDS = (grid_uncertainty, grid_plot)
+COMMANDS = (grid_uncertainty, grid_plot, grid_upscale, grid_fill)
 """Importing them adds their commands."""
 
 __all__ = ["COMMANDS", "grid"]

@@ -15,7 +15,7 @@ from tokenshard.cli.options import json_option, print_json, print_table, storage
 @click.argument("src", nargs=-1, required=True)
 @click.argument("out")
 @click.option("--recipe", metavar="FILE", help="JSON recipe, as written to training/recipe.json; options change it.")
-@click.option("--network", help="f4, f8, f16, patch-f8, f4x8x8, vqgan-f16, or a JSON file. [default: f8]")
+@click.option("--network", help="f4, f8, f16, patch-f8, f4x8x8, grid-f8, vqgan-f16, or a JSON file. [default: f8]")
 @click.option("--encoder", metavar="NAME", help="Train around it: MODULE:FUNCTION or a transformers folder. It is run.")
 @click.option("--reweight", is_flag=True, help="Components of the encoder's features count by their variance.")
 @click.option("--quantizer", help="Name of the quantizer. [default: vq]")
@@ -27,6 +27,9 @@ from tokenshard.cli.options import json_option, print_json, print_table, storage
 @click.option("--frames", type=click.IntRange(1), help="Of a clip, for networks of clips. [default: 9]")
 @click.option("--fps", type=click.FloatRange(0, min_open=True), help="SRC are videos; frames a second. [default: 8]")
 @click.option("--clip-seconds", type=click.FloatRange(0, min_open=True), help="SRC are videos, held in such clips.")
+@click.option("--variable", help="SRC are grids: the variable or band with the values. [default: found out]")
+@click.option("--step", type=click.FloatRange(0, min_open=True), help="SRC are grids: resolution of means of patches.")
+@click.option("--floor", type=click.FloatRange(0, min_open=True), help="SRC are grids: least relief that has codes.")
 @click.option("--batch", type=click.IntRange(1), help="Crops a step, of all workers together. [default: 64]")
 @click.option("--steps", type=click.IntRange(1), help="[default: 20000]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Highest learning rate. [default: 0.001]")
@@ -59,17 +62,19 @@ from tokenshard.cli.options import json_option, print_json, print_table, storage
 @storage_option
 @json_option
 def train(src: tuple[str, ...], out: str, as_json: bool, **values: Any) -> None:
-    """Train a tokenizer on raw images or videos and save it.
+    """Train a tokenizer on raw images, videos or grids and save it.
 
     SRC is one or more folders, tars, manifests or URLs of images (see `convert images`), or of videos, where the
-    network is one of clips (f4x8x8), or where --fps says how many frames are taken. OUT is a folder or URL that
-    gets the tokenizer, and below `training/` metrics and sample pictures. Run the same command again to resume.
+    network is one of clips (f4x8x8), or where --fps says how many frames are taken, or of grids (see `convert
+    grids`), where it is one of grids (grid-f8). OUT is a folder or URL that gets the tokenizer, and below `training/`
+    metrics and sample pictures. Run the same command again to resume.
 
     \b
     Example:
       tokenshard tokenizer train photos/ my-tokenizer/ --steps 5000
       tokenshard tokenizer train photos/ my-tokenizer/ --device cuda --precision bf16 --compile --batch 128
       tokenshard tokenizer train clips/ my-tokenizer/ --network f4x8x8 --fps 8 --batch 16
+      tokenshard tokenizer train etopo/ my-tokenizer/ --network grid-f8 --l1 1 --l2 0 --gradient 0.5
       tokenshard tokenizer train s3://bucket/photos/ s3://bucket/mine/ --workers 8 --gpus 1 --address auto
       tokenshard convert images photos/ tokens/ --tokenizer my-tokenizer/
     """
@@ -84,7 +89,8 @@ def train(src: tuple[str, ...], out: str, as_json: bool, **values: Any) -> None:
     if values["encoder"] is not None:
         around = {"name": values["encoder"], "dim": values["dim"], "reweight": values["reweight"]}
     clips = {name: values[name] for name in ("fps", "clip_seconds") if values[name] is not None}
-    source["clips"] = clips or None
+    grids = {name: values[name] for name in ("variable", "step", "floor") if values[name] is not None}
+    source |= {"clips": clips or None, "grids": grids or None}
     fields = {
         "recipe": _recipe(values),
         "encoder": around,

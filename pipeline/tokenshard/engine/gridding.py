@@ -21,7 +21,7 @@ from tokenshard.sources.grids.tiles import GridTile, inner
 from tokenshard.spec.job import ConvertGrids
 from tokenshard.spec.manifest import TokenizerEntry
 from tokenshard.store import Store
-from tokenshard.tokenizers.grid import Codes, GridTokenizer
+from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer
 
 
 class Gridding(Encoding):
@@ -37,7 +37,15 @@ class Gridding(Encoding):
     def fit(self, windows: Sequence[Window], output: Store, inputs: int) -> tuple[TokenizerEntry, TileTokens]:
         fields = [replace(window, sample=_with_field(cast(GridTile, window.sample))) for window in windows]
         entry, encoder = self._tokenizing.fit(fields, output, inputs)
-        return entry, TileTokens(cast(GridTokenizer, encoder.tokenizer), tuple(encoder.tables))
+        tokenizer = encoder.tokenizer
+        if not isinstance(tokenizer, LatticeTokenizer):
+            raise SpecError(f"tokenizers of kind {tokenizer.spec.kind} have no lattice of patches, as grids need")
+        if self._guided and tokenizer.spec.numerics != "integer":
+            raise SpecError(
+                f"--guided needs tokens that decode to the same cells everywhere; those of kind {tokenizer.spec.kind} "
+                "do not: leave it out, or take a `grid` tokenizer"
+            )
+        return entry, TileTokens(tokenizer, tuple(encoder.tables))
 
     def layout(self, tokenizer: TokenizerEntry, output: Store) -> CodeLayout:
         layout = self._tokenizing.layout(tokenizer, output)
@@ -50,7 +58,7 @@ class Gridding(Encoding):
         return replace(layout, made=MADE, streams=STREAMS, preprocess=preprocess)
 
     def load(self, pilot: PilotResult, output: Store) -> TileEncoder:
-        tokenizer = cast(GridTokenizer, self._tokenizing.load(pilot, output).tokenizer)
+        tokenizer = cast(LatticeTokenizer, self._tokenizing.load(pilot, output).tokenizer)
         return TileEncoder(tokenizer, bound=self._bound, guided=self._guided)
 
 
@@ -64,7 +72,7 @@ def _with_field(tile: GridTile) -> Sample:
 class TileTokens:
     """Makes the tokens of tiles, and nothing else."""
 
-    tokenizer: GridTokenizer
+    tokenizer: LatticeTokenizer
     tables: Sequence[bytes] = ()
 
     def encode(self, samples: Sequence[Sample]) -> Sequence[Encoded]:
@@ -74,9 +82,9 @@ class TileTokens:
         """Ids [levels, rows, columns] of a tile, where it lies, and codes of the tile with the patches around it."""
         values = physical(tile.data, tile.grid.elevation)
         normal = normal_of(inner(values, tile.tile), tile.core_valid, self.tokenizer.step)
-        cells, there = seen_cells(tile, values, self.tokenizer.patch)
+        cells, there = seen_cells(tile, values, self.tokenizer)
         codes = self.tokenizer.codes(normalised(cells, there, normal))
-        own = inside(*self.tokenizer.grid(tile.tile.height, tile.tile.width))
+        own = inside(self.tokenizer.ring, *self.tokenizer.grid(tile.tile.height, tile.tile.width))
         ids = self.tokenizer.ids(codes.part(own))
         codes.means[own] = self.tokenizer.codes_of(ids).means
         return ids, normal, codes

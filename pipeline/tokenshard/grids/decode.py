@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from tokenshard.sources.grids.opened import valid_cells
 from tokenshard.sources.grids.tiles import Tile, fill_of, level_size
 from tokenshard.spec.grids import GridEntry, LayerEntry
 from tokenshard.tokenizers.folder import load_tokenizer
-from tokenshard.tokenizers.grid import Codes, GridTokenizer
+from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer
 
 BANDS = ("elevation", "shoalest", "lower", "upper", "uncertainty", "source", "tokens", "width", "conformal")
 """What can be decoded. elevation, shoalest, source: stored values; others: in the unit of the grid, float32."""
@@ -63,6 +63,11 @@ class GridDecoder:
         self._recent: dict[tuple[int, int], tuple[NDArray[Any], NDArray[np.bool_]]] = {}
         self._around: dict[tuple[int, int], tuple[NDArray[Any], float] | None] = {}
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a file with its bands says of them."""
+        return {"tokenshard_bound": self.bound, "tokenshard_level": self.level}
+
     def bands(self, kinds: Sequence[str] | None) -> tuple[Band, ...]:
         """The bands asked for; by default the values and what the source has beside them.
 
@@ -77,6 +82,12 @@ class GridDecoder:
         entry = self.entry
         if kind not in BANDS:
             raise SpecError(f"no band {kind!r}; there are: {', '.join(BANDS)}")
+        missing = {"width": "width_q", "shoalest": "shoalest", "source": "source", "tokens": "mean"}.get(kind, "stream")
+        if kind != "conformal" and self.bound != "none" and missing not in self.dataset.dataset.schema.names:
+            raise SpecError(
+                f"{self.dataset.dataset.store.root}: was rewritten without the column {missing!r}, which the band "
+                f"{kind!r} comes from"
+            )
         if kind == "conformal":
             self._check_conformal()
         elif self.bound == "none" and kind not in {"tokens", "width"}:
@@ -244,10 +255,10 @@ class GridDecoder:
         return np.where(there, width, np.nan)
 
     @cached_property
-    def _tokenizer(self) -> GridTokenizer:
+    def _tokenizer(self) -> LatticeTokenizer:
         dataset = self.dataset.dataset
         found = load_tokenizer(dataset.store, f"tokenizer/{dataset.manifest.tokenizer.fingerprint}")
-        if not isinstance(found, GridTokenizer):
+        if not isinstance(found, LatticeTokenizer):
             raise SpecError(f"{dataset.store.root}: its tokens are of kind {found.spec.kind}: they decode to no grid")
         return found
 

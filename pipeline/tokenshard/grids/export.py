@@ -81,7 +81,7 @@ def export_grid(
         width=width,
         bands=tuple(band.kind for band in bands),
         dtype=np.result_type(*(np.dtype(band.dtype) for band in bands)).name,
-        bound=decoder.bound,
+        bound=str(decoder.facts["tokenshard_bound"]),
         max_error=decoder.max_error(window),
         bytes=size,
     )

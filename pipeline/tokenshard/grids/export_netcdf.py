@@ -105,7 +105,7 @@ def _put_variable(
         own.pop(stale, None)
     kind = np.dtype(band.dtype)
     if layer is None:
-        fill = kind.type(np.nan)
+        fill = kind.type(np.nan) if kind.kind == "f" else None
     elif layer.fills and fill is None and "missing_value" not in own and entry.form not in {"netcdf3", "netcdf4"}:
         fill = kind.type(plain_number(layer.fills[0]))
     chunks = tuple(min(CHUNK, size) for size in window.shape)
@@ -126,19 +126,20 @@ def _put_variable(
 def _known(band: Band, entry: GridEntry) -> dict[str, Any]:
     """What CF wants to know of a band, as far as the source's attributes do not say it."""
     found: dict[str, Any] = {}
-    if entry.units and band.kind != "source":
+    if entry.units and band.kind not in {"source", "tid"}:
         found["units"] = entry.units
     if band.kind in {"elevation", "shoalest", "lower", "upper", "tokens"}:
         found["positive"] = entry.positive
     if band.kind != "elevation":
         name = entry.elevation.name
         said = {"uncertainty": f"uncertainty of {name} (95 %)", "source": f"source of {name}"}
+        said["tid"] = f"type identifier of {name}: 41 interpolated, 70 not told"
         found["long_name"] = said.get(band.kind, f"{name}, {band.kind}")
     return found
 
 
 def _own(decoder: GridDecoder) -> Mapping[str, Any]:
-    found: dict[str, Any] = {"tokenshard_bound": decoder.bound, "tokenshard_level": np.int32(decoder.level)}
+    found = {name: np.int32(fact) if isinstance(fact, int) else fact for name, fact in decoder.facts.items()}
     if decoder.entry.vertical_datum:
         found["vertical_datum"] = decoder.entry.vertical_datum
     return found

@@ -121,12 +121,12 @@ def _tags(decoder: GridDecoder) -> dict[str, str]:
     entry = decoder.entry
     own = {name: str(value) for name, value in attribute_values(entry.attributes).items() if name not in _RESERVED}
     own["AREA_OR_POINT"] = "Point" if entry.registration == "gridline" else "Area"
-    return {**own, "tokenshard_bound": decoder.bound, "tokenshard_level": str(decoder.level)}
+    return {**own, **{name: str(value) for name, value in decoder.facts.items()}}
 
 
 def _describe(file: Any, number: int, band: Band, units: str | None) -> None:
     file.set_band_description(number, band.name)
-    if units:
+    if units and band.kind != "tid":
         file.set_band_unit(number, units)
     if band.layer is not None:
         scales, offsets = list(file.scales), list(file.offsets)

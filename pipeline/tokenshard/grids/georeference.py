@@ -64,6 +64,8 @@ class Georeference:
 
     def __init__(self, grid: StoredGrid, level: int) -> None:
         self.entry, self.level = grid.entry, level
+        self.cell_size: float = level
+        """cells of the grid that a cell covers along an axis"""
         self.height = level_size(grid.entry.height, level)
         self.width = level_size(grid.entry.width, level)
         period = grid.entry.period
@@ -84,8 +86,8 @@ class Georeference:
         if self.entry.affine is None:
             return None
         a, b, c, d, e, f = self.entry.affine
-        column, row = window.columns.start * self.level, window.rows.start * self.level
-        step = self.level
+        step = self.cell_size
+        column, row = window.columns.start * step, window.rows.start * step
         return (a * step, b * step, c + a * column + b * row, d * step, e * step, f + d * column + e * row)
 
     def window(self, box: Box) -> Window:

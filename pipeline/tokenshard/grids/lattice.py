@@ -1,7 +1,7 @@
 """The lattice of patches that all tiles of a level share, and what of it lies around a tile.
 
-Tokens depend on RING patches around a tile, never on how a grid is cut. Around the earth patches meet where a full turn
-is a whole number of them; elsewhere, and at poles and edges, a tile has no neighbours.
+Tokens depend on a ring of patches around a tile, never on how a grid is cut. Around the earth patches meet where a full
+turn is a whole number of them; elsewhere, and at poles and edges, a tile has no neighbours.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.grids.normalise import Normal, restored
-from tokenshard.sources.grids.tiles import HALO, GridTile, Tile, level_size
-from tokenshard.spec.grids import GridEntry
-from tokenshard.tokenizers.grid import Codes, GridTokenizer
-from tokenshard.tokenizers.lapped import RING
+from tokenshard.sources.grids.tiles import GridTile, Tile, level_size
+from tokenshard.spec.grids import HALO, GridEntry
+from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer
 
 CodesOf = Callable[[int, int], Codes | None]
 """Codes of the tile of a row and column of tiles, means in steps from zero on; None where there is none."""
@@ -57,20 +56,21 @@ class Lattice:
         return np.where((places >= 0) & (places < self.rows), places, -1)
 
 
-def inside(rows: int, columns: int) -> Place:
+def inside(ring: int, rows: int, columns: int) -> Place:
     """Of an array of patches with its ring, the tile itself."""
-    return slice(RING, RING + rows), slice(RING, RING + columns)
+    return slice(ring, ring + rows), slice(ring, ring + columns)
 
 
 def seen_cells(
-    tile: GridTile, values: NDArray[np.float64], patch: tuple[int, int]
+    tile: GridTile, values: NDArray[np.float64], tokenizer: LatticeTokenizer
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Cells of a tile in whole patches with a ring of patches around, and which of them are valid cells of the grid.
 
     ``values``: what the tile with its halo holds, in the unit of the grid.
     """
+    patch = tokenizer.patch
     place, lattice = tile.tile, Lattice.of(tile.grid, tile.tile.level, patch)
-    sides, ring = (place.height, place.width), tuple(RING * side for side in patch)
+    sides, ring = (place.height, place.width), tuple(tokenizer.ring * side for side in patch)
     shape = tuple(-(-side // step) * step + 2 * around for side, step, around in zip(sides, patch, ring, strict=True))
     found, there = np.zeros(shape), np.zeros(shape, np.bool_)
     take = tuple(slice(HALO - around, HALO + side + around) for side, around in zip(sides, ring, strict=True))
@@ -88,22 +88,22 @@ def seen_cells(
 
 
 def own_cells(
-    tokenizer: GridTokenizer, ids: NDArray[np.integer[Any]], normal: Normal, shape: tuple[int, ...]
+    tokenizer: LatticeTokenizer, ids: NDArray[np.integer[Any]], normal: Normal, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """What the ids of a tile alone decode to, without those around it: so that a row decodes by itself."""
     return restored(tokenizer.decode(ids[None], (shape[0], shape[1]))[0], normal)
 
 
-def seen_codes(tokenizer: GridTokenizer, lattice: Lattice, tile: Tile, side: int, codes_of: CodesOf) -> Codes:
+def seen_codes(tokenizer: LatticeTokenizer, lattice: Lattice, tile: Tile, side: int, codes_of: CodesOf) -> Codes:
     """Codes of a tile and of the ring around it, put together from tiles of ``side`` cells."""
-    patch = tokenizer.patch
-    rows, columns = -(-tile.height // patch[0]), -(-tile.width // patch[1])
-    down = lattice.down(tile.y0 // patch[0] - RING, rows + 2 * RING)
-    across = lattice.across(tile.x0 // patch[1] - RING, columns + 2 * RING)
+    patch, ring = tokenizer.patch, tokenizer.ring
+    rows, columns = tokenizer.grid(tile.height, tile.width)
+    down = lattice.down(tile.y0 // patch[0] - ring, rows + 2 * ring)
+    across = lattice.across(tile.x0 // patch[1] - ring, columns + 2 * ring)
     shape = (len(down), len(across))
     there, means = np.zeros(shape, np.bool_), np.zeros(shape)
     gains = np.zeros(shape, np.int64)
-    shapes = np.zeros((len(tokenizer.codewords), *shape), np.int64)
+    shapes = np.zeros((tokenizer.codebooks_of_shapes, *shape), np.int64)
     in_rows, in_columns = side // patch[0], side // patch[1]
     for row in np.unique(down[down >= 0] // in_rows):
         for column in np.unique(across[across >= 0] // in_columns):

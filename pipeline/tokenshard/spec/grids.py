@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from tokenshard.spec.base import SourceSpec, StoredDocument, digest
 
+HALO = 64
+"""Cells of the neighbourhood that come with a tile."""
 Factor = Annotated[int, Field(ge=1, le=64)]
 TVU_ORDERS = {
     "exclusive": (0.15, 0.0075),

@@ -10,7 +10,7 @@ from tokenshard.spec.base import Document
 
 
 class Losses(Document):
-    """Weights of the terms of the loss; pixels are in [-1, 1]."""
+    """Weights of the terms of the loss. Pixels are in [-1, 1], errors of grids in the mean relief within patches."""
 
     l1: float = Field(default=0.2, ge=0)
     l2: float = Field(default=1.0, ge=0)
@@ -36,7 +36,8 @@ class RecipeFields(Document):
     losses: Losses = Losses()
     crop: int = Field(default=128, ge=8, le=4096, description="side of the square crops, in pixels")
     scale: tuple[float, float] = Field(
-        default=(0.6, 1.6), description="pixels of the image a pixel of a crop covers along an axis: from, to"
+        default=(0.6, 1.6),
+        description="pixels of the image a pixel of a crop covers along an axis: from, to; of grids: 1",
     )
     frames: int = Field(default=9, ge=1, le=1024, description="of the clips that a temporal network learns from")
     batch: int = Field(default=64, ge=1, description="crops a step, over all workers together")

@@ -17,6 +17,19 @@ class TrainingClipsSpec(Document):
     )
 
 
+class TrainingGridsSpec(Document):
+    """The source holds grids, as `convert grids` takes them; a network of grids learns from their cells."""
+
+    variable: str | None = Field(default=None, description="variable or band with the values; default: found out")
+    level: int = Field(default=1, ge=1, le=64, description="the grid itself, or means of so many cells a side")
+    step: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="of means, in the unit of the grid; default: of the relief"
+    )
+    floor: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="least relief of a patch that has shapes; default: 2 steps"
+    )
+
+
 class TrainingImagesSpec(ImageSourceSpec):
     """Raw images, or clips of videos, that are decoded once and held in memory."""
 
@@ -28,6 +41,9 @@ class TrainingImagesSpec(ImageSourceSpec):
     )
     clips: TrainingClipsSpec | None = Field(
         default=None, description="learn from videos; default: only where the network is temporal"
+    )
+    grids: TrainingGridsSpec | None = Field(
+        default=None, description="how grids are read; default: only where the network is one of grids"
     )
     memory: ByteSize = Field(default=ByteSize(8_000_000_000), ge=1, description="most decoded pixels held, a worker")
 

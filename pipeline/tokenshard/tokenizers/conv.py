@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tokenshard.errors import FormatError, InputError
 from tokenshard.tokenizers.causal_network import CausalConfig
 from tokenshard.tokenizers.conv_network import to_signed, to_uint8, to_unit
+from tokenshard.tokenizers.grid_network import GridNetworkConfig
 from tokenshard.tokenizers.networks import Network
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.tiling import Span, reach, spans
@@ -59,6 +60,8 @@ class ConvVQ(TrainedTokenizer):
     def cells(cls, network: Network) -> tuple[int, ...]:
         if isinstance(network, CausalConfig):
             raise FormatError("config.network: a causal network is one of clips, of a tokenizer of kind 'video'")
+        if isinstance(network, GridNetworkConfig):
+            raise FormatError("config.network: is one of grids, of a tokenizer of kind 'grid-conv'")
         return network.downsample, network.downsample
 
     def with_part(self, part: Literal["encoder", "decoder"], module: nn.Module) -> ConvVQ:

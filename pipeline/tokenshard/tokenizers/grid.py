@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from tokenshard.errors import FormatError, InputError, SpecError
+from tokenshard.errors import FormatError, SpecError
 from tokenshard.spec.base import StoredDocument
 from tokenshard.spec.tokenizer import TokenizerSpec
 from tokenshard.tokenizers import lapped
-from tokenshard.tokenizers.grid_fit import fit_grid, own_step
+from tokenshard.tokenizers.grid_codes import MAX_MEANS, Codes, LatticeTokenizer
+from tokenshard.tokenizers.grid_fit import MAX_FLOOR, fit_grid, floor_units, ids_of_means, own_step
 from tokenshard.tokenizers.grid_split import (
     GAINS,
     REACH,
@@ -39,10 +39,8 @@ from tokenshard.tokenizers.grid_split import (
 from tokenshard.tokenizers.nearest import build_tree, nearest
 from tokenshard.tokenizers.weights import check_tensors, weights_sha256, weights_to_bytes
 
-MAX_MEANS = 1 << 16
 MAX_CODES = 1 << 14
 MAX_SIDE = 16
-MAX_FLOOR = 1 << 16
 MAX_LEVELS = 8
 
 
@@ -56,25 +54,7 @@ class GridConfig(StoredDocument):
     codebooks: int = Field(ge=1, le=MAX_LEVELS, description="codebooks of shapes")
 
 
-@dataclass(frozen=True)
-class Codes:
-    """What ids stand for, on a lattice of patches."""
-
-    there: NDArray[np.bool_]
-    """[rows, columns]: patches that have a value"""
-    means: NDArray[np.float64]
-    """[rows, columns], whole numbers of steps, of any size"""
-    gains: NDArray[np.int64]
-    """[rows, columns]"""
-    shapes: NDArray[np.int64]
-    """[codebooks, rows, columns]; 0: none"""
-
-    def part(self, place: tuple[slice, slice]) -> Codes:
-        """Those of a part of the lattice."""
-        return Codes(self.there[place], self.means[place], self.gains[place], self.shapes[(slice(None), *place)])
-
-
-class GridTokenizer:
+class GridTokenizer(LatticeTokenizer):
     """Ids of a patch: mean, gain, and a shape from each codebook.
 
     axes: float32 [r, d], orthonormal PCA axes of shapes, d = cells of a patch
@@ -82,6 +62,8 @@ class GridTokenizer:
     surface: int32 [8, d], window: int32 [cells of a patch and its margin, d], the maps of :mod:`.lapped`
     means: ids of means
     """
+
+    ring = lapped.RING
 
     def __init__(
         self,
@@ -96,6 +78,7 @@ class GridTokenizer:
     ) -> None:
         self.axes, self.codewords, self.surface, self.window = axes, codewords, surface, window
         self.patch, self.step, self.floor, self.means = patch, step, floor, means
+        self.codebooks_of_shapes = len(codewords)
         self._axes = np.rint(axes.astype(np.float64) * SCALE)
         whole = np.rint(codewords.astype(np.float64) * SCALE)
         reach = float(REACH) * np.sqrt(len(axes))
@@ -130,9 +113,9 @@ class GridTokenizer:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SpecError(f"{name} must be a positive number in the unit of the grid, not {value}")
         step = step or own_step(images, (height, width))
-        units = max(1, min(round((2.0 if floor is None else floor / step) * lapped.UNIT), MAX_FLOOR))
+        units = floor_units(step, floor)
         found = fit_grid(images, seed, (height, width), k, codebooks, step, units)
-        means = min(1 << max(8, math.ceil(math.log2(4 * found.widest + 2))), MAX_MEANS)
+        means = ids_of_means(found.widest)
         return cls(found.axes, found.codewords, found.surface, found.window, (height, width), step, units, means)
 
     @classmethod
@@ -194,32 +177,6 @@ class GridTokenizer:
             weights_sha256=weights_sha256(weights_to_bytes(self.tensors())),
         )
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens of a field of that size."""
-        return -(-height // self.patch[0]), -(-width // self.patch[1])
-
-    def encode(self, images: NDArray[Any]) -> NDArray[np.uint16]:
-        """Fields float [B, height, width] in steps (NaN: no value) -> uint16 [B, 2 + codebooks, rows, columns].
-
-        Raises :class:`InputError` on other arrays.
-        """
-        if images.ndim != 3 or images.dtype.kind != "f" or 0 in images.shape[1:]:
-            raise InputError(f"expected fields float [batch, height, width], not {images.dtype} {list(images.shape)}")
-        return np.stack([self.ids(self.codes(field)) for field in images])
-
-    def decode(self, codes: NDArray[Any], size: tuple[int, int] | None = None) -> NDArray[Any]:
-        """Ids [B, 2 + codebooks, rows, columns] -> float64 [B, height, width] in steps, NaN where a patch has no value.
-
-        As if nothing lay around each field. Raises :class:`FormatError` on ids out of range or a size the grid cannot
-        have come from.
-        """
-        height, width = size or (codes.shape[2] * self.patch[0], codes.shape[3] * self.patch[1])
-        if self.grid(height, width) != codes.shape[2:]:
-            raise FormatError(f"a grid of {codes.shape[2:]} patches of {self.patch} is not {height}x{width} cells")
-        return np.stack([self.field(self.codes_of(ids))[:height, :width] for ids in codes])
-
-    # -- ids and what they stand for ----------------------------------------------------------------------------------
-
     def codes(self, field: NDArray[Any]) -> Codes:
         """The codes of a field float [height, width] in steps; what the last patches lack has no value."""
         parts: Split = split(field, self.patch, self.surface, self.floor)
@@ -233,20 +190,6 @@ class GridTokenizer:
             rest = rest - book[shapes[level]]
         return Codes(parts.there, parts.means, parts.gains, shapes)
 
-    def ids(self, codes: Codes) -> NDArray[np.uint16]:
-        """Codes as ids [2 + codebooks, rows, columns]. Means out of reach become the last ones within."""
-        means = np.where(codes.there, np.clip(codes.means + self.means // 2, 1, self.means - 1), 0)
-        return np.concatenate([means[None], codes.gains[None], codes.shapes]).astype(np.uint16)
-
-    def codes_of(self, ids: NDArray[Any]) -> Codes:
-        """The inverse of :meth:`ids`. Raises :class:`FormatError` on ids out of range."""
-        limits = np.array(self.spec.levels)[:, None, None]
-        if len(ids) != len(limits) or (ids.size and not ((ids >= 0) & (ids < limits)).all()):
-            raise FormatError(f"ids of {len(ids)} levels do not fit a grid tokenizer of {list(self.spec.levels)}")
-        whole = ids.astype(np.int64)
-        there = whole[0] > 0
-        return Codes(there, np.where(there, whole[0] - self.means // 2, 0).astype(np.float64), whole[1], whole[2:])
-
     def field(self, codes: Codes) -> NDArray[np.float64]:
         """The cells of a lattice of codes [rows h, columns w] in steps, NaN where a patch has no value."""
         cells = lapped.surfaces(codes.means, codes.there, self.surface)
@@ -257,11 +200,6 @@ class GridTokenizer:
         cells = lapped.smoothed(cells, codes.means, codes.there, self.window, self.patch)
         cells[~codes.there] = np.nan
         return lapped.joined(cells, self.patch) / lapped.UNIT
-
-    def cells_within(self, codes: Codes, size: tuple[int, int]) -> NDArray[np.float64]:
-        """The cells of a tile [height, width] in steps, from its codes and those of RING patches around it."""
-        top, left = (lapped.RING * side for side in self.patch)
-        return self.field(codes)[top : top + size[0], left : left + size[1]]
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights: `axes`, `codewords` (float32), `surface` and `window` (int32)."""

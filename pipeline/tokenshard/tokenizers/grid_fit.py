@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenshard.tokenizers import lapped
+from tokenshard.tokenizers.grid_codes import MAX_MEANS
 from tokenshard.tokenizers.grid_split import (
     REACH,
     SCALE,
@@ -26,6 +27,7 @@ Real = NDArray[np.float64]
 COMPONENTS = 24
 ITERATIONS = 12
 SHAPES_PER_CODE = 128
+MAX_FLOOR = 1 << 16
 
 
 class Fitted(NamedTuple):
@@ -66,8 +68,25 @@ def fit_grid(
         cells = lapped.surfaces(field.means, field.there, surface)
         decoded.append(cells + np.floor(shape * scales(part.gains, floor)[..., None] / SCALE + 0.5))
     window = _fitted_window(fields, decoded, patch, floor, seed)
-    widest = max((float(np.ptp(field.means[field.there])) for field in fields if field.there.any()), default=0.0)
-    return Fitted(axes, (books / SCALE).astype(np.float32), surface, window, widest)
+    return Fitted(axes, (books / SCALE).astype(np.float32), surface, window, _widest(fields))
+
+
+def fit_surface(
+    images: Sequence[NDArray[Any]], seed: int, patch: tuple[int, int], step: float, floor: int
+) -> tuple[NDArray[np.int32], float]:
+    """The surface of :mod:`.lapped` for fields in the unit of the grid, and how far means of patches lie apart."""
+    fields = [_in_patches(np.asarray(image, np.float64) / step, patch) for image in images]
+    return _fitted_surface(fields, floor, seed), _widest(fields)
+
+
+def floor_units(step: float, floor: float | None) -> int:
+    """The least gain in units, of one in the unit of the grid; by default two steps."""
+    return max(1, min(round((2.0 if floor is None else floor / step) * lapped.UNIT), MAX_FLOOR))
+
+
+def ids_of_means(widest: float) -> int:
+    """Ids of means for fields in which means lie so many steps apart: with room for others."""
+    return min(1 << max(8, math.ceil(math.log2(4 * widest + 2))), MAX_MEANS)
 
 
 def own_step(images: Sequence[NDArray[Any]], patch: tuple[int, int]) -> float:
@@ -85,6 +104,10 @@ def own_step(images: Sequence[NDArray[Any]], patch: tuple[int, int]) -> float:
         total, count = total + float((rest * rest).sum()), count + rest.size
     size = math.sqrt(total / count) / 8 if count else 0.0
     return math.ldexp(1.0, round(math.log2(size))) if 1e-30 < size < 1e30 else 1.0
+
+
+def _widest(fields: Sequence[_Field]) -> float:
+    return max((float(np.ptp(field.means[field.there])) for field in fields if field.there.any()), default=0.0)
 
 
 def _in_patches(field: NDArray[Any], patch: tuple[int, int]) -> _Field:

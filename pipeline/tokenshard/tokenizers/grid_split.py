@@ -32,16 +32,37 @@ class Split(NamedTuple):
     """[rows, columns, d], whole numbers of gain / SCALE"""
 
 
-def split(field: NDArray[Any], patch: tuple[int, int], surface: NDArray[np.int32], floor: int) -> Split:
-    """The parts of a field float [height, width] in steps (NaN: no value). ``floor``: the least gain, in units."""
+class Rest(NamedTuple):
+    """Patches, and what the means around them do not tell."""
+
+    there: NDArray[np.bool_]
+    """[rows, columns]: patches with a valid cell"""
+    means: NDArray[np.float64]
+    """[rows, columns], whole numbers of steps"""
+    gains: NDArray[np.int64]
+    """[rows, columns]: the size of what is left, in octaves from the floor on"""
+    rest: NDArray[np.float64]
+    """[rows, columns, d], whole units; 0 where there is no value"""
+    valid: NDArray[np.bool_]
+    """[rows, columns, d]"""
+
+
+def rest_of(field: NDArray[Any], patch: tuple[int, int], surface: NDArray[np.int32], floor: int) -> Rest:
+    """What the means of a field float [height, width] in steps (NaN: no value) leave. ``floor``: the least gain."""
     cells, valid = whole_cells(field, patch)
     there, means = patch_means(cells, valid)
     rest = np.where(valid, cells - lapped.surfaces(means, there, surface), 0)
     rest = np.clip(rest, -LARGEST_CELL / (1 << 16), LARGEST_CELL / (1 << 16))
     power = (rest * rest).sum(axis=2) / np.maximum(valid.sum(axis=2), 1)
     gains = np.searchsorted(np.ldexp(float(floor) * floor, 2 * np.arange(GAINS - 1)), power, side="right")
-    shapes = np.rint(rest * SCALE / scales(np.maximum(gains, 1), floor)[..., None])
-    return Split(there, means, gains.astype(np.int64), np.clip(shapes, -REACH, REACH))
+    return Rest(there, means, gains.astype(np.int64), rest, valid)
+
+
+def split(field: NDArray[Any], patch: tuple[int, int], surface: NDArray[np.int32], floor: int) -> Split:
+    """The parts of a field float [height, width] in steps (NaN: no value). ``floor``: the least gain, in units."""
+    found = rest_of(field, patch, surface, floor)
+    shapes = np.rint(found.rest * SCALE / scales(np.maximum(found.gains, 1), floor)[..., None])
+    return Split(found.there, found.means, found.gains, np.clip(shapes, -REACH, REACH))
 
 
 def scales(gains: NDArray[np.int64], floor: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Tag, ValidationError
 from tokenshard.tokenizers.causal_network import CausalConfig
 from tokenshard.tokenizers.conv_network import NetworkConfig
 from tokenshard.tokenizers.frozen import FrozenConfig
+from tokenshard.tokenizers.grid_network import GridNetworkConfig
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 from tokenshard.tokenizers.vqgan_network import VqganConfig
 
@@ -27,7 +28,8 @@ Network = Annotated[
     | Annotated[VqganConfig, Tag("maskgit")]
     | Annotated[PatchLocalConfig, Tag("patch-local")]
     | Annotated[FrozenConfig, Tag("frozen")]
-    | Annotated[CausalConfig, Tag("causal")],
+    | Annotated[CausalConfig, Tag("causal")]
+    | Annotated[GridNetworkConfig, Tag("grid")],
     Discriminator(_architecture),
 ]
 """Any of the descriptions, as a field of a pydantic model."""

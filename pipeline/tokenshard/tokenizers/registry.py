@@ -92,6 +92,9 @@ _OWN: Mapping[str, Kind] = {
     "video": Kind(
         path="tokenshard.tokenizers.video:VideoVQ", options={}, example="video", trainable=False, modality="video"
     ),
+    "grid-conv": Kind(
+        path="tokenshard.tokenizers.grid_conv:GridVQ", options={}, example="grid-conv", trainable=False, modality="grid"
+    ),
     "canonical": Kind(
         path="tokenshard.tokenizers.canonical:CanonicalTokenizer",
         options={"q": integer(1, 100), "vocabulary": integer(256, 4096)},

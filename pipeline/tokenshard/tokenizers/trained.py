@@ -94,6 +94,16 @@ class TrainedTokenizer(ABC):
         """Input cells a token covers along each grid axis. Raises :class:`FormatError` for a network of other input."""
 
     @classmethod
+    def quantized(cls, network: Network, levels: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the levels of a description, what its quantizer has. Raises :class:`FormatError` where they do not fit."""
+        return levels
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Alphabets of the levels of ids."""
+        return self.quantizer.levels
+
+    @classmethod
     def from_tensors(cls, spec: TokenizerSpec, tensors: dict[str, NDArray[Any]]) -> Self:
         """The tokenizer of a stored description. Raises :class:`FormatError` where the two do not fit."""
         try:
@@ -107,16 +117,17 @@ class TrainedTokenizer(ABC):
                 f"levels {list(spec.levels)} and downsample {list(spec.downsample)} do not fit an f{cells[-1]} "
                 f"{cls.kind} tokenizer of at most {MAX_LEVELS} levels of {MAX_CODES} codes"
             )
+        levels = cls.quantized(config.network, spec.levels)
         with torch.device("meta"):  # shapes only: nothing is allocated before the tensors turn out to fit
             network = AutoEncoder(config.network)
-            quantizer = _quantizer(config, spec.levels)
+            quantizer = _quantizer(config, levels)
         dtype = STORED_DTYPES[config.stored]
         shapes = {name: tuple(tensor.shape) for name, tensor in _state(network, quantizer).items()}
         check_tensors(tensors, {name: (dtype, shape) for name, shape in shapes.items()})
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise FormatError("weights hold values that are not finite")
         network.to_empty(device="cpu")
-        quantizer = _quantizer(config, spec.levels)  # anew: it may hold tensors that are not stored
+        quantizer = _quantizer(config, levels)  # anew: it may hold tensors that are not stored
         _load(network, quantizer, tensors)
         numerics = next((mode for mode in NUMERICS if mode == spec.numerics), None)
         if numerics is None:
@@ -146,7 +157,7 @@ class TrainedTokenizer(ABC):
         return TokenizerSpec(
             kind=self.kind,
             modality=self.modality,
-            levels=self.quantizer.levels,
+            levels=self.levels,
             downsample=self.cells(self.config.network),
             config=self.config.model_dump(mode="json"),
             numerics=self.numerics,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -15,14 +15,18 @@ from tokenshard.errors import SpecError
 from tokenshard.training.crops import PixelPool
 
 
-class Pool(Protocol):
-    """What training draws from: images (:class:`~.crops.PixelPool`), or clips."""
+class Held(Protocol):
+    """What a training holds in memory."""
 
     def __len__(self) -> int: ...
 
-    def to(self, device: str | torch.device) -> Pool: ...
+    def to(self, device: str | torch.device) -> Self: ...
 
     def checksum(self) -> int: ...
+
+
+class Pool(Held, Protocol):
+    """What training draws pictures from: images (:class:`~.crops.PixelPool`), or clips."""
 
     def draw(
         self, count: int, side: int, scale: tuple[float, float], seed: int, step: int, part: slice = slice(None)

@@ -100,7 +100,7 @@ def _similarity(truth: NDArray[np.float64], made: NDArray[np.float64], there: ND
 
 
 @torch.inference_mode()
-def upscaled(module: Upscaler, heights: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def upscaled(module: Callable[[Tensor], Tensor], heights: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """A field [h, w] (NaN: no value) at twice its resolution [2 h, 2 w]; cells of NaN stay without a value."""
     there = ~np.isnan(heights)
     if not there.any():

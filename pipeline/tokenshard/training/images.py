@@ -71,7 +71,7 @@ def training_images(
     images = [sample.data for sample in read_samples(spec.places, storage, say, spec.images, spec.memory)]
     if len(images) < 2:
         raise SpecError(f"{spec.path}: one image is too few; the one held out must be another")
-    learned, held_out = _apart(images, spec.held_out)
+    learned, held_out = apart(images, spec.held_out)
     return PixelPool.of(learned), PixelPool.of(held_out)
 
 
@@ -90,7 +90,7 @@ def training_clips(
     videos = list(by_video.values()) if len(by_video) > 1 else [[sample.data] for sample in samples]
     if len(videos) < 2:
         raise SpecError(f"{spec.path}: one clip is too few; the one held out must be another")
-    pools = [list(chain.from_iterable(part)) for part in _apart(videos, spec.held_out)]
+    pools = [list(chain.from_iterable(part)) for part in apart(videos, spec.held_out)]
     if span is None:
         learned, held_out = (PixelPool.of(chain.from_iterable(part)) for part in pools)
         return learned, held_out
@@ -107,7 +107,7 @@ def _videos(place: ImageSourceSpec, clips: TrainingClipsSpec) -> VideoSourceSpec
         raise SpecError(f"source.{'.'.join(map(str, first['loc']))} of videos: {first['msg']}") from error
 
 
-def _apart(items: list[Item], most: int) -> tuple[list[Item], list[Item]]:
+def apart(items: list[Item], most: int) -> tuple[list[Item], list[Item]]:
     """Those to learn from, and at most ``most`` spread evenly over all, but no more than a quarter."""
     count = min(most, max(1, len(items) // 4))
     chosen = {place * len(items) // count for place in range(count)}

@@ -6,25 +6,31 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
 from tokenshard.errors import SpecError
 from tokenshard.quantizers.distributed import rank_and_world
 from tokenshard.quantizers.registry import trainable_quantizer
+from tokenshard.quantizers.rvq import RVQ
 from tokenshard.spec.job import TrainTokenizer
 from tokenshard.spec.train import FrozenEncoderSpec
 from tokenshard.store import Store
+from tokenshard.tokenizers.conv_network import AutoEncoder
 from tokenshard.tokenizers.encoders import load_encoder
 from tokenshard.tokenizers.folder import read_tokenizer_spec
 from tokenshard.tokenizers.frozen import frozen_network
+from tokenshard.tokenizers.grid_network import GridNetworkConfig
 from tokenshard.tokenizers.networks import first_error
-from tokenshard.training.clips import Pool
+from tokenshard.training.clips import Held, Pool
 from tokenshard.training.crops import PixelPool
 from tokenshard.training.distributed import check_shared, in_processes
+from tokenshard.training.fields import FieldPool, Lattice, training_fields
 from tokenshard.training.frozen import decoder_for, preparation
+from tokenshard.training.grid_tokenizer import GridTraining
 from tokenshard.training.images import training_clips, training_images
 from tokenshard.training.metrics import last_figures
 from tokenshard.training.perceptual import load_lpips
@@ -83,8 +89,12 @@ def recipe_of(spec: TrainTokenizer, encoder: nn.Module | None = None) -> Tokeniz
     except ValidationError as error:
         place, message = first_error(error)
         raise SpecError(f"recipe{'.' if place else ''}{place}: {message}") from error
+    if isinstance(recipe.network, GridNetworkConfig) and (recipe.losses.lpips or recipe.losses.gan):
+        raise SpecError("recipe.losses: lpips and gan are of pictures; a network of grids learns from l1, l2, gradient")
     options = {"dim": recipe.network.dim, "seed": recipe.seed, **recipe.quantizer_options}
-    trainable_quantizer(recipe.quantizer, **options)
+    made = trainable_quantizer(recipe.quantizer, **options)
+    if isinstance(recipe.network, GridNetworkConfig) and len(made.levels) > 1 and not isinstance(made, RVQ):
+        raise SpecError(f"recipe.quantizer: patches of grids use first levels alone; {recipe.quantizer} has none")
     return recipe
 
 
@@ -114,14 +124,20 @@ def _train_here(
     lpips = None
     if spec.lpips_weights is not None and recipe.losses.lpips:
         lpips = load_lpips(spec.lpips_weights, spec.storage)
-    pool, held_out = _pools(spec, recipe, say)
-    shared = f", {world} workers" if world > 1 else ""
-    what = "clips" if recipe.temporal else "images"
-    say(f"{len(pool):,} {what} to train on, {len(held_out):,} held out; {device}{shared}")
     options: dict[str, Any] = {}
+    pool: Held
+    held_out: Held
+    if isinstance(recipe.network, GridNetworkConfig):
+        pool, held_out = training_fields(spec.source, recipe.network.downsample, recipe.seed, spec.storage, say)
+        recipe, options["prepare"] = _framed(recipe, pool.lattice)
+    else:
+        pool, held_out = _pools(spec, recipe, say)
+    shared = f", {world} workers" if world > 1 else ""
+    what = "tiles" if isinstance(pool, FieldPool) else "clips" if recipe.temporal else "images"
+    say(f"{len(pool):,} {what} to train on, {len(held_out):,} held out; {device}{shared}")
     if spec.encoder is not None and encoder is not None and isinstance(pool, PixelPool):
         options["prepare"] = preparation(encoder, spec.encoder.name, pool, recipe)
-    training = TokenizerTraining(
+    training = (GridTraining if isinstance(pool, FieldPool) else TokenizerTraining)(
         recipe,
         pool,
         held_out,
@@ -144,6 +160,17 @@ def _pools(spec: TrainTokenizer, recipe: TokenizerRecipe, say: Callable[[str], N
     if not recipe.temporal and spec.source.clips is None:
         return training_images(spec.source, spec.storage, say)
     return training_clips(spec.source, recipe.frames if recipe.temporal else None, spec.storage, say)
+
+
+def _framed(recipe: TokenizerRecipe, lattice: Lattice) -> tuple[TokenizerRecipe, Callable[[AutoEncoder], None]]:
+    """The recipe of a network of grids with what its cells are measured in, and what puts the surface into it."""
+    network = cast(GridNetworkConfig, recipe.network).model_copy(update={"frame": lattice.frame})
+
+    def prepare(made: AutoEncoder) -> None:
+        surface = made.decoder.get_buffer("surface")
+        surface.copy_(torch.from_numpy(lattice.surface).to(surface))
+
+    return recipe.model_copy(update={"network": network}), prepare
 
 
 def _train_on_ray(config: dict[str, Any], device: str, say: Callable[[str], None]) -> None:

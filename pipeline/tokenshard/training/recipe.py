@@ -9,10 +9,11 @@ from pydantic import field_validator, model_validator
 from tokenshard.spec.recipe import RecipeFields
 from tokenshard.tokenizers.causal_network import CausalConfig
 from tokenshard.tokenizers.conv_network import NetworkConfig, StackConfig
+from tokenshard.tokenizers.grid_network import GridNetworkConfig
 from tokenshard.tokenizers.networks import Network
 from tokenshard.tokenizers.patch_network import PatchLocalConfig
 
-PRESETS: dict[str, NetworkConfig | PatchLocalConfig | CausalConfig] = {
+PRESETS: dict[str, NetworkConfig | PatchLocalConfig | CausalConfig | GridNetworkConfig] = {
     "f8": NetworkConfig(
         dim=16,
         encoder=StackConfig(stem=4, channels=(64, 128), blocks=(1, 2)),
@@ -43,6 +44,12 @@ PRESETS: dict[str, NetworkConfig | PatchLocalConfig | CausalConfig] = {
         encoder=StackConfig(stem=4, channels=(96, 192), blocks=(1, 1), middle=2),
         decoder=StackConfig(stem=2, channels=(48, 96, 192), blocks=(1, 2, 2), middle=2),
     ),
+    "grid-f8": GridNetworkConfig(
+        architecture="grid",
+        dim=16,
+        encoder=StackConfig(stem=4, channels=(64, 96), blocks=(1, 0)),
+        decoder=StackConfig(stem=4, channels=(64, 96), blocks=(0, 1)),
+    ),
     "vqgan-f16": NetworkConfig(
         dim=256,
         norm="group",
@@ -51,7 +58,7 @@ PRESETS: dict[str, NetworkConfig | PatchLocalConfig | CausalConfig] = {
     ),
 }
 """Networks by name: small ones that a CPU encodes at tens of images a second (`patch-f8` patch by patch), one of clips
-by groups of four frames, and VQGAN's (72 M weights)."""
+by groups of four frames, one of grids, and VQGAN's (72 M weights)."""
 
 
 class TokenizerRecipe(RecipeFields):

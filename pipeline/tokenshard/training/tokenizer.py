@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from tokenshard.tokenizers.folder import save_tokenizer
 from tokenshard.tokenizers.trained import ConvConfig, TrainedTokenizer
 from tokenshard.tokenizers.video import VideoVQ
 from tokenshard.training.adversary import Adversary
-from tokenshard.training.clips import Pool
+from tokenshard.training.clips import Held, Pool
 from tokenshard.training.distributed import any_of_all, check_equal, data_parallel, own_part
 from tokenshard.training.learner import Average, Learner, as_images
 from tokenshard.training.losses import learning_rate, reconstruction_loss
@@ -46,10 +46,25 @@ SETTLE = 0.25
 ADVICE = "few codes are used; try a lower lr, another quantizer, or balance=0.3 of this one"
 
 
+class Step(NamedTuple):
+    """What a step made of its batch."""
+
+    loss: Tensor
+    """of the reconstruction"""
+    quantizer_loss: Tensor
+    ids: Tensor
+    """int64 [B, levels, *grid]"""
+    terms: dict[str, Tensor]
+    """for the log, without gradient"""
+    made: Tensor
+    images: Tensor
+
+
 class TokenizerTraining:
     """One run: a network on a device, with its optimizer, averages and metrics. Resumes what ``output`` holds of it.
 
-    pool: images or clips to train on; held_out: those for validation, never trained on;
+    pool: images or clips to train on; held_out: those for validation, never trained on (of grids see
+    :mod:`.grid_tokenizer`);
     lpips: for ``recipe.losses.lpips``;
     prepare: is given the network before anything else, to put into it what is not trained
     """
@@ -57,8 +72,8 @@ class TokenizerTraining:
     def __init__(
         self,
         recipe: TokenizerRecipe,
-        pool: Pool,
-        held_out: Pool,
+        pool: Held,
+        held_out: Held,
         output: Store,
         *,
         device: str = "cpu",
@@ -82,7 +97,7 @@ class TokenizerTraining:
         if self.device.type != "cpu":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, recipe.ema)
-        self.learner = Learner(self.network, self.quantizer, recipe.precision)
+        self.learner = self._learner()
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in self.learner.parameters() if parameter.requires_grad],
             recipe.lr,
@@ -142,7 +157,34 @@ class TokenizerTraining:
         )
         network = AutoEncoder(self.recipe.network)
         network.load_state_dict({name: tensor.cpu() for name, tensor in self.average.network.state_dict().items()})
-        return (VideoVQ if self.recipe.temporal else ConvVQ)(config, network, quantizer)
+        return self._kind()(config, network, quantizer)
+
+    # -- what is learned from -----------------------------------------------------------------------------------------
+
+    def _learner(self) -> Learner:
+        return Learner(self.network, self.quantizer, self.recipe.precision)
+
+    def _kind(self) -> type[TrainedTokenizer]:
+        """The tokenizer that comes out."""
+        return VideoVQ if self.recipe.temporal else ConvVQ
+
+    def _reconstructed(self, part: slice, frozen: bool) -> Step:
+        """The part of this process of the batch of a step."""
+        recipe = self.recipe
+        images = cast(Pool, self.pool).draw(recipe.batch, recipe.crop, recipe.scale, recipe.seed, self.step, part)
+        made, quantizer_loss, ids = self._forward(images, frozen)
+        loss, (l1, l2) = reconstruction_loss(made, images, recipe.losses)
+        return Step(loss, quantizer_loss, ids, {"l1": l1, "l2": l2}, made, images)
+
+    def _validated(self) -> tuple[dict[str, float], bytes]:
+        """Figures of what is held out, and a picture (PNG) of some of it."""
+        psnr, entropy, picture = validate(self.average.network, self.quantizer, cast(Pool, self.held_out))
+        return {"psnr": psnr, "val_entropy": entropy}, picture
+
+    def _told(self, row: Mapping[str, Any]) -> str:
+        """What the line of a row says of reconstructions."""
+        held_out = f"  held-out {row['psnr']:.2f} dB" if "psnr" in row else ""
+        return f"train {row['train_psnr']:.2f} dB{held_out}"
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -155,11 +197,8 @@ class TokenizerTraining:
         settled = frozen and self.step >= recipe.frozen_from + SETTLE * (recipe.steps - recipe.frozen_from)
         self.learner.train()
         self.quantizer.train(not settled)
-        part = own_part(recipe.batch)
-        images = self.pool.draw(recipe.batch, recipe.crop, recipe.scale, recipe.seed, self.step, part)
-        made, quantizer_loss, ids = self._forward(images, frozen)
-        loss, (l1, l2) = reconstruction_loss(made, images, recipe.losses)
-        terms = {"l1": l1, "l2": l2, "quantizer_loss": quantizer_loss.detach()}
+        loss, quantizer_loss, ids, terms, made, images = self._reconstructed(own_part(recipe.batch), frozen)
+        terms = {**terms, "quantizer_loss": quantizer_loss.detach()}
         loss = loss if frozen else loss + quantizer_loss
         loss = self._optional_losses(loss, made, images, terms)
         rate = learning_rate(recipe, self.step)
@@ -178,6 +217,8 @@ class TokenizerTraining:
     def _optional_losses(self, loss: Tensor, made: Tensor, images: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """The loss with perceptual and adversarial terms, which are noted in ``terms``."""
         losses = self.recipe.losses
+        if self.lpips is None and self.adversary is None:
+            return loss
         made, images = as_images(made), as_images(images)
         if self.lpips is not None and losses.lpips:
             terms["lpips"] = self.lpips(made, images).mean()
@@ -203,13 +244,12 @@ class TokenizerTraining:
         row["collapsed"] = figures["collapsed"] and self.step > self.recipe.warmup
         picture = None
         if validated:
-            row["psnr"], row["val_entropy"], picture = validate(self.average.network, self.quantizer, self.held_out)
+            found, picture = self._validated()
+            row |= found
         self.metrics.add(row, picture)
         self._say(
-            f"step {self.step:>7,}  {self.seconds:7.1f} s  loss {row['loss']:.4f}  train {row['train_psnr']:.2f} dB"
-            + (f"  held-out {row['psnr']:.2f} dB" if validated else "")
-            + f"  perplexity {row['perplexity']:.0f}"
-            + (f"  CODEBOOK COLLAPSE: {ADVICE}" if row["collapsed"] else "")
+            f"step {self.step:>7,}  {self.seconds:7.1f} s  loss {row['loss']:.4f}  {self._told(row)}  perplexity "
+            f"{row['perplexity']:.0f}" + (f"  CODEBOOK COLLAPSE: {ADVICE}" if row["collapsed"] else "")
         )
 
     def _facts(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sources.grids.making import global_netcdf, opened, seafloor, write_netcdf, write_tiff
-from tokenshard.sources.grids.tiles import HALO, inner, read_tile, tile_at, tiles
+from tokenshard.sources.grids.tiles import inner, read_tile, tile_at, tiles
+from tokenshard.spec.grids import HALO
 
 
 def places(first: int, count: int, width: int, period: int) -> np.ndarray:

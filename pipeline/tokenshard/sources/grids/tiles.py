@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 from tokenshard.sources.base import Sample
 from tokenshard.sources.grids.attributes import plain_number
 from tokenshard.sources.grids.opened import OpenGrid, valid_cells
-from tokenshard.spec.grids import GridEntry, LayerEntry
-
-HALO = 32
-"""Cells of the neighbourhood that come with a tile."""
+from tokenshard.spec.grids import HALO, GridEntry, LayerEntry
 
 
 @dataclass(frozen=True)
