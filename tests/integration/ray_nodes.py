@@ -67,7 +67,7 @@ class RayNodes:
 
     def workers(self) -> list[psutil.Process]:
         """Unit actors on all nodes."""
-        return [worker for node in self.nodes for worker in _named(node, "ray::Worker")]
+        return [worker for node in self.nodes for worker in _named(node, "ray::UnitActor")]
 
     def announce_end(self, node: subprocess.Popen[bytes], seconds: int) -> None:
         """What an autoscaler does when the cloud takes a machine back: nothing new is placed there from now on."""

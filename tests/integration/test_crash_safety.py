@@ -100,7 +100,7 @@ def local_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def ray_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Unit actors of the cluster that the fixture `ray_address` started."""
-    return named(psutil.Process().children(recursive=True), "ray::Worker")
+    return named(psutil.Process().children(recursive=True), "ray::UnitActor")
 
 
 Workers = Callable[[subprocess.Popen[bytes]], list[psutil.Process]]

@@ -99,14 +99,16 @@ LOCAL = ["--engine", "local", "--workers", "2", "--max-rejects", "0.1"]
 
 
 def test_inputs_that_kill_their_worker_are_found_and_left_out(hostile: Path, tmp_path: Path) -> None:
-    for name in ("04.png", "20.qoi"):
-        (hostile / name).write_bytes(b"HOSTILE die ")
+    (hostile / "04.png").write_bytes(b"HOSTILE die ")
+    (hostile / "20.qoi").write_bytes(b"HOSTILE crash ")
     summary = convert(hostile, tmp_path / "out", *SMALL, *LOCAL, **HOSTILE)
     assert rejects(tmp_path / "out") == {
         "04.png": ("worker", "WorkerDied"),
         "20.qoi": ("worker", "WorkerDied"),
     }
     assert summary["num_samples"] == UNITS * SAMPLES - 1
+    assert summary["deaths"] == {"WorkerDied": len(deaths(tmp_path / "out"))}
+    assert any("SIGSEGV" in event["reason"] for event in deaths(tmp_path / "out"))
     assert verify(Store(tmp_path / "out"), deep=True).ok
 
 
@@ -133,7 +135,7 @@ def test_an_input_that_hangs_is_found_by_the_time_limit(hostile: Path, tmp_path:
         retry=limits,
         engine={"kind": "local", "workers": 2},
     )
-    assert rejects(tmp_path / "out") == {"20-hang.qoi": ("worker", "WorkerDied")}
+    assert rejects(tmp_path / "out") == {"20-hang.qoi": ("worker", "TimedOut")}
     assert summary["num_samples"] == UNITS * SAMPLES
 
 
@@ -154,11 +156,13 @@ def test_on_ray_poison_is_found_and_no_other_unit_suffers(
         max_rejects=0.1,
         engine={"kind": "ray", "address": hostile_ray, "workers": 2},
     )
-    assert rejects(tmp_path / "out") == {"20-poison.qoi": ("worker", "WorkerDied")}
+    cause = "OutOfMemory" if deed == "hoard" else "WorkerDied"
+    assert rejects(tmp_path / "out") == {"20-poison.qoi": ("worker", cause)}
     assert summary["num_samples"] == UNITS * SAMPLES
-    reasons = [event["reason"] for event in deaths(tmp_path / "out")]
-    assert reasons
-    assert all(("low on memory" in reason) == (deed == "hoard") for reason in reasons)
+    assert summary["deaths"] == {cause: len(deaths(tmp_path / "out"))}
+    assert (
+        f"workers lost: {summary['deaths'][cause]} x {cause}" in tokenshard_command("status", summary["output"]).stdout
+    )
 
 
 def test_a_worker_that_cannot_be_set_up_ends_the_job_with_the_cause(hostile: Path, tmp_path: Path) -> None:

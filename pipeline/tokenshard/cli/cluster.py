@@ -164,7 +164,7 @@ def status(target: str | None, address: str | None, storage: dict[str, Any], as_
 
 def _print_status(out: str, storage: dict[str, Any], as_json: bool) -> None:
     from tokenshard.engine.status import job_status
-    from tokenshard.readable import readable_bytes
+    from tokenshard.readable import readable_bytes, tallied
     from tokenshard.store import Store
 
     found = job_status(Store(out, storage))
@@ -188,7 +188,8 @@ def _print_status(out: str, storage: dict[str, Any], as_json: bool) -> None:
     if found.driver:
         rows.append(("driver", f"{found.driver}, last heard of {found.heard}"))
     if found.events:
-        rows.append(("failures", ", ".join(f"{count} x {event}" for event, count in sorted(found.events.items()))))
+        rows.append(("failures", tallied(found.events)))
+        rows += [("", f"workers lost: {tallied(found.deaths)}")] if found.deaths else []
         rows.append(("", found.last_event))
     print_table(rows)
     if found.state in {"stopped", "dead", "silent"}:

@@ -105,7 +105,7 @@ def run_and_print(
     from tokenshard.engine.claim import Mode
     from tokenshard.engine.convert import run_conversion
     from tokenshard.engine.progress import Progress
-    from tokenshard.readable import readable_bytes
+    from tokenshard.readable import readable_bytes, tallied
 
     progress = Progress.silent() if quiet else Progress.on_stderr(log_format)
     if mode["dry_run"]:
@@ -119,6 +119,8 @@ def run_and_print(
         return
     rows = [("dataset", result.output), ("samples", f"{result.num_samples:,}"), ("rejects", f"{result.num_rejects:,}")]
     rows += [("", f"{count:,} x {reason}") for reason, count in result.reasons.items()]
+    if result.deaths:
+        rows.append(("workers lost", f"{tallied(result.deaths)}; their units were run again"))
     if result.token_bytes and result.raw_bytes:
         ratio = result.raw_bytes / result.token_bytes
         rows += [

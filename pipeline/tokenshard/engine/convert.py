@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Conversion:
     """`local` or `ray`; `none` where nothing was left to do"""
     reasons: Mapping[str, int]
     """rejected inputs of this job by `stage: error type`, the most frequent first"""
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    """workers that this job lost while they ran a unit, by cause: `WorkerDied`, `OutOfMemory`, `TimedOut`"""
     warnings: tuple[str, ...] = ()
     """of shards whose page vectors are unlike those that the codebook was trained on"""
 
@@ -350,4 +352,5 @@ def _summary(spec: ConvertJob, folder: JobFolder, manifest: Manifest | None, sta
         fingerprint=manifest.fingerprint if manifest is not None else "",
         engine=engine,
         reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])),
+        deaths=Journal(folder).deaths if manifest is not None else {},
     )

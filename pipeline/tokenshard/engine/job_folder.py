@@ -7,6 +7,7 @@ parts of the journal. A driver that was killed loses nothing but the units in fl
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -198,6 +199,11 @@ class Journal:
         """Events of earlier runs and of this one, oldest first."""
         for entry in folder.output.list(folder.name("journal")):
             self.events.append(json.loads(folder.output.read(entry.name)))
+
+    @property
+    def deaths(self) -> dict[str, int]:
+        """Workers that died while they ran a unit, by cause."""
+        return dict(Counter(event.get("cause", "WorkerDied") for event in self.events if event["event"] == "death"))
 
     def append(self, event: str, **fields: JsonValue) -> None:
         """Write one event down at once. Events are rare: one a failure, none a success."""

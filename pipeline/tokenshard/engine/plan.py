@@ -44,10 +44,12 @@ class UnitPlace:
     part: str
     row_group: int
 
+    @property
+    def name(self) -> str:
+        return f"unit {self.unit}" if self.unit >= 0 else "pilot"
+
     def __str__(self) -> str:
-        return (
-            f"unit {self.unit}" if self.unit >= 0 else "the pilot (the sample that tokenizer and codecs are fitted on)"
-        )
+        return self.name if self.unit >= 0 else "the pilot (the sample that tokenizer and codecs are fitted on)"
 
 
 class NothingNew(SpecError):
