@@ -41,7 +41,7 @@ class RayNodes:
         )
         _wait(lambda: _answers(dashboard), self._head)
 
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         ray = Path(sys.executable).with_name("ray")
         path = os.pathsep.join((str(ray.parent), os.environ["PATH"]))  # entrypoints say `python`
         own = [f"--dashboard-agent-listen-port={_free_port()}", f"--temp-dir={tempfile.mkdtemp(dir=self._root)}"]
@@ -50,17 +50,17 @@ class RayNodes:
         with log:
             return subprocess.Popen(
                 [str(ray), "start", *options, *common],
-                env={**os.environ, **self.environment, "PATH": path},
+                env={**os.environ, **self.environment, **environment, "PATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
-    def add(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """One more node; returns when its raylet runs."""
+    def add(self, cpus: int = 1, **environment: str) -> subprocess.Popen[bytes]:
+        """One more node, with these variables; returns when its raylet runs."""
         port = f"--metrics-export-port={_free_port()}"
-        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", port)
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", port, **environment)
         _wait(lambda: bool(_named(node, "raylet")), node)
         self.nodes.append(node)
         return node

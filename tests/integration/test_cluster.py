@@ -219,6 +219,26 @@ def test_a_node_that_goes_away_costs_nothing_but_time(
     assert "poison" not in events
 
 
+def test_a_node_without_memory_for_workers_does_not_end_the_job(
+    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
+) -> None:
+    path, out, done = slow_job
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "engine": {"workers": 3}}))
+    full = cluster.add(RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="50")
+    try:
+        name = submitted(cluster, path)
+        killed = "low on memory"
+        wait_for(lambda: killed in cluster_command(cluster, "logs", name).stdout, "a kill by Ray's memory monitor")
+        done.set()
+        wait_for(lambda: job_state(cluster, name)["state"] not in {"PENDING", "RUNNING"}, "the end of the job")
+    finally:
+        cluster.kill(full)
+    assert job_state(cluster, name)["state"] == "SUCCEEDED", cluster_command(cluster, "logs", name).stdout
+    assert_as_undisturbed(out, undisturbed)
+    events = [event["event"] for event in Journal(JobFolder(Store(out), 1)).events]
+    assert set(events) <= {"death"}
+
+
 def test_of_two_drivers_of_one_output_the_second_stops(
     cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
 ) -> None:

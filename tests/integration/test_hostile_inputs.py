@@ -44,10 +44,14 @@ def hostile(tmp_path: Path) -> Path:
 
 NO_TOKENS = {"RAY_AUTH_MODE": "disabled"}
 CLUSTER = """
-import sys, ray
-started = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
-print("address", started.address_info["gcs_address"], flush=True)
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+for node in range(2):
+    cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+print("address", cluster.address, flush=True)
 sys.stdin.read()
+cluster.shutdown()
 """
 
 
@@ -57,7 +61,7 @@ ROOM = 2 << 30
 
 @pytest.fixture(scope="module")
 def hostile_ray() -> Iterator[str]:
-    """Address of a Ray cluster whose workers have the hostile decoder, and not much memory."""
+    """Address of a Ray cluster of two nodes whose workers have the hostile decoder, and not much memory."""
     memory = psutil.virtual_memory()
     if memory.available < 2 * ROOM:
         pytest.skip(f"needs {2 * ROOM >> 30} GiB of free memory")
@@ -160,9 +164,9 @@ def test_on_ray_poison_is_found_and_no_other_unit_suffers(
     assert rejects(tmp_path / "out") == {"20-poison.qoi": ("worker", cause)}
     assert summary["num_samples"] == UNITS * SAMPLES
     assert summary["deaths"] == {cause: len(deaths(tmp_path / "out"))}
-    assert (
-        f"workers lost: {summary['deaths'][cause]} x {cause}" in tokenshard_command("status", summary["output"]).stdout
-    )
+    assert len({event["node"] for event in deaths(tmp_path / "out")}) == 2, "tried on the other node, too"
+    shown = tokenshard_command("status", summary["output"]).stdout
+    assert f"workers lost: {summary['deaths'][cause]} x {cause}" in shown
 
 
 def test_a_worker_that_cannot_be_set_up_ends_the_job_with_the_cause(hostile: Path, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ parts of the journal. A driver that was killed loses nothing but the units in fl
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,6 +27,8 @@ from tokenshard.spec.manifest import ColumnEntry, LevelEntry, RejectsEntry, Shar
 from tokenshard.store import Store
 
 D = TypeVar("D", bound=StoredDocument)
+READ_AHEAD = 64
+"""Receipts that are asked for at a time."""
 
 
 class PlanPart(StoredDocument):
@@ -182,9 +185,13 @@ class JobFolder:
         return {int(entry.name[-13:-5]) for entry in self.output.list(self.name("receipts"))}
 
     def receipts(self) -> Iterator[Receipt]:
-        """All receipts, by unit."""
+        """All receipts, by unit; :data:`READ_AHEAD` of them in memory, whatever their number."""
         with ThreadPoolExecutor(16) as pool:
-            for receipt in pool.map(self.receipt, sorted(self.finished_units())):
+            units = iter(sorted(self.finished_units()))
+            reading = deque(pool.submit(self.receipt, unit) for unit in islice(units, READ_AHEAD))
+            while reading:
+                receipt = reading.popleft().result()
+                reading.extend(pool.submit(self.receipt, unit) for unit in islice(units, 1))
                 if receipt is not None:
                     yield receipt
 
