@@ -149,6 +149,33 @@ def test_a_submitted_job_is_followed_to_its_end(
     status = json.loads(tokenshard_command("status", out, "--json").stdout)
     assert (status["state"], status["units_done"], status["inputs"]) == ("complete", UNITS, UNITS * SAMPLES)
     assert_metrics(cluster, out, undisturbed)
+    assert_dashboard(cluster, out)
+
+
+def assert_dashboard(cluster: RayNodes, out: str) -> None:
+    """Ray's dashboard says of actors and tasks what they do, and shows how far the job is with what its driver wrote."""
+
+    def asked(path: str) -> Any:
+        token = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(
+            urllib.request.Request(cluster.dashboard + path, headers=token), timeout=30
+        ) as page:
+            return json.load(page)
+
+    def listed(what: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = asked(f"/api/v0/{what}?detail=1&limit=1000")["data"]["result"]["result"]
+        return found
+
+    actors = {actor["repr_name"] for actor in listed("actors") if actor["class_name"] == "UnitActor"}
+    assert {f"pilot of {out} (version 1)", f"units of {out} (version 1)"} <= actors
+    wait_for(
+        lambda: (
+            {"set up", "pilot", *(f"unit {unit}" for unit in range(UNITS))} <= {one["name"] for one in listed("tasks")}
+        ),
+        "all tasks under their names",
+    )
+    assert "converting: 160/160 inputs" in asked("/api/jobs/followed/logs")["logs"]
+    assert asked("/api/jobs/followed")["metadata"] == {"tokenshard_kind": "convert-images", "tokenshard_output": out}
 
 
 def assert_metrics(cluster: RayNodes, out: str, undisturbed: dict[str, Any]) -> None:

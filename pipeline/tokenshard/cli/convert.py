@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from tokenshard.cli.options import codec_option, encoder_option, json_option, print_json, print_table, storage_option
+from tokenshard.readable import counted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -161,9 +162,9 @@ def _print_estimate(spec: Any, progress: Any, as_json: bool) -> None:
     if as_json:
         print_json(found.json())
         return
-    rows = [("inputs", f"{found.num_inputs:,} in {found.num_units:,} units")]
+    rows = [("inputs", f"{found.num_inputs:,} in {counted(found.num_units, 'unit')}")]
     rows += [("raw bytes", f"{readable_bytes(found.raw_bytes)} (inputs whose size is known)")]
-    rows += [("sample", f"{found.sampled:,} inputs converted on one core, {found.sampled_rejects:,} rejected")]
+    rows += [("sample", f"{counted(found.sampled, 'input')} converted on one core, {found.sampled_rejects:,} rejected")]
     if found.token_bytes is not None:
         rows += [("token bytes", f"about {readable_bytes(found.token_bytes)}")]
     for stage, seconds in found.stage_seconds.items():
