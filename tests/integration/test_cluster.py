@@ -153,7 +153,7 @@ def test_a_submitted_job_is_followed_to_its_end(
 
 
 def assert_dashboard(cluster: RayNodes, out: str) -> None:
-    """Ray's dashboard says of actors and tasks what they do, and shows how far the job is with what its driver wrote."""
+    """Ray's dashboard says of actors and tasks what they do, and shows how far the job is by what its driver wrote."""
 
     def asked(path: str) -> Any:
         token = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
