@@ -266,6 +266,16 @@ def test_a_node_without_memory_for_workers_does_not_end_the_job(
     assert set(events) <= {"death"}
 
 
+@pytest.mark.nightly
+def test_a_cluster_without_a_token_takes_jobs_too(job: tuple[Path, str], undisturbed: dict[str, Any]) -> None:
+    path, out = job
+    with RayNodes(token=False) as open_to_all:
+        open_to_all.add(2)
+        followed = cluster_command(open_to_all, "submit", str(path), "--package", "image", "--follow")
+    assert followed.returncode == 0, followed.stderr
+    assert_as_undisturbed(out, undisturbed)
+
+
 def test_of_two_drivers_of_one_output_the_second_stops(
     cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
 ) -> None:
