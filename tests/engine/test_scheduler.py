@@ -172,6 +172,7 @@ def test_a_quarantined_unit_whose_worker_is_killed_is_quarantined_all_the_same(j
     job.run(executor)
     killed, last = (run for run in executor.runs if run.task.quarantine is not None)
     assert (killed.died, last.died) == (True, False)
+    assert executor.runs[-2:] == [killed, last], "its inputs are left alone from then on"
     assert job.rejected() == {0: 0, 1: 4}
 
 

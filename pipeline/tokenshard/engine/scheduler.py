@@ -330,6 +330,8 @@ class Scheduler:
         if unit.attempts >= most_deaths(unit.rows):
             unit.search = None
             self._quarantine(task, f"killed its worker {unit.attempts} times, last: {unit.cause}")
+        elif task.quarantine is not None:
+            self._alone.append(task)
         elif unit.settled or (unit.search is None and unit.attempts < self._retry.attempts):
             self._alone.append(unit.task(task.place))
         else:
