@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,22 @@ def make_files(folder: Path, count: int, side: int) -> None:
     photos = [getattr(skimage.data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")]
     draw = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    for number in range(count):
+
+    def make(number: int, top: int, left: int) -> None:
         photo = photos[number % len(photos)]
-        top, left = (int(draw.integers(0, edge - side + 1)) for edge in photo.shape[:2])
         Image.fromarray(photo[top : top + side, left : left + side]).save(folder / f"{number:07d}.jpg", quality=90)
+
+    edges = [photos[number % len(photos)].shape[:2] for number in range(count)]
+    corners = [[int(draw.integers(0, edge - side + 1)) for edge in both] for both in edges]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, range(count), *zip(*corners, strict=True)))
+
+
+def linked(folder: Path, count: int, other: Path) -> None:
+    """The first ``count`` files of a folder in another one."""
+    other.mkdir()
+    for file in sorted(folder.iterdir())[:count]:
+        os.link(file, other / file.name)
 
 
 def encode_alone(tokenizer: ConvVQ, batch: int, side: int, seconds: float) -> float:
@@ -126,8 +140,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         folders = [root / "half", root / "all"]
-        for folder, count in zip(folders, (arguments.images // 2, arguments.images), strict=True):
-            make_files(folder, count, arguments.side)
+        make_files(folders[1], arguments.images, arguments.side)
+        linked(folders[1], arguments.images // 2, folders[0])
         for name in arguments.networks:
             rows.append(measure(name, arguments, root, folders))
             print(json.dumps(rows[-1]), flush=True)

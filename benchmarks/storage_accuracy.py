@@ -20,8 +20,8 @@ batches, optimizer and averaging; only the stem differs. Test images go through 
 Counted are the bytes of files: shards, entropy tables, code vectors (float16), images with labels, shared tables.
 Tokenizers are fitted on the training images, without labels; --tokenizers may be folders of trained ones. Settings
 (side and quality, tokenizer) are chosen on a tenth of the training images, never on test images. At each budget the
-tokens, the pixel arm that was best there and the one that was best on test images run with all seeds; with --small the
-others have one. Tokens are compared with the latter.
+tokens, the pixel arm that was best there and the one that was best on test images run with all seeds, the others with
+--few-seeds. Tokens are compared with the latter.
 
 Runs that are finished are not run again; `--minutes` stops in time, and reports what is there. FOLDER gets
 `storage_accuracy.csv`, `storage_accuracy.json` and `storage_accuracy.png`.
@@ -32,9 +32,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,9 @@ from accuracy.arms import (
 from accuracy.images import read_images
 from accuracy.report import best_pixels, top1, write
 from accuracy.training import Recipe
+from accuracy.workers import Workers
+
+from tokenshard.training.models.vit import SIZES
 
 SMALL = Recipe(
     "micro",
@@ -82,15 +87,14 @@ FULL = Recipe(
 TOKENIZERS = ["patch:4x4,k=512", "patch:4x4,k=64", "patch:8x8,k=128"]
 
 
-def deciding_arms(arms: Arms, budgets: list[float]) -> dict[float, str]:
+def deciding_arms(workers: Workers, budgets: list[float]) -> dict[float, str]:
     """The pixel arm of each budget that was best on held-out training images."""
-    found = {}
-    for budget in budgets:
-        choices = {arm: arms.choice(arm, budget) for arm in PIXELS}
-        arms.choice(TOKENS, budget)
-        known = {arm: choice.held_out_top1 for arm, choice in choices.items() if choice is not None}
-        found[budget] = max(known, key=lambda arm: known[arm])
-    return found
+    asked = [(arm, budget) for budget in budgets for arm in (TOKENS, *PIXELS)]
+    found: dict[float, dict[str, float]] = {budget: {} for budget in budgets}
+    for (arm, budget), choice in zip(asked, workers.results(("choice", one) for one in asked), strict=True):
+        if choice is not None and arm in PIXELS:
+            found[budget][arm] = choice.held_out_top1
+    return {budget: max(known, key=lambda arm: known[arm]) for budget, known in found.items()}
 
 
 def runs(deciding: dict[float, str], seeds: int, few_seeds: int) -> Iterator[tuple[str, float, int]]:
@@ -98,12 +102,12 @@ def runs(deciding: dict[float, str], seeds: int, few_seeds: int) -> Iterator[tup
     for seed in range(seeds):
         yield ORIGINAL, 1.0, seed
         for budget, pixel_arm in deciding.items():
-            yield from ((arm, budget, seed) for arm in (TOKENS, pixel_arm, MASKED))
-        if seed < few_seeds:
-            yield SHUFFLED_LABELS, max(deciding), seed
-            yield SHUFFLED_POSITIONS, max(deciding), seed
-            for budget, pixel_arm in deciding.items():
-                yield from ((arm, budget, seed) for arm in (*PIXELS, DECODED, ADAPTED) if arm != pixel_arm)
+            yield from ((arm, budget, seed) for arm in (MASKED, TOKENS, pixel_arm))  # the longest first
+    for seed in range(few_seeds):
+        yield SHUFFLED_LABELS, max(deciding), seed
+        yield SHUFFLED_POSITIONS, max(deciding), seed
+        for arm in (*PIXELS, DECODED, ADAPTED):
+            yield from ((arm, budget, seed) for budget, pixel_arm in deciding.items() if arm != pixel_arm)
 
 
 def main() -> None:
@@ -117,8 +121,13 @@ def main() -> None:
         "--budgets", type=float, nargs="+", default=[0.1, 0.05, 0.01], help="shares of the original bytes"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--few-seeds", type=int, help="of arms that decide nothing [default: 1 with --small, else all]")
+    parser.add_argument("--size", choices=list(SIZES), help="of the transformer")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--steps", type=int, help="of a classifier; masked models have twice as many, choices half")
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--ema", type=float, help="decay of the averaged weights")
+    parser.add_argument("--cutmix", type=float, help="its alpha; 0: off")
     parser.add_argument("--tokenizers", nargs="+", default=TOKENIZERS, help="what `convert images --tokenizer` takes")
     parser.add_argument("--limit", type=int, nargs=2, metavar=("TRAIN", "TEST"), help="only so many images")
     parser.add_argument(
@@ -136,33 +145,37 @@ def main() -> None:
         train, test = train.first(options.limit[0]), test.first(options.limit[1])
     options.out.mkdir(parents=True, exist_ok=True)
     claim(options.out, {"recipe": asdict(recipe), "side": options.side, "tokenizers": options.tokenizers})
-    started, began = time.monotonic(), time.process_time()
+    began, until = time.monotonic(), time.monotonic() + 60 * options.minutes
     print(f"{len(train):,} training images, {train.bytes:,} bytes; {len(test):,} test images", flush=True)
-    arms = Arms(train, test, options.side, recipe, max(1, recipe.steps // 2), options.tokenizers, options.out)
-    deciding = deciding_arms(arms, sorted(options.budgets, reverse=True))
+    choice_steps = max(1, recipe.steps // 2)
+    make = partial(Arms, train, test, options.side, recipe, choice_steps, options.tokenizers, options.out)
+    workers = Workers(make, options.processes)
+    deciding = deciding_arms(workers, sorted(options.budgets, reverse=True))
     rows: list[dict[str, Any]] = []
 
-    def run(arm: str, budget: float, seed: int) -> None:
-        row = arms.run(arm, budget, seed, begin=time.monotonic() - started < 60 * options.minutes)
-        rows.extend([] if row is None else [row])
+    def run(wanted: Iterable[tuple[str, float, int]]) -> int:
+        found = [row for row in workers.results(("run", (*one, until)) for one in wanted) if row is not None]
+        rows.extend(found)
+        return len(found)
 
-    for one in runs(deciding, options.seeds, 1 if options.small else options.seeds):
-        run(*one)
+    few_seeds = options.few_seeds or (1 if options.small else options.seeds)
+    run(runs(deciding, options.seeds, few_seeds))
     for budget in deciding:  # another arm may have turned out to be better, and again with all its seeds
         while (best := best_pixels(rows, budget)) is not None:
             missing = set(range(options.seeds)) - set(top1(rows, best, budget))
-            before = len(rows)
-            for seed in sorted(missing):
-                run(best, budget, seed)
-            if len(rows) == before:
+            if not run((best, budget, seed) for seed in sorted(missing)):
                 break
+    workers.close()
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     facts: dict[str, Any] = {
         "recipe": asdict(recipe),
         "train": len(train),
         "test": len(test),
         "original_bytes": train.bytes,
+        "cpu_seconds": sum(one.ru_utime + one.ru_stime for one in used),
+        "wall_seconds": time.monotonic() - began,
+        "load": os.getloadavg()[0],
     }
-    facts |= {"cpu_seconds": time.process_time() - began, "load": os.getloadavg()[0]}
     write(rows, facts, options.out)
 
 
@@ -178,8 +191,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     fields = asdict(SMALL if options.small else FULL)
     if options.steps:
         fields |= {"steps": options.steps, "pretrain": 2 * options.steps}
-    if options.batch:
-        fields["batch"] = options.batch
+    given = {name: getattr(options, name) for name in ("batch", "size", "ema", "cutmix")}
+    fields |= {name: value for name, value in given.items() if value is not None}
     if options.device:
         fields["device"] = options.device
         fields["precision"] = "bf16" if options.device.startswith("cuda") else "fp32"

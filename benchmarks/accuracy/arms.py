@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -14,7 +16,7 @@ import numpy as np
 from accuracy import pixels, tokens
 from accuracy.images import Images, Labels, Pixels
 from accuracy.pixels import ENCODERS, PixelSetting
-from accuracy.stored import Stored, fitted, size_of
+from accuracy.stored import Stored, alone, fitted, size_of
 from accuracy.tokens import TokenSetting, key
 from accuracy.training import Recipe, Trained, pretrain, train_adapter, train_pixels, train_tokens
 
@@ -153,7 +155,8 @@ class Arms:
         assert isinstance(setting, TokenSetting)
         whole = self.all_tokens(setting)
         folder = whole.with_name("adapter")
-        train_adapter(self.recipe, whole, whole.with_suffix(".csv"), folder)
+        with alone(folder):
+            train_adapter(self.recipe, whole, whole.with_suffix(".csv"), folder)
         return folder
 
     def _as_stored(self, images: Pixels, setting: PixelSetting | None) -> Pixels:
@@ -168,8 +171,9 @@ class Arms:
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def run(self, arm: str, budget: float, seed: int, begin: bool = True) -> dict[str, Any] | None:
-        """The figures of a run; None where nothing fits the budget, or it would have to ``begin`` and must not."""
+    def run(self, arm: str, budget: float, seed: int, until: float = math.inf) -> dict[str, Any] | None:
+        """The figures of a run; None where nothing fits the budget, or it would begin later than ``until``, a time of
+        :func:`time.monotonic`."""
         if arm == ORIGINAL:
             choice: Choice | None = Choice(None, pixels.originals(self.train), 0.0)
         else:
@@ -177,7 +181,7 @@ class Arms:
         if choice is None:
             return None
         name = slug(f"{arm} {choice.setting or ''} {choice.stored.images} {seed}")
-        if not (begin or self._finished(name).exists()):
+        if time.monotonic() >= until and not self._finished(name).exists():
             return None
         train = self._token_run if isinstance(choice.setting, TokenSetting) else self._pixel_run
         trained = self._once(name, lambda output: train(arm, choice, output, seed))
@@ -203,8 +207,9 @@ class Arms:
     def _once(self, name: str, train: Callable[[Path], Trained]) -> Trained:
         """What a training came to, or had come to. It gets a folder to work in."""
         file = self._finished(name)
-        if not file.exists():
-            _write(file, asdict(train(self.out / "work" / name)))
+        with alone(file):
+            if not file.exists():
+                _write(file, asdict(train(self.out / "work" / name)))
         return Trained(**json.loads(file.read_text()))
 
     def _pixel_run(self, arm: str, choice: Choice, output: Path, seed: int) -> Trained:

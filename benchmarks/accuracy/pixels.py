@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from accuracy.images import Images, Labels, Pixels, resized
-from accuracy.stored import Stored, size_of
+from accuracy.stored import Stored, alone, size_of
 from tokenshard.report.quality import psnr
 
 QUALITIES = (0, 1, 3, 5, 10, 15, 20, 25, 35, 50, 65, 75, 85)
@@ -112,20 +112,24 @@ def decoded(head: bytes, images: list[bytes], setting: PixelSetting, side: int) 
 
 def write(images: Pixels, labels: Labels, setting: PixelSetting, folder: Path) -> Stored:
     """Store a set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    head, made = encoded(images, setting)
-    table = pa.table({"image": pa.array(made, pa.binary()), "label": labels.astype(np.uint16)})
-    pq.write_table(
-        table,
-        folder / "images.parquet",
-        compression={"image": "none", "label": "zstd"},
-        use_dictionary=["label"],
-        column_encoding={"image": "DELTA_LENGTH_BYTE_ARRAY"},
-        write_statistics=False,
-        store_schema=False,
-    )
-    (folder / "head.bin").write_bytes(head)
-    counted = {"images and labels": size_of(folder / "images.parquet"), "shared tables": size_of(folder / "head.bin")}
+    with alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        head, made = encoded(images, setting)
+        table = pa.table({"image": pa.array(made, pa.binary()), "label": labels.astype(np.uint16)})
+        pq.write_table(
+            table,
+            folder / "images.parquet",
+            compression={"image": "none", "label": "zstd"},
+            use_dictionary=["label"],
+            column_encoding={"image": "DELTA_LENGTH_BYTE_ARRAY"},
+            write_statistics=False,
+            store_schema=False,
+        )
+        (folder / "head.bin").write_bytes(head)
+        counted = {
+            "images and labels": size_of(folder / "images.parquet"),
+            "shared tables": size_of(folder / "head.bin"),
+        }
     return Stored(folder, f"{setting.codec} {setting}", len(images), counted, fixed=("shared tables",))
 
 

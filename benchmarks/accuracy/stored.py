@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,12 @@ def fitted(store: Callable[[int], Stored], most: int, budget: float, least: int)
             return None
         count = min(count - 1, int(0.99 * count * (budget - fixed) / (stored.bytes - fixed)))
     return None
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Of the processes that would make ``path``, one at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

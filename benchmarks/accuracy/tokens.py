@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import tokenshard
 from accuracy.images import Images, Labels, Pixels
-from accuracy.stored import Stored, size_of
+from accuracy.stored import Stored, alone, size_of
 from tokenshard.spec.job import Import, build_job
 from tokenshard.training.codes import code_space
 
@@ -35,17 +35,17 @@ def key(place: int) -> str:
 
 def convert(images: Images, side: int, tokenizer: str, folder: Path) -> None:
     """Convert images in their order."""
-    if (folder / "manifest").exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    manifest = folder.with_suffix(".csv")
-    with manifest.open("w", newline="") as table:
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["key", "path", "label"])
-        for place, (file, label) in enumerate(zip(images.files, images.labels, strict=True)):
-            writer.writerow([key(place), file.resolve(), label])
-    source = {"size": side, "fit": "center-crop"}
-    tokenshard.convert_images(manifest, folder, tokenizer=tokenizer, source=source)
+    with alone(folder):
+        if (folder / "manifest").exists():
+            return
+        manifest = folder.with_suffix(".csv")
+        with manifest.open("w", newline="") as table:
+            writer = csv.writer(table, lineterminator="\n")
+            writer.writerow(["key", "path", "label"])
+            for place, (file, label) in enumerate(zip(images.files, images.labels, strict=True)):
+                writer.writerow([key(place), file.resolve(), label])
+        source = {"size": side, "fit": "center-crop"}
+        tokenshard.convert_images(manifest, folder, tokenizer=tokenizer, source=source, engine={"kind": "local"})
 
 
 def tokenizer_of(folder: Path) -> Path:
@@ -59,12 +59,13 @@ def stored(folder: Path, setting: TokenSetting) -> Stored:
     dataset = tokenshard.open(folder)
     books = code_space(dataset).codebooks
     codebook = folder.with_suffix(".codebook.npy")
-    np.save(codebook, np.concatenate([book.numpy() for book in books or ()]).astype(np.float16))
-    counted = {
-        "shards": size_of(folder / "data"),
-        "entropy tables": size_of(folder / "models"),
-        "codebook": size_of(codebook),
-    }
+    with alone(codebook):
+        np.save(codebook, np.concatenate([book.numpy() for book in books or ()]).astype(np.float16))
+        counted = {
+            "shards": size_of(folder / "data"),
+            "entropy tables": size_of(folder / "models"),
+            "codebook": size_of(codebook),
+        }
     apart = {"tokenizer": size_of(folder / "tokenizer"), "manifest": size_of(folder / "manifest")}
     return Stored(folder, str(setting), len(dataset), counted, apart, fixed=("entropy tables", "codebook"))
 
@@ -96,22 +97,22 @@ def labels_of(folder: Path) -> Labels:
 
 def rewrite(source: Path, codes: Codes, labels: Labels, folder: Path) -> None:
     """A dataset of these ids of the tokenizer of ``source``."""
-    if (folder / "manifest").exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    arrays = folder.with_suffix(".npz")
-    levels = tokenshard.open(source).manifest.code.levels
-    shape = codes if len(levels) > 1 else codes[:, 0]
-    np.savez(arrays, codes=shape, keys=np.array([key(place) for place in range(len(codes))]), label=labels)
-    fields = {
-        "path": str(arrays),
-        "format": "npz",
-        "options": {"levels": len(levels)},
-        "alphabet": [level.alphabet for level in levels],
-        "modality": "image",
-        "tokenizer": str(tokenizer_of(source)),
-    }
-    tokenshard.run(build_job(Import, {"source": fields, "output": str(folder)}))
+    with alone(folder):
+        if (folder / "manifest").exists():
+            return
+        arrays = folder.with_suffix(".npz")
+        levels = tokenshard.open(source).manifest.code.levels
+        shape = codes if len(levels) > 1 else codes[:, 0]
+        np.savez(arrays, codes=shape, keys=np.array([key(place) for place in range(len(codes))]), label=labels)
+        fields = {
+            "path": str(arrays),
+            "format": "npz",
+            "options": {"levels": len(levels)},
+            "alphabet": [level.alphabet for level in levels],
+            "modality": "image",
+            "tokenizer": str(tokenizer_of(source)),
+        }
+        tokenshard.run(build_job(Import, {"source": fields, "output": str(folder), "engine": {"kind": "local"}}))
 
 
 def shuffled_positions(codes: Codes, seed: int) -> Codes:

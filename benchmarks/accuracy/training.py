@@ -133,7 +133,7 @@ class PixelBatches:
     """Shuffled batches of images in memory, all of them full: what a loader is to the loop. `codes` are the pixels."""
 
     def __init__(self, images: Pixels, labels: Labels, batch: int, seed: int) -> None:
-        self._images, self._labels, self._seed = torch.from_numpy(images), torch.from_numpy(labels), seed
+        self._images, self._labels, self._seed = torch.tensor(images), torch.tensor(labels), seed
         self.global_batch_size, self._next = batch, 0
 
     def epoch_length(self, epoch: int) -> int:
