@@ -18,6 +18,8 @@ from types import TracebackType
 
 import psutil
 
+UNIT_ACTORS = ("ray::UnitActor", "ray::set up", "ray::pilot", "ray::unit ")
+"""How processes of unit actors are called: by their class, or by what they are at."""
 STARTED = 120
 """Seconds that a node may take to come up on a busy machine."""
 
@@ -67,7 +69,7 @@ class RayNodes:
 
     def workers(self) -> list[psutil.Process]:
         """Unit actors on all nodes."""
-        return [worker for node in self.nodes for worker in _named(node, "ray::UnitActor")]
+        return [worker for node in self.nodes for worker in _named(node, *UNIT_ACTORS)]
 
     def announce_end(self, node: subprocess.Popen[bytes], seconds: int) -> None:
         """What an autoscaler does when the cloud takes a machine back: nothing new is placed there from now on."""
@@ -107,12 +109,13 @@ def _kill(node: subprocess.Popen[bytes]) -> None:
     node.wait()
 
 
-def _named(node: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
+def _named(node: subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
     found = []
     try:
         for process in psutil.Process(node.pid).children(recursive=True):
             try:
-                if name in " ".join(process.cmdline()[:1]):
+                program = " ".join(process.cmdline()[:1])
+                if any(name in program for name in names):
                     found.append(process)
             except psutil.Error:
                 continue
