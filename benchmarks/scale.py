@@ -1,10 +1,12 @@
 """What grows with the size of a job, and what does not: planning, the driver, the manifest.
 
-    python benchmarks/scale.py [driver manifest] [--inputs N] [--shards N] [--quick] [--json FILE]
+    python benchmarks/scale.py [driver finish manifest] [--inputs N] [--units N] [--shards N] [--quick] [--json FILE]
 
 * driver: a job over N synthetic inputs (names and sizes that a listing would give; nothing is fetched or decoded): the
   real planner, scheduler, receipts and manifest, with workers that finish a unit at once. Peak memory of the process
   for 10,000 inputs and for N (the same settings); inputs planned a second; driver CPU a unit.
+* finish: the last step of a job of N units, from their receipts on disk to the manifest: CPU, and memory that it takes
+  over that of a tenth of them (of the difference, what stays is the shard list: the receipts are read one by one).
 * manifest: a dataset of N shards whose entries are what a writer would report (four row groups a shard): size of its
   manifest, CPU and wall time to open it, memory that opening takes, CPU of one look-up by key.
 
@@ -44,16 +46,13 @@ def peak() -> float:
 def driver(inputs: int, samples: int, folder: str) -> dict[str, Any]:
     """One job from listing to manifest, in this process."""
     from tokenshard.engine.finalize import finalize
-    from tokenshard.engine.job_folder import JobFolder, Journal, PilotResult, Receipt
+    from tokenshard.engine.job_folder import JobFolder, Journal, Receipt
     from tokenshard.engine.plan import make_plan, unit_places
     from tokenshard.engine.scheduler import Scheduler
     from tokenshard.engine.task import Done, Event, Finished, Ready, Task
-    from tokenshard.sources.base import CodeLayout
     from tokenshard.sources.images.files import Files
     from tokenshard.sources.images.folder import FolderSource
-    from tokenshard.spec.codec import CodecSpec
     from tokenshard.spec.job import parse_job
-    from tokenshard.spec.manifest import LevelEntry
     from tokenshard.store import Entry, Store
 
     class Listed(Store):
@@ -107,15 +106,7 @@ def driver(inputs: int, samples: int, folder: str) -> dict[str, Any]:
     started, cpu = time.monotonic(), time.process_time()
     plan = make_plan(spec, source, job)
     planned, plan_cpu = time.monotonic() - started, time.process_time() - cpu
-    job.create_pilot(
-        PilotResult(
-            tokenizer="0" * 16,
-            numerics="fp32",
-            levels=(LevelEntry(alphabet=4096, used=4096),),
-            codecs=(CodecSpec(column="codes", codec="pack", alphabet=4096),),
-            layout=CodeLayout((4096,), (16, 16), kind="image"),
-        )
-    )
+    job.create_pilot(pilot_result())
     executor = AtOnce(job, lambda unit: min(samples, inputs - unit * samples))
     cpu = time.process_time()
     Scheduler(executor, unit_places(plan), Journal(job), spec.retry, lambda place: samples, lambda *_: None).run()
@@ -133,6 +124,61 @@ def driver(inputs: int, samples: int, folder: str) -> dict[str, Any]:
         "samples": manifest.totals.samples,
         "peak_mb": peak(),
     }
+
+
+def pilot_result() -> Any:
+    """What a pilot would have found."""
+    from tokenshard.engine.job_folder import PilotResult
+    from tokenshard.sources.base import CodeLayout
+    from tokenshard.spec.codec import CodecSpec
+    from tokenshard.spec.manifest import LevelEntry
+
+    return PilotResult(
+        tokenizer="0" * 16,
+        numerics="fp32",
+        levels=(LevelEntry(alphabet=4096, used=4096),),
+        codecs=(CodecSpec(column="codes", codec="pack", alphabet=4096),),
+        layout=CodeLayout((4096,), (16, 16), kind="image"),
+    )
+
+
+# -- the last step ----------------------------------------------------------------------------------------------------
+
+
+def finish(units: int, folder: str) -> dict[str, Any]:
+    """Receipts to manifest, in this process."""
+    import pyarrow as pa
+
+    from tokenshard.engine.finalize import finalize
+    from tokenshard.engine.job_folder import JobFolder, Plan, Receipt
+    from tokenshard.spec.job import parse_job
+    from tokenshard.store import Store
+
+    rows = GROUPS * GROUP_ROWS
+    job = JobFolder(Store(folder), 1)
+    spec = {"kind": "convert-images", "source": {"path": "s3://listed/images", "labels": "none"}, "output": folder}
+    job.write_spec(parse_job(json.dumps(spec)))
+    job.create_plan(
+        Plan(
+            sha256="0" * 64,
+            inputs=units * rows,
+            units=units,
+            raw_bytes=units * rows,
+            parts=(),
+            columns=(),
+            source_names=(),
+            schema_hex=pa.schema([]).serialize().to_pybytes().hex(),
+        )
+    )
+    job.create_pilot(pilot_result())
+    receipts = Path(folder, job.name("receipts"))
+    receipts.mkdir()
+    for unit in range(units):
+        receipt = Receipt(unit=unit, rows=rows, rejected=0, raw_bytes=rows, shard=shard_entry(unit))
+        (receipts / f"{unit:08d}.json").write_text(receipt.model_dump_json(indent=1))
+    before, cpu = peak(), time.process_time()
+    manifest = finalize(job, None)
+    return {"samples": manifest.num_samples, "cpu": time.process_time() - cpu, "growth_mb": peak() - before}
 
 
 # -- the manifest -----------------------------------------------------------------------------------------------------
@@ -241,7 +287,7 @@ def open_it(folder: str) -> dict[str, Any]:
 
 # -- measuring --------------------------------------------------------------------------------------------------------
 
-STEPS = {"driver": driver, "commit": commit, "open": open_it}
+STEPS = {"driver": driver, "finish": finish, "commit": commit, "open": open_it}
 
 
 def measured(step: str, *arguments: object) -> dict[str, Any]:
@@ -273,6 +319,17 @@ def measure_driver(options: argparse.Namespace, scratch: Path) -> Iterator[tuple
     yield "peak memory, ratio", many["peak_mb"] / few["peak_mb"], "", "<= 1.2"
 
 
+def measure_finish(options: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, float, str, str]]:
+    few, many = (
+        measured("finish", count, str(scratch / f"finish{count}")) for count in (options.units // 10, options.units)
+    )
+    yield "units", options.units, "", ""
+    yield "last step, CPU a unit", 1e3 * many["cpu"] / options.units, "ms", ""
+    yield "last step, memory", many["growth_mb"], "MB", ""
+    more = options.units - options.units // 10
+    yield "of it for each further unit", 1e3 * (many["growth_mb"] - few["growth_mb"]) / more, "kB", ""
+
+
 def measure_manifest(options: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, float, str, str]]:
     folder = str(scratch / "manifest")
     written, opened = measured("commit", options.shards, folder), measured("open", folder)
@@ -287,7 +344,7 @@ def measure_manifest(options: argparse.Namespace, scratch: Path) -> Iterator[tup
     yield "look-up by key, CPU", 1e3 * opened["lookup_cpu"], "ms", ""
 
 
-PARTS = {"driver": measure_driver, "manifest": measure_manifest}
+PARTS = {"driver": measure_driver, "finish": measure_finish, "manifest": measure_manifest}
 
 
 def main() -> None:
@@ -295,6 +352,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--samples", type=int, default=4096, help="inputs of a unit")
+    parser.add_argument("--units", type=int, default=20_000, help="of the job whose last step is measured")
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--quick", action="store_true", help="a hundredth of everything")
     parser.add_argument("--json", type=Path)
@@ -304,7 +362,9 @@ def main() -> None:
         print(json.dumps(STEPS[options.step[0]](*json.loads(options.step[1]))))
         return
     if options.quick:
-        options.inputs, options.shards = options.inputs // 100, options.shards // 100
+        options.inputs, options.shards, options.units = (
+            count // 100 for count in (options.inputs, options.shards, options.units)
+        )
     scratch = Path(tempfile.mkdtemp(prefix="tokenshard-scale-"))
     rows = []
     try:

@@ -164,11 +164,12 @@ def test_fine_tuning_of_a_masked_model_is_compared_by_seed(two_classes: Path, tm
 
 @pytest.mark.integration
 def test_growth_with_the_size_of_a_job_is_measured(tmp_path: Path) -> None:
-    run_benchmark("scale.py", "--inputs", 30_000, "--shards", 3_000, "--json", tmp_path / "out.json")
+    run_benchmark("scale.py", "--inputs", 30_000, "--units", 4_000, "--shards", 3_000, "--json", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     found = {(row["part"], row["what"]): row["value"] for row in rows}
     assert found["driver", "units"] == 8
     assert found["driver", "peak memory, ratio"] < 1.2
+    assert found["finish", "of it for each further unit"] < 6, "kB: receipts are not kept"
     assert found["manifest", "samples"] == 3_000 * 4 * 4096
 
 

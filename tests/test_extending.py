@@ -233,6 +233,31 @@ def test_only_the_version_that_wrote_a_column_may_write_more_of_it(installed: No
         check_same_package(chosen.codec, spec.model_copy(update={"package": "tokenshard-extras==0.9"}))
 
 
+def test_an_append_that_another_version_may_not_write_leaves_nothing_behind(
+    environment: dict[str, str], coded: Path, photos: list[np.ndarray[Any, Any]], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    newer = tmp_path / "newer"
+    shutil.copytree(environment["PYTHONPATH"].split(os.pathsep)[0], newer)
+    (info,) = newer.glob("*.dist-info")
+    metadata = info / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
+    out, more = tmp_path / "runs", tmp_path / "photos"
+    shutil.copytree(coded / "runs", out)
+    shutil.copytree(coded / "photos", more)
+    Image.fromarray(photos[0][::-1]).save(more / "more.png")
+    before = sorted(path for path in out.rglob("*") if path.is_file())
+    words = ["--tokenizer", "patch:8x8,k=16", "--codec", "runs", "--workers", "1", "--quiet", "--append"]
+    for path, says in ((seen(newer), "but tokenshard-extras==1.1 is installed"), (seen(tmp_path), "not installed")):
+        done = tokenshard_command("convert", "images", str(more), str(out), *words, PYTHONPATH=path)
+        assert says in done.stderr or "'runs' is not one of" in done.stderr
+        assert sorted(path for path in out.rglob("*") if path.is_file()) == before
+    done = tokenshard_command("convert", "images", str(more), str(out), *words, **environment)
+    assert done.returncode == 0, done.stderr
+    assert len(ts.open(str(out))) == 4
+
+
 SIZES = [0, 300, 1, 0, 4000, 77]
 GRIDS = np.array(SIZES, np.int32)[:, None]
 IDS: Ids = np.repeat(np.random.default_rng(0).integers(0, 40, sum(SIZES)), 1 + np.arange(sum(SIZES)) % 300)[

@@ -295,10 +295,38 @@ def test_workers_are_spot_and_the_head_is_not_and_credentials_come_from_profiles
         assert (node.get("InstanceMarketOptions", {}).get("MarketType") == "spot") == (name != "head")
         assert node["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::")
         assert node["MetadataOptions"]["HttpTokens"] == "required"
-    rules = config["provider"]["security_group"]["IpPermissions"]
-    assert [(rule["FromPort"], rule["ToPort"]) for rule in rules] == [(22, 22)]
-    assert all(block["CidrIp"] != "0.0.0.0/0" for rule in rules for block in rule["IpRanges"])
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
+
+
+def test_the_launcher_opens_no_port_to_the_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `ray up` does before the head starts, on AWS as moto plays it, with a group made as the README says."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.util import prepare_config
+
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path))  # the launcher writes its SSH key there
+    (tmp_path / ".ssh").mkdir()
+    with mock_aws():
+        ec2 = boto3.client("ec2", region_name="us-east-1")
+        group = ec2.create_security_group(GroupName="tokenshard-ray", Description="tokenshard on Ray")["GroupId"]
+        config = prepare_config(load("aws", "cluster.yaml"))
+        for kind in config["available_node_types"].values():
+            kind["node_config"]["SecurityGroupIds"] = [group]
+        ready = bootstrap_aws(config)
+        for kind in ready["available_node_types"].values():
+            assert kind["node_config"]["SecurityGroupIds"] == [group]
+            assert kind["node_config"]["SubnetIds"]
+        rules = [rule for one in ec2.describe_security_groups()["SecurityGroups"] for rule in one["IpPermissions"]]
+        assert not [rule for rule in rules if "0.0.0.0/0" in {block["CidrIp"] for block in rule["IpRanges"]}]
 
 
 def test_the_launcher_uses_no_field_of_ec2_that_is_unknown() -> None:

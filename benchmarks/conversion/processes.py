@@ -94,8 +94,8 @@ def _watch(root: psutil.Process, peaks: dict[str, float], cpu: dict[int, float],
 def _role(words: list[str]) -> str:
     """Unit workers and pilots of both engines by name; everything else is `other`."""
     line = " ".join(words)
-    if "tokenshard.engine.worker pilot" in line or line.startswith("ray::Worker.pilot"):
+    if "tokenshard.engine.worker pilot" in line or line.startswith("ray::pilot"):
         return "pilot"
-    if "tokenshard.engine.worker" in line or line.startswith("ray::Worker."):
+    if "tokenshard.engine.worker" in line or line.startswith(("ray::UnitActor", "ray::set up", "ray::unit ")):
         return "worker"
     return "raylet" if words and words[0].endswith("/raylet") else "other"

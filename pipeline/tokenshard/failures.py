@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "urllib3"}
 _TRANSIENT_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET}
 
 
@@ -13,10 +14,9 @@ def is_transient(error: Exception) -> bool:
         return False
     if isinstance(error, TimeoutError | ConnectionError) or boto_code(error) == "NoSuchUpload":
         return True  # NoSuchUpload: an earlier, unanswered request had completed or aborted the upload
-    if isinstance(error, OSError):
-        return error.errno in _TRANSIENT_ERRNO
-    clients = {"botocore", "aiobotocore", "aiohttp", "urllib3"}
-    return type(error).__module__.split(".")[0] in clients and not _credentials(error)
+    if type(error).__module__.split(".")[0] in _CLIENTS:  # some of theirs, timeouts among them, are an OSError, too
+        return not _credentials(error) and "SSL" not in type(error).__name__
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
 
 
 def boto_code(error: BaseException) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def readable_seconds(seconds: float) -> str:
     """A duration in two units at most: ``40 s``, ``3 min 20 s``, ``5 h 10 min``, ``12 d 4 h``."""
@@ -21,6 +23,16 @@ def readable_bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{1 if count >= 9.995 else 2}f} {unit}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: ``1 shard``, ``20 shards``, ``0 indices``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def tallied(counts: Mapping[str, int]) -> str:
+    """How often each occurs: ``3 x death, 1 x poison``."""
+    return ", ".join(f"{number:,} x {what}" for what, number in counts.items())
 
 
 def printable(value: object) -> str:

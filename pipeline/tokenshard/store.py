@@ -127,6 +127,11 @@ class Store:
             return self.root
         return os.path.join(self.root, name) if self.is_local else posixpath.join(self.root, name)
 
+    def _path(self, name: str = "") -> str:
+        """What the file system calls a name. fsspec's memory would take `::` in a URL for a chain of file systems."""
+        url = self.url(name)
+        return "/" + url.removeprefix("memory://").lstrip("/") if self.protocol == "memory" else url
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -159,9 +164,9 @@ class Store:
                 return file.read(-1 if length is None else length)
         try:
             if length is None:  # of a size that is not known: as long as bytes come
-                return cast(bytes, self.filesystem.cat_file(self.url(name), start=start or None))
+                return cast(bytes, self.filesystem.cat_file(self._path(name), start=start or None))
             span = {"start": start, "end": start + length}
-            return cast(bytes, request(self.filesystem, "cat_file", self.url(name), patience, self.hedge, **span))
+            return cast(bytes, request(self.filesystem, "cat_file", self._path(name), patience, self.hedge, **span))
         except OSError as error:
             if boto_code(error) in {"InvalidRange", "416"}:
                 return b""
@@ -196,8 +201,8 @@ class Store:
             return False
 
     def _info(self, name: str) -> Any:
-        patience, url = self._patience(), self.url(name)
-        return self._retry(name, "stat", lambda: request(self.filesystem, "info", url, patience), patience)
+        patience, path = self._patience(), self._path(name)
+        return self._retry(name, "stat", lambda: request(self.filesystem, "info", path, patience), patience)
 
     def is_dir(self, name: str = "") -> bool:
         """Whether there is a folder (on an object store: any file below that prefix)."""
@@ -219,7 +224,7 @@ class Store:
         elif self._is_s3:
             entries = self._list_s3(prefix)
         else:
-            entries = listing.remote_files(self.filesystem, self.url(), prefix)
+            entries = listing.remote_files(self.filesystem, self._path(), prefix)
         return (Entry(name, size) for name, size in entries)
 
     def _list_s3(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -255,9 +260,9 @@ class Store:
         if self.is_local:
             atomic.replace(self.url(name), content, os.path.join(self.root, TEMPORARY))
         elif isinstance(content, Path):
-            self.filesystem.put_file(str(content), self.url(name))
+            self.filesystem.put_file(str(content), self._path(name))
         else:
-            self.filesystem.pipe_file(self.url(name), content)
+            self.filesystem.pipe_file(self._path(name), content)
 
     def put_if_absent(self, name: str, content: Content) -> bool:
         """Create a file unless it exists; True if this call created it. Of several writers exactly one wins.
@@ -294,12 +299,12 @@ class Store:
         whole = {"chunksize": IN_ONE // 2, "max_concurrency": 1}
         marks: dict[str, Any] = {"Metadata": {_TAG: tag}, **whole} if self._is_s3 else {}
         with _memory_lock if in_memory else contextlib.nullcontext():
-            if in_memory and self.filesystem.exists(self.url(name)):
+            if in_memory and self.filesystem.exists(self._path(name)):
                 raise FileExistsError(errno.EEXIST, "exists", name)
             if isinstance(content, Path):
-                self.filesystem.put_file(str(content), self.url(name), mode="create", **marks)
+                self.filesystem.put_file(str(content), self._path(name), mode="create", **marks)
             else:
-                self.filesystem.pipe_file(self.url(name), content, mode="create", **marks)
+                self.filesystem.pipe_file(self._path(name), content, mode="create", **marks)
 
     def _tag(self, name: str) -> str | None:
         bucket, key, _ = self.filesystem.split_path(self.url(name))
@@ -314,7 +319,7 @@ class Store:
         """Remove a file; a missing one is no error."""
         try:
             remove = os.unlink if self.is_local else self.filesystem.rm_file
-            self._retry(name, "delete", lambda: remove(self.url(name)))
+            self._retry(name, "delete", lambda: remove(self._path(name)))
         except FileNotFoundError:
             return
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -36,10 +36,12 @@ class Unit:
     """so many runs raise"""
     fatal: bool = False
     """what they raise comes from the storage"""
+    deadly_on: str = ""
+    """a node where every run kills the worker"""
 
     @property
     def clean(self) -> bool:
-        return not (self.poison or self.deaths or self.hangs or self.errors)
+        return not (self.poison or self.deaths or self.hangs or self.errors or self.deadly_on)
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ class Run:
 class InMemory:
     """An executor without processes. ``setups``: what becomes of the first workers that are started (default: ready).
 
-    ``kills``: (time, blameless): a worker dies from outside.
+    ``kills``: (time, blameless): a worker dies from outside. ``nodes``: where workers are, each on the emptiest node.
     """
 
     units: Sequence[Unit]
     size: int = 2
     setups: Sequence[type[Ready] | type[SetupFailed] | type[Died] | None] = ()
     kills: Sequence[tuple[float, bool]] = ()
+    nodes: Sequence[str] = ("",)
     now: float = 0.0
     runs: list[Run] = field(default_factory=list)
 
@@ -71,6 +74,8 @@ class InMemory:
         self.units = [replace(unit) for unit in self.units]
         self._queues: dict[int, deque[Task]] = {}
         self._since: dict[int, float] = {}
+        self._node_of: dict[int, str] = {}
+        self._alive: set[int] = set()
         self._spawned = 0
         self._order = count()
         self._agenda: list[tuple[float, int, Callable[[], list[Event]]]] = []
@@ -84,16 +89,21 @@ class InMemory:
         self._spawned += 1
         worker = self._spawned
         fate = self.setups[worker - 1] if worker <= len(self.setups) else Ready
+        living = Counter(self._node_of[other] for other in self._node_of.keys() & self._alive)
+        self._alive.add(worker)
+        self._node_of[worker] = min(self.nodes, key=lambda node: living[node])
         self._at(self.now + 1, lambda: self._set_up(worker, fate))
         return worker
 
     def _set_up(self, worker: int, fate: type[Event] | None) -> list[Event]:
+        if fate is not Ready:
+            self._alive.discard(worker)
         if fate is SetupFailed:
             return [SetupFailed(worker, Failure("ImportError", "no module named codebook", fatal=False))]
         if fate is not Ready:
             return [Died(worker, "killed by SIGKILL", blameless=fate is None)]
         self._queues[worker] = deque()
-        return [Ready(worker)]
+        return [Ready(worker, self._node_of[worker])]
 
     def submit(self, worker: int, task: Task) -> None:
         queue = self._queues.get(worker)
@@ -115,7 +125,9 @@ class InMemory:
             result = Done(Receipt(unit=task.place.unit, rows=0, rejected=unit.rows), seconds)
         elif unit.hangs:
             unit.hangs, seconds = unit.hangs - 1, NEVER
-        elif unit.deaths or unit.poison.intersection(rows) - task.poison:
+        elif self._node_of[worker] == unit.deadly_on != "":
+            result = None
+        elif unit.deaths or unit.poison.intersection(rows) - set(task.poison):
             unit.deaths, result = max(0, unit.deaths - 1), None
         elif unit.errors:
             unit.errors, result = unit.errors - 1, Failure("ValueError", "codes out of range", unit.fatal)
@@ -138,6 +150,7 @@ class InMemory:
 
     def _die(self, worker: int, reason: str, blameless: bool) -> list[Event]:
         queue = self._queues.pop(worker)
+        self._alive.discard(worker)
         if queue:
             self.runs.append(Run(worker, queue[0], self._since[worker], len(queue) - 1, died=True))
         return [Died(worker, reason, blameless)]
@@ -161,6 +174,11 @@ class InMemory:
 
     def close(self) -> None:
         self._queues.clear()
+
+    @property
+    def started(self) -> int:
+        """Workers, in all."""
+        return self._spawned
 
     def tasks_of(self, unit: int) -> list[Task]:
         return [run.task for run in self.runs if run.task.place.unit == unit]

@@ -16,9 +16,11 @@ from tokenshard.engine.plan import UNITS_PER_PART, make_plan, read_unit, unit_pl
 from tokenshard.errors import SpecError
 from tokenshard.shards.keys import KeySet
 from tokenshard.sources.base import SourceColumn
+from tokenshard.sources.images.files import Files
+from tokenshard.sources.images.folder import FolderSource
 from tokenshard.sources.plan import Input, plan_batches
 from tokenshard.spec.job import ConvertImages
-from tokenshard.store import Store
+from tokenshard.store import Entry, Store
 
 
 class Listed:
@@ -41,6 +43,16 @@ class Listed:
 
     def read(self, inputs: pa.Table) -> Iterator[Any]:
         return iter(())
+
+
+class Bucket(Store):
+    """A bucket with a made-up listing of 100,000 images of ten classes."""
+
+    listed = 0
+
+    def list(self, prefix: str = "", skipped: object = None) -> Iterator[Entry]:
+        for self.listed in range(1, 100_001):
+            yield Entry(f"class{self.listed // 10_001}/{self.listed:06d}.jpg", 1000)
 
 
 def plan_of(source: Listed, root: Path, **options: Any) -> tuple[Plan, list[list[str]]]:
@@ -104,3 +116,13 @@ def test_a_retry_plans_the_rejects_and_names_those_that_are_gone(tmp_path: Path)
 def test_nothing_to_plan_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no inputs found"):
         plan_of(Listed([]), tmp_path)
+
+
+def test_of_a_long_listing_no_more_is_listed_than_the_limit_needs(tmp_path: Path) -> None:
+    spec = ConvertImages.model_validate({"source": {"path": "s3://bucket"}, "output": str(tmp_path), "limit": 25_000})
+    bucket = Bucket("s3://bucket")
+    plan = make_plan(spec, FolderSource(spec.source, Files(bucket, "folder")), JobFolder(Store(tmp_path), 1))
+    assert plan.inputs == 25_000
+    assert bucket.listed <= 32_000, "25,000 in batches of 10,000, and what is looked at ahead"
+    (label,) = plan.columns
+    assert label.names == ("class0", "class1", "class2")

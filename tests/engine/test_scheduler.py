@@ -92,7 +92,7 @@ def test_inputs_that_kill_are_found_and_left_out(job: Job, poison: set[int]) -> 
     job.run(executor)
     assert job.rejected() == {0: 0, 1: len(poison), 2: 0}
     tasks = executor.tasks_of(1)
-    assert tasks[-1] == Task(tasks[-1].place, poison=frozenset(poison))
+    assert tasks[-1] == Task(tasks[-1].place, poison=dict.fromkeys(poison, "WorkerDied"))
     assert [task.probe for task in tasks[: ATTEMPTS + 1]] == [None] * ATTEMPTS + [(0, 8)]
     assert all(run.behind == 0 for run in executor.runs if run.task.probe)
 
@@ -104,6 +104,15 @@ def test_a_unit_of_nothing_but_poison_is_quarantined_after_bounded_deaths(job: J
     assert "killed its worker" in (executor.tasks_of(0)[-1].quarantine or "")
     assert job.events()[-1] == ("quarantine", 0)
     assert sum(run.died for run in executor.runs) <= 40
+
+
+def test_a_unit_that_a_node_has_no_room_for_is_run_on_another(job: Job) -> None:
+    tight = [Unit(rows=16, deadly_on="small") for _ in range(6)]
+    job.run(InMemory([*tight, *[Unit()] * 20], size=4, nodes=["small", "large"]))
+    assert job.rejected() == dict.fromkeys(range(26), 0)
+    deaths = Counter(event for event in job.events())
+    assert all(count == 1 for count in deaths.values()), "each finds the other node at once"
+    assert {event for event, _ in deaths} == {"death"}
 
 
 # -- units raise ------------------------------------------------------------------------------------------------------
@@ -163,6 +172,7 @@ def test_a_quarantined_unit_whose_worker_is_killed_is_quarantined_all_the_same(j
     job.run(executor)
     killed, last = (run for run in executor.runs if run.task.quarantine is not None)
     assert (killed.died, last.died) == (True, False)
+    assert executor.runs[-2:] == [killed, last], "its inputs are left alone from then on"
     assert job.rejected() == {0: 0, 1: 4}
 
 
@@ -182,6 +192,13 @@ def test_set_ups_that_fail_now_and_then_do_not(job: Job) -> None:
     executor = InMemory([Unit()] * 20, size=1, setups=fates, kills=[(4.5 + 4 * n, True) for n in range(5)])
     job.run(executor)
     assert job.rejected() == dict.fromkeys(range(20), 0)
+
+
+def test_a_node_where_no_worker_can_be_set_up_does_not_end_the_job(job: Job) -> None:
+    executor = InMemory([Unit(seconds=5)] * 40, setups=[Ready, *[Died, SetupFailed] * 100])
+    job.run(executor)
+    assert job.rejected() == dict.fromkeys(range(40), 0)
+    assert executor.started < 20, "tried less and less often"
 
 
 def test_preemption_during_the_set_up_costs_nothing(job: Job) -> None:
@@ -222,13 +239,25 @@ def test_attempts_survive_the_driver(job: Job) -> None:
     assert job.rejected() == {0: 1, 1: 0, 2: 0}
 
 
+def test_a_search_goes_on_where_the_driver_left_it(job: Job) -> None:
+    poisoned = [Unit(rows=16, poison=frozenset({12}), seconds=5), Unit(seconds=NEVER)]
+    first = InMemory(poisoned, size=3)
+    with pytest.raises(Interrupted):
+        job.run(first, stopping=lambda: ("survived", 0) in job.events(), drain_seconds=0)
+    assert [task.probe for task in first.tasks_of(0)] == [None] * ATTEMPTS + [(0, 8)]
+    second = InMemory([poisoned[0], Unit()])
+    job.run(second)
+    assert [task.probe for task in second.tasks_of(0)] == [(8, 12), (12, 14), (12, 13), (12, 13), None]
+    assert job.rejected() == {0: 1, 1: 0}
+
+
 def test_inputs_found_to_kill_stay_left_out_in_the_next_run(job: Job) -> None:
     poisoned = [Unit(rows=16, poison=frozenset({3}), seconds=5), Unit(seconds=NEVER)]
     with pytest.raises(Interrupted):
         job.run(InMemory(poisoned, size=3), stopping=lambda: ("poison", 0) in job.events(), drain_seconds=0)
     second = InMemory([poisoned[0], Unit()])
     job.run(second)
-    assert all(task.poison == {3} for task in second.tasks_of(0))
+    assert second.tasks_of(0) == [Task(second.tasks_of(0)[0].place, poison={3: "WorkerDied"})], "no second search"
     assert job.rejected() == {0: 1, 1: 0}
 
 

@@ -18,6 +18,8 @@ from types import TracebackType
 
 import psutil
 
+UNIT_ACTORS = ("ray::UnitActor", "ray::set up", "ray::pilot", "ray::unit ")
+"""How processes of unit actors are called: by their class, or by what they are at."""
 STARTED = 120
 """Seconds that a node may take to come up on a busy machine."""
 
@@ -41,7 +43,7 @@ class RayNodes:
         )
         _wait(lambda: _answers(dashboard), self._head)
 
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         ray = Path(sys.executable).with_name("ray")
         path = os.pathsep.join((str(ray.parent), os.environ["PATH"]))  # entrypoints say `python`
         own = [f"--dashboard-agent-listen-port={_free_port()}", f"--temp-dir={tempfile.mkdtemp(dir=self._root)}"]
@@ -50,24 +52,24 @@ class RayNodes:
         with log:
             return subprocess.Popen(
                 [str(ray), "start", *options, *common],
-                env={**os.environ, **self.environment, "PATH": path},
+                env={**os.environ, **self.environment, **environment, "PATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
-    def add(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """One more node; returns when its raylet runs."""
+    def add(self, cpus: int = 1, **environment: str) -> subprocess.Popen[bytes]:
+        """One more node, with these variables; returns when its raylet runs."""
         port = f"--metrics-export-port={_free_port()}"
-        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", port)
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", port, **environment)
         _wait(lambda: bool(_named(node, "raylet")), node)
         self.nodes.append(node)
         return node
 
     def workers(self) -> list[psutil.Process]:
         """Unit actors on all nodes."""
-        return [worker for node in self.nodes for worker in _named(node, "ray::Worker")]
+        return [worker for node in self.nodes for worker in _named(node, *UNIT_ACTORS)]
 
     def announce_end(self, node: subprocess.Popen[bytes], seconds: int) -> None:
         """What an autoscaler does when the cloud takes a machine back: nothing new is placed there from now on."""
@@ -107,12 +109,13 @@ def _kill(node: subprocess.Popen[bytes]) -> None:
     node.wait()
 
 
-def _named(node: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
+def _named(node: subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
     found = []
     try:
         for process in psutil.Process(node.pid).children(recursive=True):
             try:
-                if name in " ".join(process.cmdline()[:1]):
+                program = " ".join(process.cmdline()[:1])
+                if any(name in program for name in names):
                     found.append(process)
             except psutil.Error:
                 continue

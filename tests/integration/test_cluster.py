@@ -149,6 +149,33 @@ def test_a_submitted_job_is_followed_to_its_end(
     status = json.loads(tokenshard_command("status", out, "--json").stdout)
     assert (status["state"], status["units_done"], status["inputs"]) == ("complete", UNITS, UNITS * SAMPLES)
     assert_metrics(cluster, out, undisturbed)
+    assert_dashboard(cluster, out)
+
+
+def assert_dashboard(cluster: RayNodes, out: str) -> None:
+    """Ray's dashboard says of actors and tasks what they do, and shows how far the job is by what its driver wrote."""
+
+    def asked(path: str) -> Any:
+        token = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(
+            urllib.request.Request(cluster.dashboard + path, headers=token), timeout=30
+        ) as page:
+            return json.load(page)
+
+    def listed(what: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = asked(f"/api/v0/{what}?detail=1&limit=1000")["data"]["result"]["result"]
+        return found
+
+    actors = {actor["repr_name"] for actor in listed("actors") if actor["class_name"] == "UnitActor"}
+    assert {f"pilot of {out} (version 1)", f"units of {out} (version 1)"} <= actors
+    wait_for(
+        lambda: (
+            {"set up", "pilot", *(f"unit {unit}" for unit in range(UNITS))} <= {one["name"] for one in listed("tasks")}
+        ),
+        "all tasks under their names",
+    )
+    assert "converting: 160/160 inputs" in asked("/api/jobs/followed/logs")["logs"]
+    assert asked("/api/jobs/followed")["metadata"] == {"tokenshard_kind": "convert-images", "tokenshard_output": out}
 
 
 def assert_metrics(cluster: RayNodes, out: str, undisturbed: dict[str, Any]) -> None:
@@ -217,6 +244,36 @@ def test_a_node_that_goes_away_costs_nothing_but_time(
     events = [event["event"] for event in Journal(JobFolder(Store(out), 1)).events]
     assert "quarantine" not in events
     assert "poison" not in events
+
+
+def test_a_node_without_memory_for_workers_does_not_end_the_job(
+    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any]
+) -> None:
+    path, out, done = slow_job
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "engine": {"workers": 3}}))
+    full = cluster.add(RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="50")
+    try:
+        name = submitted(cluster, path)
+        killed = "low on memory"
+        wait_for(lambda: killed in cluster_command(cluster, "logs", name).stdout, "a kill by Ray's memory monitor")
+        done.set()
+        wait_for(lambda: job_state(cluster, name)["state"] not in {"PENDING", "RUNNING"}, "the end of the job")
+    finally:
+        cluster.kill(full)
+    assert job_state(cluster, name)["state"] == "SUCCEEDED", cluster_command(cluster, "logs", name).stdout
+    assert_as_undisturbed(out, undisturbed)
+    events = [event["event"] for event in Journal(JobFolder(Store(out), 1)).events]
+    assert set(events) <= {"death"}
+
+
+@pytest.mark.nightly
+def test_a_cluster_without_a_token_takes_jobs_too(job: tuple[Path, str], undisturbed: dict[str, Any]) -> None:
+    path, out = job
+    with RayNodes(token=False) as open_to_all:
+        open_to_all.add(2)
+        followed = cluster_command(open_to_all, "submit", str(path), "--package", "image", "--follow")
+    assert followed.returncode == 0, followed.stderr
+    assert_as_undisturbed(out, undisturbed)
 
 
 def test_of_two_drivers_of_one_output_the_second_stops(

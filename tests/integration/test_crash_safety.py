@@ -17,6 +17,7 @@ import pytest
 
 import tokenshard
 from integration.command import command_line, tokenshard_command
+from integration.ray_nodes import UNIT_ACTORS
 from integration.work import UNITS, WORK
 from tokenshard.errors import SpecError
 from tokenshard.shards.verify import verify
@@ -78,12 +79,12 @@ def start(workload: Path, out: Path, *engine: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def named(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
-    """Those whose command line has the name, leaving out what is dead already."""
+def named(processes: Iterable[psutil.Process], *names: str) -> list[psutil.Process]:
+    """Those whose command line has one of the names, leaving out what is dead already."""
     found = []
     for process in processes:
         try:
-            if any(name in word for word in process.cmdline()):
+            if any(name in word for word in process.cmdline() for name in names):
                 found.append(process)
         except psutil.Error:
             continue
@@ -100,7 +101,7 @@ def local_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def ray_workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Unit actors of the cluster that the fixture `ray_address` started."""
-    return named(psutil.Process().children(recursive=True), "ray::Worker")
+    return named(psutil.Process().children(recursive=True), *UNIT_ACTORS)
 
 
 Workers = Callable[[subprocess.Popen[bytes]], list[psutil.Process]]

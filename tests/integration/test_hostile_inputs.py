@@ -44,23 +44,27 @@ def hostile(tmp_path: Path) -> Path:
 
 NO_TOKENS = {"RAY_AUTH_MODE": "disabled"}
 CLUSTER = """
-import sys, ray
-started = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
-print("address", started.address_info["gcs_address"], flush=True)
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+for node in range(2):
+    cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+print("address", cluster.address, flush=True)
 sys.stdin.read()
+cluster.shutdown()
 """
 
 
-ROOM = 2 << 30
-"""Bytes of memory that the workers of that cluster get before Ray's memory monitor kills one."""
+ROOM = 4 << 30
+"""Bytes of memory that the cluster, and what else starts meanwhile, get before Ray's memory monitor kills a worker."""
 
 
 @pytest.fixture(scope="module")
 def hostile_ray() -> Iterator[str]:
-    """Address of a Ray cluster whose workers have the hostile decoder, and not much memory."""
+    """Address of a Ray cluster of two nodes whose workers have the hostile decoder, and not much memory."""
     memory = psutil.virtual_memory()
-    if memory.available < 2 * ROOM:
-        pytest.skip(f"needs {2 * ROOM >> 30} GiB of free memory")
+    if memory.available < ROOM + (1 << 30):
+        pytest.skip(f"needs {(ROOM >> 30) + 1} GiB of free memory")
     threshold = (memory.total - memory.available + ROOM) / memory.total
     monitor = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "50"}
     environment = {**os.environ, **NO_TOKENS, **HOSTILE, **monitor}
@@ -99,14 +103,16 @@ LOCAL = ["--engine", "local", "--workers", "2", "--max-rejects", "0.1"]
 
 
 def test_inputs_that_kill_their_worker_are_found_and_left_out(hostile: Path, tmp_path: Path) -> None:
-    for name in ("04.png", "20.qoi"):
-        (hostile / name).write_bytes(b"HOSTILE die ")
+    (hostile / "04.png").write_bytes(b"HOSTILE die ")
+    (hostile / "20.qoi").write_bytes(b"HOSTILE crash ")
     summary = convert(hostile, tmp_path / "out", *SMALL, *LOCAL, **HOSTILE)
     assert rejects(tmp_path / "out") == {
         "04.png": ("worker", "WorkerDied"),
         "20.qoi": ("worker", "WorkerDied"),
     }
     assert summary["num_samples"] == UNITS * SAMPLES - 1
+    assert summary["deaths"] == {"WorkerDied": len(deaths(tmp_path / "out"))}
+    assert any("SIGSEGV" in event["reason"] for event in deaths(tmp_path / "out"))
     assert verify(Store(tmp_path / "out"), deep=True).ok
 
 
@@ -133,7 +139,7 @@ def test_an_input_that_hangs_is_found_by_the_time_limit(hostile: Path, tmp_path:
         retry=limits,
         engine={"kind": "local", "workers": 2},
     )
-    assert rejects(tmp_path / "out") == {"20-hang.qoi": ("worker", "WorkerDied")}
+    assert rejects(tmp_path / "out") == {"20-hang.qoi": ("worker", "TimedOut")}
     assert summary["num_samples"] == UNITS * SAMPLES
 
 
@@ -154,11 +160,13 @@ def test_on_ray_poison_is_found_and_no_other_unit_suffers(
         max_rejects=0.1,
         engine={"kind": "ray", "address": hostile_ray, "workers": 2},
     )
-    assert rejects(tmp_path / "out") == {"20-poison.qoi": ("worker", "WorkerDied")}
+    cause = "OutOfMemory" if deed == "hoard" else "WorkerDied"
+    assert rejects(tmp_path / "out") == {"20-poison.qoi": ("worker", cause)}
     assert summary["num_samples"] == UNITS * SAMPLES
-    reasons = [event["reason"] for event in deaths(tmp_path / "out")]
-    assert reasons
-    assert all(("low on memory" in reason) == (deed == "hoard") for reason in reasons)
+    assert summary["deaths"] == {cause: len(deaths(tmp_path / "out"))}
+    assert len({event["node"] for event in deaths(tmp_path / "out")}) == 2, "tried on the other node, too"
+    shown = tokenshard_command("status", summary["output"]).stdout
+    assert f"workers lost: {summary['deaths'][cause]} x {cause}" in shown
 
 
 def test_a_worker_that_cannot_be_set_up_ends_the_job_with_the_cause(hostile: Path, tmp_path: Path) -> None:

@@ -179,8 +179,8 @@ def test_garbage_takes_the_rows_it_lies_in_and_retry_brings_them_back(tokens, ph
     overwrite(root, (start + end) // 2, garbage(40))
     result = CliRunner().invoke(cli, ["verify", str(root), "--repair"], catch_exceptions=False)
     assert result.exit_code == 0
-    assert "version 2: 0 bytes restored exactly, 0 ids of 0 samples filled, 1 samples became rejects" in result.output
-    assert "1 rows became rejects: 2" in result.output
+    assert "version 2: 0 bytes restored exactly, 0 ids of 0 samples filled, 1 sample became a reject" in result.output
+    assert "1 row became a reject: 2" in result.output
     ds = sound(root)
     assert len(ds) == COUNT - 1
     assert np.array_equal(ds.codes(range(COUNT - 1)), np.delete(before, 2, axis=0))

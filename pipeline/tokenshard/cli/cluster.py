@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tokenshard.cli.options import json_option, print_json, print_table, storage_option
+from tokenshard.readable import counted
 
 address_option = click.option(
     "--address",
@@ -164,7 +165,7 @@ def status(target: str | None, address: str | None, storage: dict[str, Any], as_
 
 def _print_status(out: str, storage: dict[str, Any], as_json: bool) -> None:
     from tokenshard.engine.status import job_status
-    from tokenshard.readable import readable_bytes
+    from tokenshard.readable import readable_bytes, tallied
     from tokenshard.store import Store
 
     found = job_status(Store(out, storage))
@@ -177,10 +178,14 @@ def _print_status(out: str, storage: dict[str, Any], as_json: bool) -> None:
     ]
     if found.units is not None:
         share = f" ({found.units_done / found.units:.0%})" if found.units else ""
-        rows.append(("units", f"{found.units_done:,} of {found.units:,}{share}, {found.inputs:,} inputs planned"))
+        rows.append(
+            ("units", f"{found.units_done:,} of {found.units:,}{share}, {counted(found.inputs or 0, 'input')} planned")
+        )
     if found.state == "running" and found.phase:
         rate = f", {found.rate:,.0f} inputs/s" if found.rate else ""
-        rows.append(("phase", f"{found.phase}: {found.inputs_done:,} inputs{rate}, {found.rejects:,} rejects"))
+        rows.append(
+            ("phase", f"{found.phase}: {counted(found.inputs_done, 'input')}{rate}, {counted(found.rejects, 'reject')}")
+        )
     if found.token_bytes:
         rows.append(
             ("bytes", f"{readable_bytes(found.raw_bytes)} in, {readable_bytes(found.token_bytes)} out (this run)")
@@ -188,7 +193,8 @@ def _print_status(out: str, storage: dict[str, Any], as_json: bool) -> None:
     if found.driver:
         rows.append(("driver", f"{found.driver}, last heard of {found.heard}"))
     if found.events:
-        rows.append(("failures", ", ".join(f"{count} x {event}" for event, count in sorted(found.events.items()))))
+        rows.append(("failures", tallied(found.events)))
+        rows += [("", f"workers lost: {tallied(found.deaths)}")] if found.deaths else []
         rows.append(("", found.last_event))
     print_table(rows)
     if found.state in {"stopped", "dead", "silent"}:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from tokenshard.cli.options import codec_option, encoder_option, json_option, print_json, print_table, storage_option
+from tokenshard.readable import counted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,7 +106,7 @@ def run_and_print(
     from tokenshard.engine.claim import Mode
     from tokenshard.engine.convert import run_conversion
     from tokenshard.engine.progress import Progress
-    from tokenshard.readable import readable_bytes
+    from tokenshard.readable import readable_bytes, tallied
 
     progress = Progress.silent() if quiet else Progress.on_stderr(log_format)
     if mode["dry_run"]:
@@ -119,6 +120,8 @@ def run_and_print(
         return
     rows = [("dataset", result.output), ("samples", f"{result.num_samples:,}"), ("rejects", f"{result.num_rejects:,}")]
     rows += [("", f"{count:,} x {reason}") for reason, count in result.reasons.items()]
+    if result.deaths:
+        rows.append(("workers lost", f"{tallied(result.deaths)}; their units were run again"))
     if result.token_bytes and result.raw_bytes:
         ratio = result.raw_bytes / result.token_bytes
         rows += [
@@ -159,9 +162,9 @@ def _print_estimate(spec: Any, progress: Any, as_json: bool) -> None:
     if as_json:
         print_json(found.json())
         return
-    rows = [("inputs", f"{found.num_inputs:,} in {found.num_units:,} units")]
+    rows = [("inputs", f"{found.num_inputs:,} in {counted(found.num_units, 'unit')}")]
     rows += [("raw bytes", f"{readable_bytes(found.raw_bytes)} (inputs whose size is known)")]
-    rows += [("sample", f"{found.sampled:,} inputs converted on one core, {found.sampled_rejects:,} rejected")]
+    rows += [("sample", f"{counted(found.sampled, 'input')} converted on one core, {found.sampled_rejects:,} rejected")]
     if found.token_bytes is not None:
         rows += [("token bytes", f"about {readable_bytes(found.token_bytes)}")]
     for stage, seconds in found.stage_seconds.items():

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tokenshard.cli.options import json_option, print_json, storage_option
+from tokenshard.readable import counted
 
 
 @click.command()
@@ -35,7 +36,7 @@ def delete(out: str, keys: tuple[str, ...], where: str | None, storage: dict[str
     elif done.version is None:
         click.echo("no sample matches; nothing was deleted")
     else:
-        click.echo(f"version {done.version}: {done.samples:,} samples deleted")
+        click.echo(f"version {done.version}: {counted(done.samples, 'sample')} deleted")
 
 
 @click.command()

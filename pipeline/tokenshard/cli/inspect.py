@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from tokenshard.cli.options import figure, json_option, print_columns, print_json, print_table, storage_option
+from tokenshard.readable import counted
 
 
 @click.command()
@@ -50,12 +51,10 @@ def info(out: str, storage: dict[str, Any], as_json: bool) -> None:
     grid = " x ".join("varies" if dim is None else str(dim) for dim in manifest.code.grid)
     alphabets = ", ".join(str(level.alphabet) for level in manifest.code.levels)
     codecs = ", ".join(dict.fromkeys(facts["codecs"]))
+    shards = counted(len(manifest.shards), "shard")
     rows = [
         ("dataset", f"{out} (version {manifest.version}, {manifest.kind})"),
-        (
-            "samples",
-            f"{facts['num_samples']:,} in {len(manifest.shards):,} shards; {totals.rejects:,} rejects{deleted}",
-        ),
+        ("samples", f"{facts['num_samples']:,} in {shards}; {counted(totals.rejects, 'reject')}{deleted}"),
         ("tokens", f"{totals.ids:,}; grid {grid}; alphabet {alphabets}; codec {codecs}"),
         ("bytes", f"{readable_bytes(totals.token_bytes)} from {readable_bytes(totals.raw_bytes)} raw"),
         ("", f"codec models {readable_bytes(facts['model_bytes'])}, footers {readable_bytes(facts['footer_bytes'])}"),
@@ -172,9 +171,10 @@ def verify(
         click.echo(f"error: {error}")
     for note in report.notes:
         click.echo(f"note: {note}")
-    checked = f"{report.samples:,} samples in {report.shards:,} shards, {report.rejects:,} rejects"
+    samples, shards = counted(report.samples, "sample"), counted(report.shards, "shard")
+    checked = f"{samples} in {shards}, {counted(report.rejects, 'reject')}"
     depth = "every stream decoded" if deep else "checksums and structure; --deep decodes every stream too"
-    click.echo(f"{out}: {'ok' if report.ok else f'{len(report.errors)} errors'} ({checked}; {depth})")
+    click.echo(f"{out}: {'ok' if report.ok else counted(len(report.errors), 'error')} ({checked}; {depth})")
     if held is not None:
         for error in held.errors:
             click.echo(f"error: {error}")
@@ -261,11 +261,11 @@ def clean(out: str, journal: bool, yes: bool, storage: dict[str, Any], as_json: 
     output = Store(out, storage)
     names = leftovers(output, journal)
     if names and not yes:
-        click.confirm(f"remove {len(names):,} files (e.g. {names[0]})?", abort=True, err=True)
+        click.confirm(f"remove {counted(len(names), 'file')} (e.g. {names[0]})?", abort=True, err=True)
     for name in names:
         output.delete(name)
     removed = len(names) + output.clean_temporary()
     if as_json:
         print_json({"removed": removed, "files": names})
     else:
-        click.echo(f"removed {removed:,} files")
+        click.echo(f"removed {counted(removed, 'file')}")

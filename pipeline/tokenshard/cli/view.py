@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tokenshard.cli.options import storage_option
+from tokenshard.readable import counted
 
 
 @click.command()
@@ -57,7 +58,7 @@ def view(
     found = None
     try:
         found = opened()
-        click.echo(f"{out}: {len(found.dataset):,} samples")
+        click.echo(f"{out}: {counted(len(found.dataset), 'sample')}")
     except TokenshardError as error:  # the page says so too, and shows the dataset once it is whole
         click.echo(f"tokenshard: {error}", err=True)
     viewer = Viewer(lambda: found or opened(), host, port, allow_host)

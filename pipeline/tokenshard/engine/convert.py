@@ -12,13 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokenshard.codecs.choose import load_codec
+from tokenshard.codecs.extension import check_same_package
 from tokenshard.engine.claim import Mode, bind, place_of
 from tokenshard.engine.driver import Lease
 from tokenshard.engine.encoding import appended_numerics, check_job, encoding_of
@@ -30,7 +32,7 @@ from tokenshard.engine.plan import NothingNew, UnitPlace, make_plan, unit_places
 from tokenshard.engine.progress import Progress
 from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Done, Executor, WorkerAddress
-from tokenshard.errors import SpecError
+from tokenshard.errors import FormatError, SpecError
 from tokenshard.parquet import open_parquet
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.deleted import deleted_rows
@@ -72,6 +74,8 @@ class Conversion:
     """`local` or `ray`; `none` where nothing was left to do"""
     reasons: Mapping[str, int]
     """rejected inputs of this job by `stage: error type`, the most frequent first"""
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    """workers that this job lost while they ran a unit, by cause: `WorkerDied`, `OutOfMemory`, `TimedOut`"""
     warnings: tuple[str, ...] = ()
     """of shards whose page vectors are unlike those that the codebook was trained on"""
 
@@ -98,7 +102,7 @@ def run_conversion(
         if parent is not None and parent.version == folder.version:
             bind(spec, folder, mode)
             return _summary(spec, folder, parent, started, "none")
-        with _left_as_found(folder), Lease.take(folder, progress) as lease:
+        with _left_as_found(folder, parent), Lease.take(folder, progress) as lease:
             if folder.version in list_versions(output):  # while the lease of its driver was waited for
                 return _summary(spec, folder, read_manifest(output, folder.version), started, "none")
             bind(spec, folder, mode)
@@ -115,13 +119,13 @@ def run_conversion(
 
 
 @contextmanager
-def _left_as_found(folder: JobFolder) -> Iterator[None]:
-    """A job that was not there before, and cannot even be planned, leaves nothing behind."""
+def _left_as_found(folder: JobFolder, parent: Manifest | None) -> Iterator[None]:
+    """A new job that cannot be planned, or not be appended to ``parent``, leaves nothing behind."""
     new = folder.spec() is None
     try:
         yield
-    except SpecError:
-        if new and folder.plan() is None:
+    except (SpecError, FormatError):
+        if new and (folder.plan() is None or (parent is not None and folder.pilot() is None)):
             folder.remove()
         raise
 
@@ -190,8 +194,8 @@ class _Job:
                 executor = executor_for(replace(address, role="pilot"), 1)
                 rows = sample_size(spec, plan)
                 self._schedule(executor, [PILOT], lambda place: rows, lambda receipt, done: None)
-            receipts = [receipt for unit in done if (receipt := folder.receipt(unit)) is not None]
-            self.progress.start("converting", plan.inputs, sum(one.rows + one.rejected for one in receipts))
+            before = sum(receipt.rows + receipt.rejected for receipt in folder.receipts()) if done else 0
+            self.progress.start("converting", plan.inputs, before)
             places = (place for place in unit_places(plan) if place.unit not in done)
             executor = executor_for(address, plan.units - len(done))
             self._schedule(executor, places, _rows_of(folder), self._committed, any_done=bool(done))
@@ -286,7 +290,14 @@ def _engine(spec: ConvertJob, plan: Plan) -> str:
 
 
 def _adopted(spec: ConvertJob, plan: Plan, parent: Manifest, output: Store) -> PilotResult:
-    """Tokenizer and codecs of the dataset that is appended to: they are frozen with it."""
+    """Tokenizer and codecs of the dataset that is appended to: they are frozen with it.
+
+    Raises SpecError where the job's samples do not fit them, or another version of a codec's package is installed.
+    """
+    for codec in parent.code.columns:
+        if codec.package is not None:
+            model = output.read(parent.model_path(codec.model)) if codec.model else None
+            check_same_package(load_codec(codec, model), codec)
     layout = encoding_of(spec, open_source(spec, plan.source_state)).layout(parent.tokenizer, output)
     check_layout(parent, layout, output)
     adopted = PilotResult(
@@ -350,4 +361,5 @@ def _summary(spec: ConvertJob, folder: JobFolder, manifest: Manifest | None, sta
         fingerprint=manifest.fingerprint if manifest is not None else "",
         engine=engine,
         reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])),
+        deaths=Journal(folder).deaths if manifest is not None else {},
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from tokenshard.engine.job_folder import JobFolder, PilotResult, Plan, Receipt, made_schema
 from tokenshard.errors import JobError, SpecError, TooManyRejects
+from tokenshard.readable import tallied
 from tokenshard.shards.manifest import commit_manifest
 from tokenshard.shards.schema import NUM_TOKENS, column_entries, shard_schema
+from tokenshard.shards.shard_list import ShardList, distinct_grids, joined, numbers
 from tokenshard.sources.base import CodeLayout
 from tokenshard.spec.base import digest
 from tokenshard.spec.conversion import ConvertJob, TokenizeJob
@@ -39,13 +42,43 @@ def job_id(spec: ConvertJob, plan: Plan, pilot: PilotResult) -> str:
     )[:8]
 
 
-def check_rejects(spec: ConvertJob, receipts: Sequence[Receipt], inputs: int) -> None:
+@dataclass
+class Results:
+    """What the units of a job did. Receipts are taken in one by one, and of each only its columns are kept."""
+
+    units: int = 0
+    rows: int = 0
+    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    rejects: list[RejectsEntry] = field(default_factory=list)
+    shards: ShardList = field(init=False)
+
+    @classmethod
+    def of(cls, receipts: Iterable[Receipt]) -> Results:
+        results = cls()
+        results.shards = ShardList.of(results._taken(receipts))
+        return results
+
+    def _taken(self, receipts: Iterable[Receipt]) -> Iterator[ShardEntry]:
+        for receipt in receipts:
+            self.units += 1
+            self.rows += receipt.rows
+            self.rejected += receipt.rejected
+            self.reasons.update(receipt.reasons)
+            self.splits.update(receipt.splits)
+            if receipt.rejects is not None:
+                self.rejects.append(receipt.rejects)
+            if receipt.shard is not None:
+                yield receipt.shard
+
+
+def _check_rejects(spec: ConvertJob, results: Results, inputs: int) -> None:
     """Raises TooManyRejects, with reasons and remedy, where more than the job's share of ``inputs`` was rejected."""
-    rejected = sum(receipt.rejected for receipt in receipts)
+    rejected = results.rejected
     if rejected <= spec.max_rejects * inputs:
         return
-    reasons = sum((Counter(receipt.reasons) for receipt in receipts), Counter[str]())
-    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    listed = tallied(dict(results.reasons.most_common(5)))
     raise TooManyRejects(
         f"{rejected} of {inputs} inputs were rejected ({rejected / inputs:.1%}, allowed: "
         f"{spec.max_rejects:.1%}): {listed}; the rejects/ folder of the output names each of them. Nothing is lost: "
@@ -58,19 +91,19 @@ def finalize(folder: JobFolder, parent: Manifest | None) -> Manifest:
     spec, plan, pilot = folder.conversion(), folder.plan(), folder.pilot()
     if plan is None or pilot is None:
         raise JobError(f"{folder.output.url(folder.path)}: plan or pilot is not complete")
-    receipts = list(folder.receipts())
-    if len(receipts) != plan.units:
+    results = Results.of(folder.receipts())
+    if results.units != plan.units:
         raise JobError(
-            f"{plan.units - len(receipts)} of {plan.units} units have no receipt; run the same command again"
+            f"{plan.units - results.units} of {plan.units} units have no receipt; run the same command again"
         )
-    handled = sum(receipt.rows + receipt.rejected for receipt in receipts)
+    handled = results.rows + results.rejected
     if handled != plan.inputs:
         raise JobError(f"{plan.inputs} inputs were planned, but {handled} are rows or rejects")
     retry_of = parent.totals if parent is not None and plan.retried else None
-    check_rejects(spec, receipts, plan.inputs if retry_of is None else retry_of.samples + retry_of.rejects)
-    if parent is None and not any(receipt.rows for receipt in receipts):
+    _check_rejects(spec, results, plan.inputs if retry_of is None else retry_of.samples + retry_of.rejects)
+    if parent is None and not results.rows:
         raise TooManyRejects("every input was rejected; the rejects/ folder of the output says why")
-    manifest = _manifest(spec, plan, pilot, folder, receipts)
+    manifest = _manifest(spec, plan, pilot, folder, results)
     return commit_manifest(folder.output, _appended(parent, manifest, plan, pilot) if parent is not None else manifest)
 
 
@@ -79,10 +112,9 @@ def _manifest(
     plan: Plan,
     pilot: PilotResult,
     folder: JobFolder,
-    receipts: Sequence[Receipt],
+    results: Results,
 ) -> Manifest:
-    shards = [receipt.shard for receipt in receipts if receipt.shard is not None]
-    rejects = [receipt.rejects for receipt in receipts if receipt.rejects is not None]
+    shards, rejects = results.shards, results.rejects
     return Manifest(
         min_reader=needed_reader(pilot.codecs),
         version=folder.version,
@@ -106,8 +138,8 @@ def _manifest(
                 retried=plan.retried,
             ),
         ),
-        splits=dict(sorted(sum((Counter(receipt.splits) for receipt in receipts), Counter[str]()).items())),
-        shards=tuple(shards),
+        splits=dict(sorted(results.splits.items())),
+        shards=shards,
         rejects=tuple(rejects),
     )
 
@@ -122,17 +154,17 @@ def _columns(plan: Plan, pilot: PilotResult) -> list[ColumnEntry]:
 
 def totals_of(shards: Sequence[ShardEntry], rejects: Sequence[RejectsEntry]) -> Totals:
     return Totals(
-        samples=sum(shard.rows for shard in shards),
-        ids=sum(shard.ids for shard in shards),
-        raw_bytes=sum(shard.raw_bytes for shard in shards),
-        token_bytes=sum(shard.bytes for shard in shards),
+        samples=sum(numbers(shards, "rows")),
+        ids=sum(numbers(shards, "ids")),
+        raw_bytes=sum(numbers(shards, "raw_bytes")),
+        token_bytes=sum(numbers(shards, "bytes")),
         rejects=sum(entry.rows for entry in rejects),
     )
 
 
 def shared_grid(shards: Sequence[ShardEntry]) -> tuple[int | None, ...]:
     """Dims that all shards share, None where they differ; empty without shards."""
-    grids = {shard.grid for shard in shards}
+    grids = distinct_grids(shards)
     return tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*grids, strict=True))
 
 
@@ -141,10 +173,10 @@ def check_appendable(parent: Manifest, spec: TokenizeJob) -> None:
     if parent.kind != spec.dataset_kind:
         raise SpecError(f"{spec.output}: holds a dataset of kind {parent.kind}; {spec.dataset_kind} cannot be appended")
     wanted = spec.source.output_fields()
-    for field in sorted(parent.preprocess):
-        if field in {"size", "fit", "interpolation", "background"} and parent.preprocess[field] != wanted.get(field):
+    for name in sorted(parent.preprocess):
+        if name in {"size", "fit", "interpolation", "background"} and parent.preprocess[name] != wanted.get(name):
             raise SpecError(
-                f"{spec.output}: source.{field} is {parent.preprocess[field]!r} there and {wanted.get(field)!r} here; "
+                f"{spec.output}: source.{name} is {parent.preprocess[name]!r} there and {wanted.get(name)!r} here; "
                 "appended samples must be preprocessed alike"
             )
 
@@ -191,7 +223,7 @@ def _appended(parent: Manifest, new: Manifest, plan: Plan, pilot: PilotResult) -
     numerics = "+".join(sorted(parent.tokenizer.modes | new.tokenizer.modes))
     check_columns(parent, plan, pilot)
     kept = () if plan.retried else parent.rejects
-    shards, rejects = (*parent.shards, *new.shards), (*kept, *new.rejects)
+    shards, rejects = joined(parent.shards, new.shards), (*kept, *new.rejects)
     return new.model_copy(
         update={
             "parent": parent.version,

@@ -7,8 +7,10 @@ parts of the journal. A driver that was killed loses nothing but the units in fl
 from __future__ import annotations
 
 import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -25,6 +27,8 @@ from tokenshard.spec.manifest import ColumnEntry, LevelEntry, RejectsEntry, Shar
 from tokenshard.store import Store
 
 D = TypeVar("D", bound=StoredDocument)
+READ_AHEAD = 64
+"""Receipts that are asked for at a time."""
 
 
 class PlanPart(StoredDocument):
@@ -181,9 +185,13 @@ class JobFolder:
         return {int(entry.name[-13:-5]) for entry in self.output.list(self.name("receipts"))}
 
     def receipts(self) -> Iterator[Receipt]:
-        """All receipts, by unit."""
+        """All receipts, by unit; :data:`READ_AHEAD` of them in memory, whatever their number."""
         with ThreadPoolExecutor(16) as pool:
-            for receipt in pool.map(self.receipt, sorted(self.finished_units())):
+            units = iter(sorted(self.finished_units()))
+            reading = deque(pool.submit(self.receipt, unit) for unit in islice(units, READ_AHEAD))
+            while reading:
+                receipt = reading.popleft().result()
+                reading.extend(pool.submit(self.receipt, unit) for unit in islice(units, 1))
                 if receipt is not None:
                     yield receipt
 
@@ -198,6 +206,11 @@ class Journal:
         """Events of earlier runs and of this one, oldest first."""
         for entry in folder.output.list(folder.name("journal")):
             self.events.append(json.loads(folder.output.read(entry.name)))
+
+    @property
+    def deaths(self) -> dict[str, int]:
+        """Workers that died while they ran a unit, by cause."""
+        return dict(Counter(event.get("cause", "WorkerDied") for event in self.events if event["event"] == "death"))
 
     def append(self, event: str, **fields: JsonValue) -> None:
         """Write one event down at once. Events are rare: one a failure, none a success."""

@@ -21,7 +21,7 @@ from tokenshard.errors import FormatError, SpecError
 from tokenshard.parquet import open_parquet
 from tokenshard.shards.keys import KeySet
 from tokenshard.shards.schema import is_reserved
-from tokenshard.sources.base import DescribedSource, Source
+from tokenshard.sources.base import DescribedSource, EndableSource, Source
 from tokenshard.spec.conversion import ConvertJob
 from tokenshard.spec.engine import UnitSpec
 from tokenshard.spec.manifest import ColumnEntry
@@ -44,10 +44,12 @@ class UnitPlace:
     part: str
     row_group: int
 
+    @property
+    def name(self) -> str:
+        return f"unit {self.unit}" if self.unit >= 0 else "pilot"
+
     def __str__(self) -> str:
-        return (
-            f"unit {self.unit}" if self.unit >= 0 else "the pilot (the sample that tokenizer and codecs are fitted on)"
-        )
+        return self.name if self.unit >= 0 else "the pilot (the sample that tokenizer and codecs are fitted on)"
 
 
 class NothingNew(SpecError):
@@ -73,7 +75,7 @@ def make_plan(
     writer = _PlanWriter(folder)
     batches = source.plan()
     if spec.limit is not None:
-        batches = _first(batches, spec.limit)
+        batches = _first(source, batches, spec.limit)
     if retried is not None:
         batches = _only(batches, retried)
     seen = 0
@@ -135,11 +137,14 @@ def _stored_names(names: list[str]) -> list[str]:
     return stored
 
 
-def _first(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
-    """The first inputs of a stream, which is read to its end: only then its source knows all of its columns."""
+def _first(source: Source, batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """The first inputs of a stream. It is read to its end where only then the source knows all of its columns."""
     for batch in batches:
         yield batch.slice(0, count)
         count -= min(count, batch.num_rows)
+        if not count and isinstance(source, EndableSource):
+            source.end_plan()
+            return
 
 
 def _only(batches: Iterator[pa.RecordBatch], wanted: Mapping[str, str]) -> Iterator[pa.RecordBatch]:

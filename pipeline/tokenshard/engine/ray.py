@@ -15,9 +15,9 @@ from collections import deque
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
-from tokenshard.engine.task import Died, Event, Failure, Finished, Ready, SetupFailed, Task, WorkerAddress
+from tokenshard.engine.task import Cause, Died, Event, Failure, Finished, Ready, SetupFailed, Task, WorkerAddress
 from tokenshard.engine.worker import Worker
 from tokenshard.errors import JobError
 from tokenshard.spec.engine import EngineSpec
@@ -78,6 +78,22 @@ def _resources() -> dict[str, float]:
     return ray.cluster_resources()  # type: ignore[no-any-return, no-untyped-call]
 
 
+class UnitActor(Worker):
+    """A worker on a cluster. Ray's dashboard lists actors by what they say of themselves."""
+
+    def __init__(self, address: WorkerAddress) -> None:
+        super().__init__(address)
+        what = "pilot" if address.role == "pilot" else "units"
+        self._name = f"{what} of {address.output} (version {address.version})"
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def start(self) -> Failure | str:
+        """Set up; the node's id."""
+        return self.setup() or ray.get_runtime_context().get_node_id()
+
+
 def _actor_class(engine: EngineSpec) -> Any:
     options: dict[str, Any] = {"num_cpus": engine.cpus, "num_gpus": engine.gpus}
     if engine.memory is not None:
@@ -86,7 +102,7 @@ def _actor_class(engine: EngineSpec) -> Any:
         options["accelerator_type"] = engine.accelerator
     if engine.labels:
         options["label_selector"] = dict(engine.labels)
-    return ray.remote(**options, max_restarts=0, max_task_retries=0)(Worker)
+    return ray.remote(**options, max_restarts=0, max_task_retries=0)(UnitActor)
 
 
 class RayExecutor:
@@ -99,7 +115,6 @@ class RayExecutor:
         self._actors: dict[int, Any] = {}
         self._pending: dict[int, deque[Any]] = {}
         self._ready: set[int] = set()
-        self._killed: set[int] = set()
         self._spawned = 0
         self._alone_since = time.monotonic()
 
@@ -107,11 +122,12 @@ class RayExecutor:
         self._spawned += 1
         actor = self._actors_of.remote(self._address)
         self._actors[self._spawned] = actor
-        self._pending[self._spawned] = deque([actor.setup.remote()])
+        self._pending[self._spawned] = deque([actor.start.options(name="set up").remote()])
         return self._spawned
 
     def submit(self, worker: int, task: Task) -> None:
-        self._pending[worker].append(self._actors[worker].run.remote(task))
+        run = self._actors[worker].run.options(name=_title(task))
+        self._pending[worker].append(run.remote(task))
 
     def wait(self, timeout: float) -> list[Event]:
         heads = {refs[0]: worker for worker, refs in self._pending.items() if refs}
@@ -131,10 +147,12 @@ class RayExecutor:
             # The node cannot be reached for now. Its actor may still run: end it, then treat it as lost.
             ray.kill(self._actors[worker])
             return self._gone(worker, "node unreachable", blameless=True)
+        except OutOfMemoryError as error:
+            return self._gone(worker, _reason(error), cause="OutOfMemory")
         except RayActorError as error:
             return self._gone(worker, _reason(error), blameless=bool(getattr(error, "preempted", False)))
         except RayError as error:
-            return self._gone(worker, _reason(error), blameless=False)
+            return self._gone(worker, _reason(error))
         self._pending[worker].popleft()
         if worker in self._ready:
             return Finished(worker, message)
@@ -143,18 +161,15 @@ class RayExecutor:
             self._forget(worker)
             return SetupFailed(worker, message)
         self._ready.add(worker)
-        return Ready(worker)
+        return Ready(worker, message)
 
-    def _gone(self, worker: int, reason: str, blameless: bool) -> Died:
-        if worker in self._killed:
-            reason = "unit took longer than retry.unit_timeout"
+    def _gone(self, worker: int, reason: str, blameless: bool = False, cause: Cause = "WorkerDied") -> Died:
         self._forget(worker)
-        return Died(worker, reason, blameless)
+        return Died(worker, reason, blameless, cause)
 
     def _forget(self, worker: int) -> None:
         del self._actors[worker], self._pending[worker]
         self._ready.discard(worker)
-        self._killed.discard(worker)
 
     def _complain_when_alone(self) -> None:
         if self._ready:
@@ -164,7 +179,6 @@ class RayExecutor:
             logger.warning("no worker could start for %d s; cluster resources: %s", PATIENCE, _resources())
 
     def kill(self, worker: int) -> None:
-        self._killed.add(worker)
         ray.kill(self._actors[worker])
 
     def close(self) -> None:
@@ -173,6 +187,15 @@ class RayExecutor:
         self._actors.clear()
         self._pending.clear()
         self._ready.clear()
+
+
+def _title(task: Task) -> str:
+    """What Ray's dashboard calls a task."""
+    if task.quarantine is not None:
+        return f"{task.place.name}: reject all of it"
+    if task.probe is not None:
+        return f"{task.place.name}: try rows {task.probe[0]} to {task.probe[1] - 1}"
+    return task.place.name
 
 
 def _reason(error: Exception) -> str:

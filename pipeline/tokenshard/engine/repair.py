@@ -29,6 +29,7 @@ from tokenshard.engine.rewriting import rows_batch, user_columns
 from tokenshard.engine.salvage import Salvage, salvage_group, zero_sectors
 from tokenshard.errors import FormatError, JobError, SpecError
 from tokenshard.parquet import read_parquet
+from tokenshard.readable import counted
 from tokenshard.shards.dataset import read_model
 from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.manifest import commit_manifest, read_manifest
@@ -66,8 +67,9 @@ class Repair:
         if self.version is None:
             return "no shard is damaged; nothing was repaired"
         return (
-            f"version {self.version}: {self.restored_bytes:,} bytes restored exactly, {self.filled_ids:,} ids of "
-            f"{self.filled_samples:,} samples filled, {self.lost_samples:,} samples became rejects"
+            f"version {self.version}: {counted(self.restored_bytes, 'byte')} restored exactly, "
+            f"{counted(self.filled_ids, 'id')} of {counted(self.filled_samples, 'sample')} filled, "
+            f"{counted(self.lost_samples, 'sample became a reject', 'samples became rejects')}"
         )
 
 
@@ -231,7 +233,7 @@ class _Shard:
         rows = start + np.flatnonzero(lost)
         if not len(rows):
             return
-        self._say(f"{len(rows):,} rows became rejects: {_some(rows)} ({reason})")
+        self._say(f"{counted(len(rows), 'row became a reject', 'rows became rejects')}: {_some(rows)} ({reason})")
         self._done.lost_samples += len(rows)
         for row in rows.tolist():
             unnamed = f"{self._entry.path}#{row}"

@@ -22,6 +22,7 @@ from tokenshard.codecs.base import Ids, sample_sizes
 from tokenshard.codecs.context import ContextCodec
 from tokenshard.codecs.pack import PackCodec
 from tokenshard.errors import FormatError
+from tokenshard.readable import counted
 from tokenshard.shards.reader import RowGroup, ShardReader
 from tokenshard.shards.schema import KEY
 from tokenshard.spec.manifest import ChunkEntry
@@ -85,9 +86,8 @@ def salvage_group(
         touched = _fill(coded, level, known, codebooks, out)
         if damaged[level]:
             where = "" if chunk_erased.any() or coded.codecs[level].name != "pack" else ", no telling where"
-            out.notes.append(
-                f"{coded.specs[level].column} is damaged{where}: {int(touched.sum()):,} rows are not whole"
-            )
+            rows = counted(int(touched.sum()), "row is", "rows are")
+            out.notes.append(f"{coded.specs[level].column} is damaged{where}: {rows} not whole")
     return out
 
 

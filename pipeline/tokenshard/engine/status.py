@@ -14,6 +14,7 @@ from tokenshard.errors import SpecError
 from tokenshard.shards.manifest import list_versions
 from tokenshard.store import Store
 
+FAILURES = ("death", "error", "poison", "quarantine")
 State = Literal["complete", "running", "silent", "stopped", "dead"]
 
 
@@ -23,7 +24,7 @@ class JobStatus:
 
     ``state``: complete (its version is committed), running, silent (a driver on another machine was not heard of for
     longer than it may be), stopped (its driver ended with ``reason``), or dead (its driver was killed).
-    ``events`` counts failures by kind: death, error, poison, quarantine.
+    ``events`` counts failures by kind: death, error, poison, quarantine; ``deaths`` workers that died, by cause.
     """
 
     output: str
@@ -43,6 +44,7 @@ class JobStatus:
     driver: str
     heard: str
     events: dict[str, int]
+    deaths: dict[str, int]
     last_event: str
 
     def json(self) -> dict[str, Any]:
@@ -63,8 +65,9 @@ def job_status(output: Store) -> JobStatus:
     state = "complete" if version <= newest else _state(driver)
     plan = folder.plan()
     done = len(folder.finished_units())
-    journal = Journal(folder).events
-    last = journal[-1] if journal else None
+    journal = Journal(folder)
+    failures = [event for event in journal.events if event["event"] in FAILURES]
+    last = failures[-1] if failures else None
     return JobStatus(
         output=output.root,
         version=version,
@@ -82,7 +85,8 @@ def job_status(output: Store) -> JobStatus:
         rate=driver.rate if driver else 0.0,
         driver=driver.name if driver else "",
         heard=driver.at if driver else "",
-        events=dict(Counter(event["event"] for event in journal)),
+        events=dict(Counter(event["event"] for event in failures)),
+        deaths=journal.deaths,
         last_event="" if last is None else f"{UnitPlace(last['unit'], '', 0)}: {last.get('reason', last['event'])}",
     )
 

@@ -211,7 +211,10 @@ def _explained(address: str, job: str | None = None) -> Iterator[None]:
         if job is not None and ("does not exist" in text or "404" in text):
             text = f"has no job {job}; list them with: tokenshard status --address {address}"
         elif "401" in text or "403" in text or "nauthorized" in text:
-            text = "wants its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            text = (
+                "wants its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH where the token "
+            )
+            text += "is not in ~/.ray/auth_token"
         elif isinstance(error, ConnectionError):
             text = "no Ray job server answers; is it the address of the dashboard (port 8265)?"
         raise JobError(f"{address}: {text[:300]}") from error

@@ -10,14 +10,17 @@ from tokenshard.engine.job_folder import Receipt
 from tokenshard.engine.plan import UnitPlace
 from tokenshard.engine.stages import Stages
 
+Cause = Literal["WorkerDied", "OutOfMemory", "TimedOut"]
+"""How a worker ended that did not end by itself."""
+
 
 @dataclass(frozen=True)
 class Task:
     """One run of one unit."""
 
     place: UnitPlace
-    poison: frozenset[int] = frozenset()
-    """rows of the unit that kill a worker: not touched, written down as rejects"""
+    poison: Mapping[int, Cause] = field(default_factory=dict)
+    """rows of the unit that kill a worker, and how: not touched, written down as rejects"""
     probe: tuple[int, int] | None = None
     """decode and encode rows [first, last) and commit nothing: part of the search for poison"""
     quarantine: str | None = None
@@ -46,9 +49,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker finished its set-up and takes tasks."""
+    """A worker finished its set-up and takes tasks. ``node``: the machine it is on; empty where there is one."""
 
     worker: int
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Died:
     worker: int
     reason: str
     blameless: bool = False
+    cause: Cause = "WorkerDied"
 
 
 @dataclass(frozen=True)

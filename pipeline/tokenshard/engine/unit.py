@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +28,7 @@ from tokenshard.engine.finalize import job_id
 from tokenshard.engine.job_folder import JobFolder, Receipt, made_schema
 from tokenshard.engine.plan import read_unit
 from tokenshard.engine.stages import Stages
-from tokenshard.engine.task import Task
+from tokenshard.engine.task import Cause, Task
 from tokenshard.errors import JobError
 from tokenshard.parquet import read_parquet
 from tokenshard.shards.describe import describe_shard
@@ -116,11 +116,10 @@ class UnitRunner:
         for _ in self._encoded(_rows(inputs, rows), []):
             continue
 
-    def _fill(self, writer: ShardWriter, inputs: pa.Table, poison: frozenset[int], rejects: list[Reject]) -> None:
+    def _fill(self, writer: ShardWriter, inputs: pa.Table, poison: Mapping[int, Cause], rejects: list[Reject]) -> None:
         harmless = [row for row in range(inputs.num_rows) if row not in poison]
-        rejects += _all_rejected(
-            _rows(inputs, sorted(poison)), "WorkerDied", "reading this input killed its worker process"
-        )
+        for row, cause in sorted(poison.items()):
+            rejects += _all_rejected(_rows(inputs, [row]), cause, _POISON[cause])
         waiting: list[_Row] = []
         held = 0
         for sample, encoded in self._encoded(_rows(inputs, harmless), rejects):
@@ -204,6 +203,13 @@ class UnitRunner:
         table = read_rejects_file(self._output, entry)
         pairs = zip(table.column("stage").to_pylist(), table.column("error").to_pylist(), strict=True)
         return entry, Counter(f"{stage}: {error}" for stage, error in pairs)
+
+
+_POISON: dict[Cause, str] = {
+    "WorkerDied": "reading this input killed its worker process",
+    "OutOfMemory": "reading this input took more memory than its machine had left; its worker process was killed",
+    "TimedOut": "reading this input took longer than retry.unit_timeout; its worker process was killed",
+}
 
 
 def _rows(inputs: pa.Table, rows: list[int]) -> pa.Table:

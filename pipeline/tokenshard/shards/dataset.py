@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenshard.codecs.base import Codec, Ids, id_dtype
 from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import FormatError, SpecError
+from tokenshard.readable import counted
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.cache import Cache, CachedStore
 from tokenshard.shards.deleted import deleted_rows, live_rows
@@ -104,7 +105,7 @@ class Dataset:
         return type(self)(CachedStore(self.store, cache, self.fingerprint), self.manifest)
 
     def __repr__(self) -> str:
-        return f"<tokenshard.Dataset {self.store.root} version {self.manifest.version}: {len(self)} samples>"
+        return f"<tokenshard.Dataset {self.store.root} version {self.manifest.version}: {counted(len(self), 'sample')}>"
 
     def __len__(self) -> int:
         return self._first_samples[-1]

@@ -194,6 +194,19 @@ def with_deleted(shards: Sequence[ShardEntry]) -> list[int]:
     return [number for number, shard in enumerate(shards) if shard.deleted]
 
 
+def distinct_grids(shards: Sequence[ShardEntry]) -> set[tuple[int | None, ...]]:
+    """The different grids of shards."""
+    if isinstance(shards, ShardList):
+        return set(map(tuple, shards.table["grid"].to_pylist()))
+    return {shard.grid for shard in shards}
+
+
+def joined(first: Sequence[ShardEntry], second: Sequence[ShardEntry]) -> ShardList:
+    """The shards of both, one after the other."""
+    tables = [ShardList.of(shards).table for shards in (first, second)]
+    return ShardList(pa.concat_tables(tables, promote_options="default"))
+
+
 def distinct_paths(shards: Sequence[ShardEntry]) -> int:
     """Different paths of shards."""
     if isinstance(shards, ShardList):

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from tokenshard.codecs.base import Codec, sample_sizes
 from tokenshard.codecs.choose import load_codec
 from tokenshard.errors import TokenshardError
+from tokenshard.readable import counted
 from tokenshard.shards.bounds import damage_reported, require
 from tokenshard.shards.dataset import Dataset, read_model, read_sidecar
 from tokenshard.shards.deleted import live_rows
@@ -217,7 +218,8 @@ def _check_counts(store: Store, manifest: Manifest, errors: list[str]) -> None:
     totals, inputs = manifest.totals, sum(job.inputs - job.retried for job in manifest.jobs)
     if totals.samples + totals.rejects + manifest.removed != inputs:
         errors.append(
-            f"{store.root}: {totals.samples} samples and {totals.rejects} rejects from {inputs} inputs; "
+            f"{store.root}: {counted(totals.samples, 'sample')} and {counted(totals.rejects, 'reject')} from "
+            f"{counted(inputs, 'input')}; "
             "some are missing or there twice"
         )
 

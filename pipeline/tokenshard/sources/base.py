@@ -132,6 +132,15 @@ class LongSource(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class EndableSource(Source, Protocol):
+    """A source that lists its inputs while it plans, and need not list the rest when no more are wanted."""
+
+    def end_plan(self) -> None:
+        """No more batches will be taken from :meth:`plan`: what is known by now is complete."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sidecar:
     """A file that a dataset keeps beside its shards: `<folder>/<sha256 of the data>.<suffix>`."""

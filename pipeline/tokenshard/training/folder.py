@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from tokenshard.errors import FormatError, SpecError
+from tokenshard.readable import counted
 from tokenshard.shards.dataset import Dataset
 from tokenshard.spec.base import StoredDocument
 from tokenshard.store import Store
@@ -154,7 +155,8 @@ def _card(
     """A model card as hubs show it: YAML with the figures, then text."""
     figures = "\n".join(f"- {name}: {value}" for name, value in document.metrics.items())
     sets = "\n".join(
-        f"- {entry['part']}: {entry['samples']:,} samples in {len(entry['shards'])} shards, {entry['bytes']:,} bytes, "
+        f"- {entry['part']}: {counted(entry['samples'], 'sample')} in {counted(len(entry['shards']), 'shard')}, "
+        f"{counted(entry['bytes'], 'byte')}, "
         f"fingerprint `{entry['fingerprint'][:16]}`"
         for entry in datasets
     )

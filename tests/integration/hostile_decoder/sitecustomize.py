@@ -1,10 +1,11 @@
 """A Pillow plug-in of the worst kind, put on the PYTHONPATH of worker processes by the fault tests.
 
 It takes the place of the QOI decoder, claims files that begin with `HOSTILE `, and does what the next word says while
-it "decodes": `die` kills the process (as a crash in native code would), `hoard` allocates without end, `hang` never
-returns, `fail` raises.
+it "decodes": `die` kills the process, `crash` reads where there is no memory (as a bug in native code would),
+`hoard` allocates without end, `hang` never returns, `fail` raises.
 """
 
+import ctypes
 import os
 import signal
 import threading
@@ -23,6 +24,8 @@ class HostileFile(ImageFile.ImageFile):
     def load(self):
         if self.deed == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif self.deed == "crash":
+            ctypes.string_at(0)
         elif self.deed == "hoard":
             hoard = []
             while True:

@@ -40,10 +40,13 @@ class FolderSource(ImageSource):
     def plan(self) -> Iterator[pa.RecordBatch]:
         if self.spec.labels not in {"auto", "none", "folder"}:
             raise self.option_error(f"labels: {self.spec.labels} is no choice for a folder; use auto, none or folder")
-        layout = _Layout()
+        self._layout = layout = _Layout()
         meta = [pa.field("label", pa.string()), pa.field("split", pa.string())]
         yield from require_usable(plan_batches(map(layout.saw, self._inputs()), meta), self.spec.path, self.spec.what)
-        self.deliver(layout.columns(self.spec.labels), text_labels=("label",))
+        self.end_plan()
+
+    def end_plan(self) -> None:
+        self.deliver(self._layout.columns(self.spec.labels), text_labels=("label",))
 
     def _inputs(self) -> Iterator[Input]:
         found = self._found()
