@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import tokenshard
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -79,9 +85,51 @@ def test_every_arm_of_the_storage_benchmark_is_counted_as_its_files_are(two_clas
     run_benchmark("accuracy/figure.py", out / "storage_accuracy.csv", tmp_path / "figure.svg")
     figure = (tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert [arm for arm in ("tokens", "tokens + MTM", "WebP", "JPEG") if f">{arm}</text>" not in figure] == []
-    finished = {file: file.stat().st_mtime_ns for file in (out / "runs").iterdir()}
-    run_benchmark("storage_accuracy.py", *words)
-    assert {file: file.stat().st_mtime_ns for file in (out / "runs").iterdir()} == finished
+    finished = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.json")}
+    missing = next(file for file in finished if file.name.startswith("tokens-patch"))
+    missing.unlink()
+    run_benchmark("storage_accuracy.py", *words, "--processes", 2)
+    again = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.json")}
+    assert again.keys() == finished.keys()
+    assert {file for file in again if again[file] != finished[file]} == {missing}
+    assert json.loads((out / "storage_accuracy.json").read_text())["points"] == approximately(report["points"])
+
+
+def approximately(points: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Points of a report, whose times may be others."""
+    free = {"cpu_seconds", "images_per_second"}
+    return [
+        {name: ANY if name in free else pytest.approx(value, nan_ok=True) for name, value in point.items()}
+        for point in points
+    ]
+
+
+@pytest.mark.integration
+def test_training_fed_by_the_loader_is_measured_beside_a_batch_at_hand(two_classes: Path, tmp_path: Path) -> None:
+    options = {"tokenizer": "patch:8x8,k=8", "source": {"labels": "folder"}}
+    tokenshard.convert_images(two_classes / "train", tmp_path / "tokens", **options)
+    words = ["--sizes", "micro", "--samples", 300, "--batch", 8, "--block", 2, "--pairs", 2, "--device", "cpu"]
+    run_benchmark("gpu_training.py", tmp_path / "tokens", *words, "--no-compile", "--out", tmp_path / "out.json")
+    [row] = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["positions"] == 4
+    assert {kind: len(rates) for kind, rates in row["steps_per_second"].items()} == {"loader": 2, "resident": 2}
+    images = row["images_per_second"]
+    assert row["ratio"] == pytest.approx(images["loader"] / images["resident"])
+
+
+def test_what_benchmarks_import_is_there() -> None:
+    missing = []
+    for file in sorted(BENCHMARKS.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tokenshard":
+                module = importlib.import_module(node.module or "")
+                names = [name.name for name in node.names if not hasattr(module, name.name)]
+                missing += [f"{file.name}: {node.module}.{name}" for name in names if not is_module(module, name)]
+    assert not missing
+
+
+def is_module(package: ModuleType, name: str) -> bool:
+    return hasattr(package, "__path__") and importlib.util.find_spec(f"{package.__name__}.{name}") is not None
 
 
 @pytest.mark.nightly
