@@ -150,7 +150,7 @@ class Compressor(ABC):
     variable_rate: ClassVar[bool] = False
     """Whether vectors unlike the sample take more bytes, which tells of them."""
     learned: ClassVar[bool] = False
-    """Whether vectors unlike the sample lose precision instead: a codebook of a fixed rate. How much is kept."""
+    """Whether vectors unlike the sample lose precision, as by a codebook of a fixed rate; pages tell their error."""
     dimensions: int
     alphabets: tuple[int, ...] = ()
     centroids: Vectors | None = None

@@ -92,14 +92,19 @@ class TokenEncoder(ABC):
 
     def counting(self, pages: Sequence[Sample]) -> Self:
         seen = (self._page(page)[0].tokens for page in pages)
-        return self._with(self._fitted_reduction, Rarity.fit(seen, self._tokenizer.get_vocab_size()))
+        return self._with(self._fitted_reduction, Rarity.fit(seen, self._vocabulary))
+
+    @property
+    def _vocabulary(self) -> int:
+        """Numbers of tokens are below this; added ones need not follow on the others."""
+        return max(self._tokenizer.get_vocab().values()) + 1
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         return self._fitted_reduction.tensors() | (self._rarity.tensors() if self._rarity is not None else {})
 
     def with_tensors(self, tensors: dict[str, NDArray[Any]]) -> Self:
         reduction = Reduction.from_tensors(tensors, self._width, self._spec.dimensions)
-        return self._with(reduction, Rarity.from_tensors(tensors, self._tokenizer.get_vocab_size()))
+        return self._with(reduction, Rarity.from_tensors(tensors, self._vocabulary))
 
     def with_reduction(self, reduction: Reduction) -> Self:
         """The encoder with that reduction of its states."""
