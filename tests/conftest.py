@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from durable_s3 import S3_ENVIRONMENT
 from flaky_s3 import Fault, FlakyS3
 
 # Timings on shared machines say nothing; the same examples everywhere make a red run repeatable.
@@ -25,12 +26,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 LONGEST = ("test_cluster", "test_crash_safety", "test_video", "test_document_conversion", "test_grid_conversion")
 """Files that wait for processes more than they compute; begun first, they do not keep the last worker busy alone."""
 BUCKET = "tokens"
-S3_ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,14 @@ from typing import Any
 
 import pytest
 
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""What a client of a server of the tests finds in its environment."""
+
 BUCKET = "tokens"
 STARTED = 120
 """Seconds that it may take to come up on a busy machine."""

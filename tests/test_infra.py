@@ -315,7 +315,9 @@ def test_the_launcher_opens_no_port_to_the_world(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(tmp_path))  # the launcher writes its SSH key there
     (tmp_path / ".ssh").mkdir()
-    with mock_aws():
+    aws = mock_aws()
+    aws.start(reset=False)  # an S3 server of this process keeps what it has
+    try:
         ec2 = boto3.client("ec2", region_name="us-east-1")
         group = ec2.create_security_group(GroupName="tokenshard-ray", Description="tokenshard on Ray")["GroupId"]
         config = prepare_config(load("aws", "cluster.yaml"))
@@ -327,6 +329,8 @@ def test_the_launcher_opens_no_port_to_the_world(monkeypatch: pytest.MonkeyPatch
             assert kind["node_config"]["SubnetIds"]
         rules = [rule for one in ec2.describe_security_groups()["SecurityGroups"] for rule in one["IpPermissions"]]
         assert not [rule for rule in rules if "0.0.0.0/0" in {block["CidrIp"] for block in rule["IpRanges"]}]
+    finally:
+        aws.stop(remove_data=False)
 
 
 def test_the_launcher_uses_no_field_of_ec2_that_is_unknown() -> None:

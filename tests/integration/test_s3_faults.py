@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import S3_ENVIRONMENT
-from durable_s3 import DurableS3
+from durable_s3 import S3_ENVIRONMENT, DurableS3
 from flaky_s3 import Fault, FlakyS3, every
 from integration.command import command_line, convert, refused, tokenshard_command
 from integration.work import SAMPLES, UNITS, WORK
