@@ -15,36 +15,20 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenshard.spec.base import Document
-from tokenshard.tokenizers.conv_network import Pixels, StackConfig, Width, convolution, levels_down, levels_up
+from tokenshard.tokenizers.conv_network import StacksConfig, convolution, levels_down, levels_up
 
 
-class CausalConfig(Document):
+class CausalConfig(StacksConfig):
     """Encoder and decoder of clips. The ``middle`` blocks of both, on the token grid, see the group before."""
 
     architecture: Literal["causal"]
     frames: Literal[2, 4, 8] = Field(default=4, description="of a group, which is one step of the token grid in time")
-    encoder: StackConfig
-    decoder: StackConfig
-    dim: Width = Field(description="channels of the latents that are quantized")
 
     @model_validator(mode="after")
-    def _same_grid(self) -> Self:
-        if self.encoder.downsample != self.decoder.downsample:
-            raise ValueError(f"encoder is f{self.encoder.downsample}, decoder f{self.decoder.downsample}")
+    def _no_attention(self) -> Self:
         if self.encoder.attention or self.decoder.attention:
             raise ValueError("a causal network has no attention")
         return self
-
-    @property
-    def downsample(self) -> int:
-        """Pixels a token covers along rows and columns."""
-        return self.encoder.downsample
-
-    @property
-    def pixels(self) -> Pixels:
-        """Networks trained here see pixels in [-1, 1]."""
-        return "signed"
 
     def modules(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder, with random weights."""

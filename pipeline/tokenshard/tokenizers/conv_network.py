@@ -74,31 +74,40 @@ class NetworkDescription(Protocol):
         ...
 
 
-class NetworkConfig(Document):
-    """Encoder, decoder and the latents between them."""
+class StacksConfig(Document):
+    """What all networks of an encoder and a decoder of stacks have."""
 
     encoder: StackConfig
     decoder: StackConfig
-    dim: int = Field(ge=1, le=4096, description="channels of the latents that are quantized")
-    norm: Literal["none", "group"] = Field(default="none", description="before each convolution of a block")
+    dim: Width = Field(description="channels of the latents that are quantized")
 
     @model_validator(mode="after")
     def _same_grid(self) -> Self:
         if self.encoder.downsample != self.decoder.downsample:
             raise ValueError(f"encoder is f{self.encoder.downsample}, decoder f{self.decoder.downsample}")
-        if self.norm == "group" and any(width % 32 for width in (*self.encoder.channels, *self.decoder.channels)):
-            raise ValueError("norm: group needs channels in multiples of 32")
         return self
 
     @property
     def downsample(self) -> int:
-        """Pixels a token covers along each axis."""
+        """Pixels, or cells, a token covers along each axis."""
         return self.encoder.downsample
 
     @property
     def pixels(self) -> Pixels:
-        """Networks trained here see pixels in [-1, 1]."""
+        """Networks trained here see numbers of both signs: pixels in [-1, 1], or what is left of fields."""
         return "signed"
+
+
+class NetworkConfig(StacksConfig):
+    """Encoder, decoder and the latents between them."""
+
+    norm: Literal["none", "group"] = Field(default="none", description="before each convolution of a block")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.norm == "group" and any(width % 32 for width in (*self.encoder.channels, *self.decoder.channels)):
+            raise ValueError("norm: group needs channels in multiples of 32")
+        return self
 
     def modules(self) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder, with random weights."""

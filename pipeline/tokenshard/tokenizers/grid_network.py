@@ -20,7 +20,7 @@ from tokenshard.quantizers.base import Quantizer
 from tokenshard.spec.base import Document
 from tokenshard.spec.grids import HALO
 from tokenshard.tokenizers import lapped
-from tokenshard.tokenizers.conv_network import Pixels, StackConfig, Width, convolution, levels_down, levels_up
+from tokenshard.tokenizers.conv_network import StackConfig, StacksConfig, convolution, levels_down, levels_up
 from tokenshard.tokenizers.grid_codes import MAX_MEANS
 from tokenshard.tokenizers.grid_fit import MAX_FLOOR
 from tokenshard.tokenizers.grid_split import Rest
@@ -45,19 +45,14 @@ class Frame(Document):
     means: int = Field(ge=4, le=MAX_MEANS, description="ids of means")
 
 
-class GridNetworkConfig(Document):
+class GridNetworkConfig(StacksConfig):
     """Encoder and decoder of fields."""
 
     architecture: Literal["grid"]
-    encoder: StackConfig
-    decoder: StackConfig
-    dim: Width = Field(description="channels of the latents that are quantized")
     frame: Frame | None = Field(default=None, description="of a trained one")
 
     @model_validator(mode="after")
     def _fits_a_halo(self) -> Self:
-        if self.encoder.downsample != self.decoder.downsample:
-            raise ValueError(f"encoder is f{self.encoder.downsample}, decoder f{self.decoder.downsample}")
         if not 2 <= self.downsample <= MAX_PATCH:
             raise ValueError(f"patches of grids have 2 to {MAX_PATCH} cells a side, not {self.downsample}")
         if self.encoder.attention or self.decoder.attention:
@@ -68,16 +63,6 @@ class GridNetworkConfig(Document):
                 "come with; take fewer blocks"
             )
         return self
-
-    @property
-    def downsample(self) -> int:
-        """Cells a token covers along each axis."""
-        return self.encoder.downsample
-
-    @property
-    def pixels(self) -> Pixels:
-        """Not of images; what is left of fields has both signs."""
-        return "signed"
 
     @property
     def seen(self) -> tuple[int, int]:
