@@ -11,17 +11,15 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
 from flaky_s3 import Fault, FlakyS3, every
+from integration.chaos import DEADLINE, Chaos
 from integration.command import command_line, refused, tokenshard_command
 from integration.ray_nodes import RayNodes
 from integration.work import SAMPLES, UNITS
@@ -31,7 +29,6 @@ from tokenshard.shards.verify import verify
 from tokenshard.store import Store
 
 pytestmark = pytest.mark.integration
-DEADLINE = 240
 Proxies = Callable[[Iterable[Fault | None]], FlakyS3]
 
 
@@ -331,62 +328,6 @@ def test_a_wrong_token_and_a_wrong_address_are_one_clear_line(cluster: RayNodes)
     assert "RAY_AUTH_MODE=token" in refused("status", "--address", cluster.dashboard, RAY_AUTH_MODE="disabled")
     assert "no Ray job server answers" in refused("status", "--address", "http://127.0.0.1:9")
     assert "has no job nothing" in refused("logs", "nothing", "--address", cluster.dashboard, **cluster.environment)
-
-
-class Chaos:
-    """Does harm at random to conversions on the cluster, ``faults`` times in all."""
-
-    def __init__(self, cluster: RayNodes, draw: random.Random) -> None:
-        self.cluster, self.draw = cluster, draw
-        self.done: Counter[str] = Counter()
-        self.away = threading.Event()
-        self.driver: subprocess.Popen[bytes] | None = None
-
-    def schedule(self) -> Iterator[Fault | None]:
-        """What the store does with each request."""
-        while True:
-            yield self.draw.choice([Fault.BUSY, Fault.RESET, Fault.LOST, Fault.CUT]) if self.away.is_set() else None
-
-    def harm(self) -> None:
-        kind = self.draw.choice(["worker", "worker", "driver", "node", "store"])
-        if kind == "worker" and (workers := self.cluster.workers()):
-            with suppress(psutil.NoSuchProcess):
-                self.draw.choice(workers).kill()
-        elif kind == "driver" and self.driver is not None:
-            self.driver.kill()
-        elif kind == "node":
-            self.cluster.kill(self.draw.choice(self.cluster.nodes))
-            self.cluster.add()
-        elif kind == "store":
-            self.away.set()
-            time.sleep(self.draw.uniform(0.2, 2))
-            self.away.clear()
-        else:
-            return
-        self.done[kind] += 1
-
-    def convert(self, job: Path, out: str, faults: int) -> None:
-        """To the end, starting the driver again whenever it ended; harm comes while units are run."""
-        words = command_line("run", str(job), "--output", out, "--quiet", "--engine", "ray")
-        while True:
-            self.driver = subprocess.Popen(
-                [*words, "--address", self.cluster.address, "--workers", "2"],
-                env={**os.environ, **self.cluster.environment},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            with self.driver as driver:
-                until = time.monotonic() + DEADLINE
-                while driver.poll() is None:
-                    assert time.monotonic() < until, "the conversion does not get on"
-                    if self.done.total() < faults and JobFolder(Store(out), 1).pilot() is not None:
-                        self.harm()
-                    time.sleep(self.draw.uniform(0, 0.5))
-                _, errors = driver.communicate()
-            if driver.returncode == 0:
-                return
-            stopped = b"attempts" in errors or b"cannot connect to Ray" in errors  # the store was away for too long
-            assert driver.returncode == -9 or stopped, errors.decode()
 
 
 @pytest.mark.parametrize("faults", [10, pytest.param(100, marks=pytest.mark.nightly)])
