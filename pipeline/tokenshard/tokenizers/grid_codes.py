@@ -57,6 +57,8 @@ class LatticeTokenizer(ABC):
     ring: int
     """patches around a tile on which its cells depend"""
     codebooks_of_shapes: int
+    levels_of_numbers = (0, 1)
+    """means and gains: ids whose order means something"""
 
     @property
     @abstractmethod

@@ -24,6 +24,7 @@ from tokenshard.spec.training import MaskSpec
 from tokenshard.tokenizers.base import Tokenizer
 from tokenshard.tokenizers.folder import tokenizer_from
 from tokenshard.tokenizers.frames import decode_frames
+from tokenshard.tokenizers.grid_codes import LatticeTokenizer
 from tokenshard.training.augment.draws import Draws
 from tokenshard.training.augment.recipe import Augmentation
 from tokenshard.training.codes import CodeSpace, ids_of, missing_codebooks, unigram_entropy
@@ -148,10 +149,12 @@ def train_mtm(job: TrainMtm, device: torch.device, say: Callable[[str], None]) -
         module.encoder.embedding.fill(books)
     elif books is None and _needs_vectors(job):
         raise missing_codebooks(setting.train, "augmentation")
+    tokenizer = tokenizer_from(*setting.train.tokenizer_files())
+    if encoder.embedding == "learned" and isinstance(tokenizer, LatticeTokenizer):
+        module.encoder.embedding.order(tokenizer.levels_of_numbers)
     loader = setting.loader()
     if setting.rank == 0:
         _say_references(setting)
-    tokenizer = tokenizer_from(*setting.train.tokenizer_files())
     show = None if setting.rank or tokenizer.spec.kind == "external" else _shower(tokenizer, setting)
     task = MtmTask(module, job, setting.codes, setting.val_loader(), device, show, setting.adapter())
     document = setting.document("mtm", setting.codes, config.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,17 @@ class CodeEmbedding(nn.Module):
         """Take these vectors [alphabet, d], one tensor a level."""
         with torch.no_grad():
             self.table.copy_(torch.cat(list(codebooks)))
+
+    def order(self, levels: Sequence[int]) -> None:
+        """Begin these levels as numbers: sines and cosines of wavelengths from 4 ids to 4 times the alphabet, as large
+        as random vectors. What lies close is alike."""
+        for level in levels:
+            size, pairs = self.alphabets[level], (self.dim + 1) // 2
+            waves = 4 * torch.logspace(0, 1, pairs, base=float(size), dtype=torch.float64)
+            angles = 2 * math.pi * torch.arange(size, dtype=torch.float64)[:, None] / waves
+            both = torch.stack([angles.sin(), angles.cos()], 2).reshape(size, -1)[:, : self.dim]
+            with torch.no_grad():
+                self.codebook(level).copy_(both * (2 / len(self.alphabets)) ** 0.5)
 
     def forward(self, ids: Tensor, kept: Tensor | None = None) -> Tensor:
         """``kept`` [B, *grid]: of each place only the first so many levels count; where it is 0 the vector is 0."""
