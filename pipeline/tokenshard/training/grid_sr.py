@@ -52,7 +52,7 @@ class UpscalingTask:
 
 
 @torch.inference_mode()
-def figures(module: Upscaler, pairs: Sequence[Pair], device: torch.device) -> dict[str, float]:
+def figures(module: Callable[[Tensor], Tensor], pairs: Sequence[Pair], device: torch.device) -> dict[str, float]:
     """MAE and RMSE in metres and SSIM of an upscaler and of bicubic interpolation, over all cells with a value.
 
     SSIM takes the range of heights of each field. `val_rmse_ratio`: that of the upscaler to that of bicubic.
@@ -84,19 +84,23 @@ def _similarity(truth: NDArray[np.float64], made: NDArray[np.float64], there: ND
     a, b, whole = (
         torch.from_numpy(one)[None, None] for one in (truth - middle, made - middle, there.astype(np.float64))
     )
+    index = similarity(a, b, span)  # means are compared from the middle of the heights on, as a grey level would be
+    usable = functional.avg_pool2d(whole, SSIM_SIDE, 1) > 1 - 1e-9
+    return float(index[usable].sum()), int(usable.sum())
+
+
+def similarity(truth: Tensor, made: Tensor, span: float) -> Tensor:
+    """Structural similarity of all windows of fields [B, 1, h, w] whose values lie in a range of that size."""
 
     def mean(field: Tensor) -> Tensor:
         return functional.avg_pool2d(field, SSIM_SIDE, 1)
 
-    mean_a, mean_b = mean(a), mean(b)
+    mean_a, mean_b = mean(truth), mean(made)
     unbiased = SSIM_SIDE**2 / (SSIM_SIDE**2 - 1)
-    var_a, var_b = ((mean(x * x) - m * m) * unbiased for x, m in ((a, mean_a), (b, mean_b)))
-    both = (mean(a * b) - mean_a * mean_b) * unbiased
-    # means are compared from the middle of the heights on, as a grey level would be
+    var_a, var_b = ((mean(x * x) - m * m) * unbiased for x, m in ((truth, mean_a), (made, mean_b)))
+    both = (mean(truth * made) - mean_a * mean_b) * unbiased
     c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
-    index = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    usable = mean(whole) > 1 - 1e-9
-    return float(index[usable].sum()), int(usable.sum())
+    return (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
 
 
 @torch.inference_mode()
