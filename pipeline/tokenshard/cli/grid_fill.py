@@ -30,7 +30,8 @@ def fill(model: str, out: str, to: str | None, box: Any, bands: str, reach: int,
 
     MODEL is the folder of a masked token model that `train mtm` wrote of the same tokens. The means that it expects of
     hidden patches are bent to meet the cells around them. `harmonic` is interpolation without a model; `tid` says which
-    cells are filled (41, interpolated). --check prints the errors of both where cells are known.
+    cells are filled (41, interpolated). --check prints the errors of both where cells are known, and whether the model
+    is a gain.
 
     \b
     Example:
@@ -40,7 +41,7 @@ def fill(model: str, out: str, to: str | None, box: Any, bands: str, reach: int,
     from tokenshard.errors import SpecError
     from tokenshard.grids.export import export_grid
     from tokenshard.store import Store
-    from tokenshard.training.fill import FilledGrid, measured
+    from tokenshard.training.fill import FilledGrid, measured, verdict_of
     from tokenshard.training.folder import load_model
 
     if to is None and values["check"] is None:
@@ -50,7 +51,8 @@ def fill(model: str, out: str, to: str | None, box: Any, bands: str, reach: int,
     made = FilledGrid(dataset, dataset.choose(values["name"]), trained, reach)
     facts: dict[str, Any] = {"grid": made.entry.uri}
     if values["check"] is not None:
-        facts |= measured(made, values["check"], values["hole"], values["seed"])
+        figures = measured(made, values["check"], values["hole"], values["seed"])
+        facts |= {**figures, "verdict": verdict_of(figures)}
     if to is not None:
         kinds = [band.strip() for band in bands.split(",") if band.strip()]
         done = export_grid(made, to, box, kinds, values["storage"])

@@ -38,6 +38,8 @@ MOST_CELLS = 1 << 26
 """Of a window that is filled at once."""
 LEAST_SEEN = 0.25
 """Share of the patches of a model's window that must be known."""
+WANTED = 0.95
+"""Of the RMSE of harmonic interpolation: what is above is no gain."""
 Real = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -289,3 +291,9 @@ def measured(grid: FilledGrid, holes: int, side: int, seed: int) -> dict[str, fl
             f"{name}_rmse": float(np.sqrt((all_errors**2).mean())),
         }
     return found
+
+
+def verdict_of(figures: Mapping[str, float]) -> str:
+    """Whether a model is worth more than no model, by the figures of :func:`measured`."""
+    ratio = figures["model_rmse"] / max(figures["harmonic_rmse"], 1e-12)
+    return "gain over harmonic" if ratio <= WANTED else "no gain over harmonic"
