@@ -77,7 +77,8 @@ def main() -> int:
         train, sea = datasets(options.data, scratch)
         model, start = scratch / f"masked-{options.steps}", time.monotonic()
         figures = trained(train, sea, model, options.steps, options.batch, options.seed)
-        print(f"{figures['val_bits_per_token']:.3f} bits an id of {TESTED}, {time.monotonic() - start:.0f} s of training")
+        spent = time.monotonic() - start
+        print(f"{figures['val_bits_per_token']:.3f} bits an id of {TESTED}, {spent:.0f} s of training")
         words = ["--check", str(options.holes), "--hole", str(options.side), "--seed", str(options.seed)]
         found = tokenshard("grid", "fill", str(model), str(sea), *words)
     print(f"\n| {found['holes']} squares of {found['side']} cells | MAE m | RMSE m |\n|---|---|---|")

@@ -82,7 +82,8 @@ def test_the_command_fills_the_gap_and_says_which_cells_are_filled(folder: Path)
     assert (facts["holes"], facts["side"], facts["bands"]) == (4, 16, list(BANDS))
     assert 0 < facts["harmonic_mae"] < facts["harmonic_rmse"]
     assert 0 < facts["model_mae"] < facts["model_rmse"]
-    assert facts["verdict"] == ("gain" if facts["model_rmse"] <= 0.95 * facts["harmonic_rmse"] else "no gain") + " over harmonic"
+    gains = facts["model_rmse"] <= 0.95 * facts["harmonic_rmse"]
+    assert facts["verdict"] == ("gain over harmonic" if gains else "no gain over harmonic")
     values = np.load(folder / "values.npy")
     gap = np.isnan(values)
     with xarray.open_dataset(to, mask_and_scale=False) as made:

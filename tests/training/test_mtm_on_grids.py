@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from grids.converting import convert_grids
 from sources.grids.making import terrain, write_netcdf
 from tokenshard.spec.job import TrainMtm, build_job
+from tokenshard.training.models.embedding import CodeEmbedding
 from tokenshard.training.start import train
 
 
@@ -29,3 +31,17 @@ def test_a_masked_model_of_tiles_learns_and_draws_fields(tmp_path: Path) -> None
         picture = np.asarray(Image.open(out / "training" / f"samples-{steps:08d}.png"))
         assert picture.shape == (128, 128, 3)
     assert found[60] < 0.8 * found[1]
+
+
+def test_vectors_of_ordered_ids_are_alike_where_ids_are_close() -> None:
+    torch.manual_seed(0)
+    embedding = CodeEmbedding((512, 16, 17), 32, frozen=False)
+    shapes = embedding.codebook(2).clone()
+    embedding.order((0, 1))
+    means = embedding.codebook(0).detach()
+    apart = [float((means[100 + step] - means[100]).norm()) for step in (1, 4, 16, 64)]
+    assert apart == sorted(apart)
+    assert len(means.unique(dim=0)) == 512
+    assert abs(float(means.square().mean()) - 1 / 3) < 1e-3, "as random vectors are"
+    assert torch.equal(embedding.codebook(2), shapes)
+    assert embedding.table.requires_grad
