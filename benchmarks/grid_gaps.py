@@ -1,6 +1,6 @@
 """Gaps of a grid filled by a masked model of tokens, beside harmonic interpolation: squares that are removed and known.
 
-    python benchmarks/grid_gaps.py --data FOLDER [--scratch FOLDER] [--steps 2000] [--holes 40] [--side 32]
+    python benchmarks/grid_gaps.py --data FOLDER [--scratch FOLDER] [--steps 1200] [--holes 40] [--side 32]
 
 `convert grids`, `train mtm` and `grid fill --check` through the command line. The model learns from the four regions of
 grid_tokens.py, each turned and mirrored (a sea has no up), and fills squares of the South China Sea. Its tokens are
@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 TRAINED, TESTED = ("guinea", "arabia", "atlantic", "america-west"), "china"
 TOKENIZER = "grid:8x8,k=2,codebooks=1,step=32,floor=30000"
-TILE, CROP = 128, 12
+TILE, CROP = 128, 8
 WHOLE = f"level == 1 and height >= {8 * CROP} and width >= {8 * CROP}"
 """Tiles that hold a crop."""
-MODEL = ("--embedding", "learned", "--size", "micro", "--stride", "1", "--set", "optimizer.ema=0.99")
+MODEL = ("--embedding", "learned", "--size", "micro", "--stride", "1", "--lr", "2e-3", "--set", "optimizer.ema=0.99")
+MASK = ("--set", "mask.low=0.1", "--set", "mask.mean=0.3", "--set", "mask.drop=0.1")
+"""Of a window around a hole little is hidden."""
 
 
 def turned(name: str, z: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -55,7 +57,7 @@ def datasets(data: Path, scratch: Path) -> tuple[Path, Path]:
 
 def trained(train: Path, sea: Path, out: Path, steps: int, batch: int, seed: int) -> dict[str, Any]:
     words = ["--data", str(train), "--val", str(sea), "--where", WHOLE, "--val-where", WHOLE]
-    words += ["--crop", f"{CROP}x{CROP}", *MODEL, "--samples", "0", "--steps", str(steps), "--batch", str(batch)]
+    words += ["--crop", f"{CROP}x{CROP}", *MODEL, *MASK, "--samples", "0", "--steps", str(steps), "--batch", str(batch)]
     words += ["--checkpoint-every", str(max(1, steps // 4)), "--seed", str(seed), "--device", "cpu", "--quiet"]
     found: dict[str, Any] = tokenshard("train", "mtm", *words, str(out))
     return found
@@ -65,8 +67,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the grids")
     parser.add_argument("--scratch", type=Path, help="folder for datasets and the model, kept and used again")
-    parser.add_argument("--steps", type=int, default=2000, help="of training")
-    parser.add_argument("--batch", type=int, default=16, help="tiles of a step")
+    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--batch", type=int, default=32, help="tiles of a step")
     parser.add_argument("--holes", type=int, default=40, help="squares that are removed")
     parser.add_argument("--side", type=int, default=32, help="cells of a side of a square")
     parser.add_argument("--seed", type=int, default=0, help="of the model and of the places")

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+SIZE_OF_NUMBERS = 10.0
+"""Of the vectors of ordered ids, in that of random ones. Behind the first layer, whose weights begin small, they are as
+large as the positions: smaller ones are drowned by these, and short trainings learn frequencies alone."""
+
 
 class CodeEmbedding(nn.Module):
     """ids [B, L, *grid] -> vectors [B, d, *grid]. The vectors of the L levels of a place are added up (RVQ, PQ).
@@ -41,15 +45,15 @@ class CodeEmbedding(nn.Module):
             self.table.copy_(torch.cat(list(codebooks)))
 
     def order(self, levels: Sequence[int]) -> None:
-        """Begin these levels as numbers: sines and cosines of wavelengths from 4 ids to 4 times the alphabet, as large
-        as random vectors. What lies close is alike."""
+        """Begin these levels as numbers: sines and cosines of wavelengths from 4 ids to 4 times the alphabet. What lies
+        close is alike."""
         for level in levels:
             size, pairs = self.alphabets[level], (self.dim + 1) // 2
             waves = 4 * torch.logspace(0, 1, pairs, base=float(size), dtype=torch.float64)
             angles = 2 * math.pi * torch.arange(size, dtype=torch.float64)[:, None] / waves
             both = torch.stack([angles.sin(), angles.cos()], 2).reshape(size, -1)[:, : self.dim]
             with torch.no_grad():
-                self.codebook(level).copy_(both * (2 / len(self.alphabets)) ** 0.5)
+                self.codebook(level).copy_(SIZE_OF_NUMBERS * both * (2 / len(self.alphabets)) ** 0.5)
 
     def forward(self, ids: Tensor, kept: Tensor | None = None) -> Tensor:
         """``kept`` [B, *grid]: of each place only the first so many levels count; where it is 0 the vector is 0."""
