@@ -90,10 +90,11 @@ def smoothed(
     patch: tuple[int, int],
 ) -> Real:
     """Cells [rows, columns, d] with what the second maps [1 + codebooks, f, d] add; shapes: how many a patch has."""
-    seen = windows(cells, there, patch) - (means * UNIT)[..., None]
+    seen = windows(cells, there, patch)
+    seen -= (means * UNIT)[..., None]
     found = cells.copy()
     for count, one in enumerate(weights):
-        chosen = there & (shapes == count)
+        chosen = np.nonzero(there & (shapes == count))
         found[chosen] += _rounded(seen[chosen] @ one.astype(np.float64), WINDOW_BITS)
     return found
 
@@ -122,5 +123,7 @@ def stored(weights: Real, bits: int) -> NDArray[np.int32]:
 
 
 def _rounded(sums: Real, bits: int) -> Real:
-    """Whole numbers divided by 2 ** bits and rounded half up."""
-    return np.floor((sums + (1 << (bits - 1))) / (1 << bits))
+    """Whole numbers divided by 2 ** bits and rounded half up, in place."""
+    sums += 1 << (bits - 1)
+    sums *= 2.0**-bits
+    return np.floor(sums, out=sums)
