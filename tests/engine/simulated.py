@@ -57,7 +57,8 @@ class Run:
 
 @dataclass
 class InMemory:
-    """An executor without processes. ``setups``: what becomes of the first workers that are started (default: ready).
+    """An executor without processes. ``setups``: what becomes of the first workers that are started (default: ready),
+    and ``starts``: after how many seconds (default: 1).
 
     ``kills``: (time, blameless): a worker dies from outside. ``nodes``: where workers are, each on the emptiest node.
     """
@@ -65,6 +66,7 @@ class InMemory:
     units: Sequence[Unit]
     size: int = 2
     setups: Sequence[type[Ready] | type[SetupFailed] | type[Died] | None] = ()
+    starts: Sequence[float] = ()
     kills: Sequence[tuple[float, bool]] = ()
     nodes: Sequence[str] = ("",)
     now: float = 0.0
@@ -92,7 +94,8 @@ class InMemory:
         living = Counter(self._node_of[other] for other in self._node_of.keys() & self._alive)
         self._alive.add(worker)
         self._node_of[worker] = min(self.nodes, key=lambda node: living[node])
-        self._at(self.now + 1, lambda: self._set_up(worker, fate))
+        seconds = self.starts[worker - 1] if worker <= len(self.starts) else 1
+        self._at(self.now + seconds, lambda: self._set_up(worker, fate))
         return worker
 
     def _set_up(self, worker: int, fate: type[Event] | None) -> list[Event]:

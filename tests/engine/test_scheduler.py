@@ -201,6 +201,13 @@ def test_a_node_where_no_worker_can_be_set_up_does_not_end_the_job(job: Job) -> 
     assert executor.started < 20, "tried less and less often"
 
 
+def test_workers_that_die_at_once_do_not_end_the_job_while_others_still_start(job: Job) -> None:
+    executor = InMemory([Unit()] * 40, size=3, setups=[Ready, Ready, *[Died] * 100], starts=[90, 100, *[0.1] * 100])
+    job.run(executor)
+    assert job.rejected() == dict.fromkeys(range(40), 0)
+    assert executor.started < 3 + SETUP_DEATHS
+
+
 def test_preemption_during_the_set_up_costs_nothing(job: Job) -> None:
     job.run(InMemory([Unit()] * 4, setups=[None] * 20))
     assert job.rejected() == dict.fromkeys(range(4), 0)
@@ -293,7 +300,7 @@ def test_every_unit_ends_once_and_clean_ones_lose_nothing_or_the_job_says_why(
     job = Job(f"memory://{uuid.uuid4().hex}")
     failure = ""
     try:
-        job.run(InMemory(units, size, setups, [*kills, *blamed]), unit_timeout=60)
+        job.run(InMemory(units, size, setups, kills=[*kills, *blamed]), unit_timeout=60)
     except JobError as error:
         failure = str(error)
     if failure:

@@ -13,10 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+
+from ports import free_port
 
 UNIT_ACTORS = ("ray::UnitActor", "ray::set up", "ray::pilot", "ray::unit ")
 """How processes of unit actors are called: by their class, or by what they are at."""
@@ -32,7 +35,7 @@ class RayNodes:
         self.environment = {"RAY_AUTH_MODE": "disabled"}
         if token:
             self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self._port, dashboard, self._client_port, self.metrics_port = (_free_port() for _ in range(4))
+        self._port, dashboard, self._client_port, self.metrics_port = (free_port() for _ in range(4))
         self.address = f"127.0.0.1:{self._port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.nodes: list[subprocess.Popen[bytes]] = []
@@ -41,15 +44,14 @@ class RayNodes:
             *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={self._client_port}"),
             f"--metrics-export-port={self.metrics_port}",
         )
-        _wait(lambda: _answers(dashboard), self._head)
+        self._wait(lambda: _answers(dashboard), self._head)
 
     def _start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         ray = Path(sys.executable).with_name("ray")
         path = os.pathsep.join((str(ray.parent), os.environ["PATH"]))  # entrypoints say `python`
-        own = [f"--dashboard-agent-listen-port={_free_port()}", f"--temp-dir={tempfile.mkdtemp(dir=self._root)}"]
+        own = [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={tempfile.mkdtemp(dir=self._root)}"]
         common = ["--block", "--object-store-memory=80000000", "--disable-usage-stats", *own]
-        log = (self._root / f"node-{len(self.nodes)}.log").open("ab")
-        with log:
+        with (self._root / "nodes.log").open("ab") as log:
             return subprocess.Popen(
                 [str(ray), "start", *options, *common],
                 env={**os.environ, **self.environment, **environment, "PATH": path},
@@ -61,11 +63,19 @@ class RayNodes:
 
     def add(self, cpus: int = 1, **environment: str) -> subprocess.Popen[bytes]:
         """One more node, with these variables; returns when its raylet runs."""
-        port = f"--metrics-export-port={_free_port()}"
+        port = f"--metrics-export-port={free_port()}"
         node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", port, **environment)
-        _wait(lambda: bool(_named(node, "raylet")), node)
+        self._wait(lambda: bool(_named(node, "raylet")), node)
         self.nodes.append(node)
         return node
+
+    def _wait(self, condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+        """Until a process that was started is up."""
+        until = time.monotonic() + STARTED
+        while not condition():
+            over = process.poll() is not None or time.monotonic() > until
+            assert not over, f"a node did not come up: {(self._root / 'nodes.log').read_text()}"
+            time.sleep(0.1)
 
     def workers(self) -> list[psutil.Process]:
         """Unit actors on all nodes."""
@@ -124,21 +134,6 @@ def _named(node: subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _wait(condition: object, process: subprocess.Popen[bytes]) -> None:
-    assert callable(condition)
-    until = time.monotonic() + STARTED
-    while not condition():
-        assert process.poll() is None, f"a node ended with exit code {process.returncode}"
-        assert time.monotonic() < until, "a node did not come up"
-        time.sleep(0.1)

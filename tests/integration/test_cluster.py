@@ -8,6 +8,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from flaky_s3 import Fault, FlakyS3, every
+from infra_files import load
 from integration.chaos import DEADLINE, Chaos
 from integration.command import command_line, refused, tokenshard_command
 from integration.ray_nodes import RayNodes
@@ -218,21 +220,26 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(
     assert_as_undisturbed(out, undisturbed)
 
 
-@pytest.mark.parametrize("announced", [False, True], ids=["lost", "taken back"])
-def test_a_node_that_goes_away_costs_nothing_but_time(
-    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any], announced: bool
+@pytest.mark.parametrize("case", ["lost", "taken back", "two of three lost"])
+def test_nodes_that_go_away_cost_nothing_but_time(
+    cluster: RayNodes, slow_job: tuple[Path, str, threading.Event], undisturbed: dict[str, Any], case: str
 ) -> None:
     path, out, done = slow_job
+    if case == "two of three lost":
+        cluster.add()
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "engine": {"workers": 3}}))
     name = submitted(cluster, path)
-    wait_for(lambda: shards(out) >= 3, "the third shard")
-    lost = next(node for node in cluster.nodes if node.poll() is None)
-    if announced:
+    wait_for(lambda: shards(out) >= 4, "the fourth shard")
+    lost, *others = (node for node in cluster.nodes if node.poll() is None)
+    if case == "taken back":
         cluster.announce_end(lost, 2)
         cluster.add()
         time.sleep(2)
     cluster.kill(lost)
+    if case == "two of three lost":
+        cluster.kill(others[0])
     assert shards(out) < UNITS
-    if not announced:
+    if case == "lost":
         cluster.add()
     done.set()
     wait_for(lambda: job_state(cluster, name)["state"] not in {"PENDING", "RUNNING"}, "the end of the job")
@@ -241,6 +248,8 @@ def test_a_node_that_goes_away_costs_nothing_but_time(
     events = [event["event"] for event in Journal(JobFolder(Store(out), 1)).events]
     assert "quarantine" not in events
     assert "poison" not in events
+    if case == "two of three lost":
+        cluster.add()
 
 
 def test_a_node_without_memory_for_workers_does_not_end_the_job(
@@ -294,15 +303,42 @@ def test_of_two_drivers_of_one_output_the_second_stops(
     assert_as_undisturbed(out, undisturbed)
 
 
-def test_the_exit_code_of_the_job_is_passed_on(cluster: RayNodes, job: tuple[Path, str]) -> None:
+def test_the_command_of_the_rayjob_manifest_is_a_job_like_any_other(
+    cluster: RayNodes, job: tuple[Path, str], undisturbed: dict[str, Any]
+) -> None:
     path, out = job
-    spec = yaml.safe_load(path.read_text())
-    spec["source"]["max_pixels"] = 16  # every image is too large
-    path.write_text(yaml.safe_dump({**spec, "limit": 8}))
+    program, command, _ = load("kuberay", "rayjob.yaml")["spec"]["entrypoint"].split()  # the last: where it is mounted
+    ray = str(Path(sys.executable).with_name("ray"))
+    words = ["job", "submit", "--address", cluster.dashboard, "--submission-id", "rayjob", "--", program, command]
+    done = subprocess.run(
+        [ray, *words, str(path)],
+        env={**os.environ, **cluster.environment},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_as_undisturbed(out, undisturbed)
+    assert job_state(cluster, "rayjob")["state"] == "SUCCEEDED"
+    assert "rayjob  succeeded" in cluster_command(cluster, "status").stdout
+    assert "160/160" in cluster_command(cluster, "logs", "rayjob").stdout
+
+
+@pytest.mark.parametrize(("whole", "code", "reason"), [(0, 1, "could be read"), (4, 3, "4 of 8 inputs were rejected")])
+def test_the_exit_code_of_the_job_is_passed_on(
+    cluster: RayNodes, job: tuple[Path, str], raw: str, whole: int, code: int, reason: str
+) -> None:
+    path, out = job
+    source, few = Store(raw), Store(f"{out}-raw")
+    for number, entry in enumerate(itertools.islice(source.list(), 8)):
+        data = source.read(entry.name)
+        few.put(entry.name, data if number < whole else data[:100])
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "source": {"path": f"{out}-raw"}}))
     followed = cluster_command(cluster, "submit", str(path), "--package", "image", "--follow")
-    assert followed.returncode == 1, followed.stderr
-    assert "could be read" in followed.stderr
-    assert "could be read" in json.loads(tokenshard_command("status", out, "--json").stdout)["reason"]
+    assert followed.returncode == code, followed.stderr
+    assert reason in followed.stderr
+    assert reason in json.loads(tokenshard_command("status", out, "--json").stdout)["reason"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 import tokenshard
 from integration import command
-from integration.command import refused, tokenshard_command
+from integration.command import command_line, refused, tokenshard_command
 from tokenshard.shards.rejects import read_rejects
 from tokenshard.shards.verify import verify
 from tokenshard.store import Store
@@ -72,6 +74,37 @@ def test_append_adds_what_is_new(images: Path, tmp_path: Path) -> None:
     assert len(tokenshard.open(tmp_path / "out", version=1)) == 40
     assert convert(images, tmp_path / "out", "--append")["num_samples"] == 41
     assert verify(Store(tmp_path / "out"), deep=True).ok
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_readers_see_one_version_or_the_other_while_more_is_appended(
+    images: Path, tmp_path: Path, s3_url: str, where: str
+) -> None:
+    out = str(tmp_path / "out") if where == "disk" else s3_url
+    convert(images, out, "--unit-samples", "8")
+    opened = tokenshard.open(out)
+    before = read_whole(opened)
+    for path in list(images.rglob("*.png")):
+        Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path.with_stem(f"{path.stem}-turned"))
+    words = ["convert", "images", str(images), out, *QUICK, "--append", "--quiet"]
+    seen = []
+    with subprocess.Popen(command_line(*words), stderr=subprocess.PIPE) as writer:
+        while writer.poll() is None:
+            seen.append(read_whole(tokenshard.open(out)))
+        assert writer.returncode == 0, writer.communicate()[1]
+    after = read_whole(tokenshard.open(out))
+    assert (before[:2], after[:2]) == ((1, 40), (2, 80))
+    assert before in seen
+    assert all(one in (before, after) for one in seen)
+    assert read_whole(opened) == before
+
+
+def read_whole(dataset: tokenshard.Dataset) -> tuple[int, int, str]:
+    """Version, number of samples and a hash of all keys and codes."""
+    content = hashlib.sha256(str(dataset.table(["key"]).column("key").to_pylist()).encode())
+    for sample in dataset:
+        content.update(sample["codes"].tobytes())
+    return dataset.manifest.version, len(dataset), content.hexdigest()
 
 
 def test_bad_files_are_rejects_and_a_retry_takes_the_repaired_ones(images: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import subprocess
 import threading
 import urllib.request
@@ -16,6 +15,7 @@ import pytest
 
 from integration.command import command_line, convert, refused, tokenshard_command
 from integration.work import SAMPLES, UNITS, WORK
+from ports import free_port
 from tokenshard.engine.metrics import METRICS
 from tokenshard.engine.status import job_status
 from tokenshard.store import Store
@@ -56,9 +56,7 @@ def test_the_first_inputs_alone_are_converted(workload: Path, tmp_path: Path, un
 
 
 def test_log_and_metrics_tell_the_same(workload: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["--log-format", "json", "--metrics-port", str(port)]
     command = command_line("convert", "images", str(workload), str(tmp_path / "out"), *WORK, *LOCAL, *words)
     pages: list[str] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from integration.command import command_line, refused
+from ports import free_port
 from tokenshard.spec.train import TrainingLogSpec
 from tokenshard.store import Store
 from tokenshard.tokenizers.conv import ConvVQ
@@ -29,10 +29,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
 def environments(count: int) -> list[dict[str, str]]:
     """The variables of torchrun for each process."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    server = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", **server}
     shared["PYTHONPATH"] = os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", "")))
     return [{**shared, "WORLD_SIZE": str(count), "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
 

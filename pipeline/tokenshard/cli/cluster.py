@@ -121,7 +121,8 @@ def _print_job(status: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(status)
         return
-    rows = [("job", status["id"]), ("state", status["state"].lower()), ("output", status["output"])]
+    rows = [("job", status["id"]), ("state", status["state"].lower())]
+    rows += [("output", status["output"])] if status["output"] else []
     rows += [("message", status["message"])] if status["message"] else []
     rows += [("exit code", str(status["exit_code"]))] if status["exit_code"] is not None else []
     for name in ("started", "ended"):
@@ -160,7 +161,7 @@ def status(target: str | None, address: str | None, storage: dict[str, Any], as_
     for one in found:
         click.echo(f"{one['id']}  {one['state'].lower():<9}  {one['output']}")
     if not found:
-        click.echo("no job was submitted there with tokenshard submit")
+        click.echo("no job of tokenshard was submitted there")
 
 
 def _print_status(out: str, storage: dict[str, Any], as_json: bool) -> None:

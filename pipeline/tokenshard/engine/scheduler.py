@@ -37,7 +37,7 @@ HOPELESS_UNITS = 3
 """Units that may fail for good before the first one is done."""
 BACKOFF = 0.5
 LONGEST_BACKOFF = 60.0
-"""Seconds before a set-up that failed is tried again while other workers work."""
+"""Seconds before a set-up that failed is tried again while there are other workers."""
 
 
 class Interrupted(JobError):
@@ -284,16 +284,17 @@ class Scheduler:
                     self._failed(task, event.result)
 
     def _set_up_lost(self, number: int, reason: str) -> None:
-        """A worker that could not be set up: where others can be, it is tried again later and less and less often."""
+        """A worker that could not be set up: where others are, or still start, it is tried again less and less often."""
         del self._workers[number]
         in_a_row = self._setup_failures + self._setup_deaths
-        if any(worker.ready for worker in self._workers.values()):
-            logger.warning("a worker could not be set up (%d in a row): %s", in_a_row, reason)
-            self._missing.append(self._clock() + min(LONGEST_BACKOFF, BACKOFF * 2**in_a_row))
-            return
-        if self._setup_failures >= SETUP_FAILURES or self._setup_deaths >= SETUP_DEATHS:
+        given_up = self._setup_failures >= SETUP_FAILURES or self._setup_deaths >= SETUP_DEATHS
+        if given_up and not any(worker.ready for worker in self._workers.values()):
             raise JobError(f"no worker could be set up ({in_a_row} in a row failed): {reason}")
-        self._spawn()
+        if not self._workers:
+            self._spawn()
+            return
+        logger.warning("a worker could not be set up (%d in a row): %s", in_a_row, reason)
+        self._missing.append(self._clock() + min(LONGEST_BACKOFF, BACKOFF * 2**in_a_row))
 
     def _died(self, event: Died, worker: _Worker) -> None:
         if not worker.ready and not event.blameless:

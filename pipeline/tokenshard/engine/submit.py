@@ -102,9 +102,9 @@ class Cluster:
         }
 
     def jobs(self) -> list[dict[str, Any]]:
-        """The status of all jobs that were submitted with `tokenshard submit`, oldest first."""
+        """The status of all jobs that `tokenshard submit` or a RayJob's `tokenshard run` started, oldest first."""
         with _explained(self.address):
-            found = [one for one in self._client.list_jobs() if "tokenshard_output" in (one.metadata or {})]
+            found = [one for one in self._client.list_jobs() if one.submission_id and _is_ours(one)]
         return [self.status(one.submission_id) for one in sorted(found, key=lambda one: one.start_time or 0)]
 
     def logs(self, job: str) -> str:
@@ -169,6 +169,12 @@ def runtime_env(folder: str, submission: Submission) -> dict[str, Any]:
     if requirements:
         environment["uv"] = requirements
     return environment
+
+
+def _is_ours(job: Any) -> bool:
+    """Whether tokenshard was submitted: by `tokenshard submit`, or as the entrypoint of a RayJob."""
+    words = job.entrypoint.split()
+    return "tokenshard_output" in (job.metadata or {}) or (bool(words) and Path(words[0]).name == "tokenshard")
 
 
 def _requirements(extras: Sequence[str]) -> list[str]:

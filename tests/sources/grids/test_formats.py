@@ -99,6 +99,19 @@ def test_several_variables_need_a_choice(tmp_path: Path) -> None:
         opened(path, variable="sediment")
 
 
+def test_what_is_no_single_grid_says_what_it_is(tmp_path: Path) -> None:
+    import xarray
+
+    months = xarray.Dataset({"z": (("time", "y", "x"), np.zeros((12, 30, 40), np.float32))}, {"y": LAT, "x": LON})
+    months.to_netcdf(tmp_path / "months.nc", engine="h5netcdf")
+    with pytest.raises(InputError, match="'z' has 12 x 30 x 40 cells, not two axes; write each of its grids to a file"):
+        opened(tmp_path / "months.nc")
+    track = xarray.Dataset({"z": (("ping",), np.zeros(99, np.float32))})
+    track.to_netcdf(tmp_path / "track.nc", engine="h5netcdf")
+    with pytest.raises(InputError, match="points must be gridded first"):
+        opened(tmp_path / "track.nc")
+
+
 def test_uncertainty_and_type_identifiers_become_layers(tmp_path: Path) -> None:
     values = seafloor(30, 40).astype(np.float32)
     tid = (np.arange(1200).reshape(30, 40) % 3 + 10).astype(np.uint8)

@@ -103,7 +103,11 @@ def _chosen(file: ArrayFile, wanted: str | None) -> Variable:
     if len(candidates) == 1 or len(usual) == 1:
         return usual[0] if len(usual) == 1 else candidates[0]
     if not grids:
-        raise InputError("no variable with two axes; is it a grid? Sparse and point data must be gridded first")
+        deep = [v for v in file.variables.values() if len(v.shape) > 2 and v.dtype.name in TYPES]
+        if deep:
+            sizes = " x ".join(map(str, deep[0].shape))
+            raise InputError(f"{deep[0].name!r} has {sizes} cells, not two axes; write each of its grids to a file")
+        raise InputError("no variable with two axes and several cells; points must be gridded first")
     raise InputError(f"several grids: {', '.join(v.name for v in candidates)}; choose one with --variable")
 
 
