@@ -5,8 +5,7 @@
 Tokenizers `grid` are fitted on the Gulf of Guinea, the Arabian Sea, the S Atlantic and Middle America west, and tested
 on the South China Sea and Middle America east. Bits are those of streams: ids by the `context` codec with tables fitted
 on the training regions (they come with a tokenizer), tiles of 256 x 256 cells, 8 bytes a tile for its mean. SZ3 codes
-the whole grid in the same process. The exit code is 1 if a promise is missed by more than a factor of 1.3 in MAE, or
-at all elsewhere.
+the whole grid in the same process. The exit code is 1 if a promise is missed.
 """
 
 from __future__ import annotations
@@ -189,9 +188,8 @@ def main() -> int:
             )
             if name == TESTED_ON[0]:
                 wanted = f"{rate.name}: <= {rate.bits} bits, MAE <= {rate.mae} m"
-                promises += [(f"{wanted} (within a factor of 1.3)", bits <= rate.bits and mae <= 1.3 * rate.mae)]
-                print(f"<!-- {wanted}: {'reached' if bits <= rate.bits and mae <= rate.mae else 'not reached'} -->")
-                promises += [(f"{rate.name}: codes used >= 80 %", use >= 0.8)]
+                promises.append((wanted, bits <= rate.bits and mae <= rate.mae))
+                promises.append((f"{rate.name}: codes used >= 80 %", use >= 0.8))
                 if rate.ssim is not None:
                     promises.append((f"{rate.name}: SSIM >= {rate.ssim}", ssim >= rate.ssim))
     print("\n| jumps of the error at borders of tiles | with the patches around | each tile alone |\n|---|---|---|")
@@ -203,10 +201,10 @@ def main() -> int:
         print(
             f"| {rate.name}, global 10', the line at each of {len(lines)} meridians | {lines.mean():.3f} (sd "
             f"{lines.std():.3f}) | |\n| {rate.name}, global 10', 180 degrees, patches at {len(line)} places | "
-            f"{line.mean():.3f} (sd {line.std():.3f}; as converted {line[0]:.3f}) | |"
+            f"{line.mean():.3f} (sd {line.std():.3f}; as converted {line[0]:.3f}, at most {line.max():.3f}) | |"
         )
         promises.append((f"{rate.name}: seams in {TESTED_ON[0]} <= 1.10", lapped <= 1.10))
-        promises.append((f"{rate.name}: seam at 180 degrees <= 1.10", line.mean() <= 1.10))
+        promises.append((f"{rate.name}: seam at 180 degrees, each place <= 1.10", line.max() <= 1.10))
         promises.append((f"{rate.name}: mean of the meridians <= 1.10", lines.mean() <= 1.10))
     print("\n| cells and tokens | bound | cells alone | with tokens: cells | tokens | both | SZ3 | of alone | of SZ3 |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -284,7 +284,7 @@ class Scheduler:
                     self._failed(task, event.result)
 
     def _set_up_lost(self, number: int, reason: str) -> None:
-        """A worker that could not be set up: where others are, or still start, it is tried again less and less often."""
+        """A worker that could not be set up: while there are others it is tried again, less and less often."""
         del self._workers[number]
         in_a_row = self._setup_failures + self._setup_deaths
         given_up = self._setup_failures >= SETUP_FAILURES or self._setup_deaths >= SETUP_DEATHS

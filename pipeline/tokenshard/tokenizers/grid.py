@@ -34,6 +34,7 @@ from tokenshard.tokenizers.grid_split import (
     Split,
     projected,
     scales,
+    shapes_of,
     split,
 )
 from tokenshard.tokenizers.nearest import build_tree, nearest
@@ -59,7 +60,7 @@ class GridTokenizer(LatticeTokenizer):
 
     axes: float32 [r, d], orthonormal PCA axes of shapes, d = cells of a patch
     codewords: float32 [L, K, d], in gains
-    surface: int32 [8, d], window: int32 [cells of a patch and its margin, d], the maps of :mod:`.lapped`
+    surface: int32 [8, d], window: int32 [1 + L, cells of a patch and its margin, d], the maps of :mod:`.lapped`
     means: ids of means
     """
 
@@ -143,7 +144,7 @@ class GridTokenizer(LatticeTokenizer):
                 "axes": (np.float32, (config.components, height * width)),
                 "codewords": (np.float32, (config.codebooks, codes, height * width)),
                 "surface": (np.int32, (8, height * width)),
-                "window": (np.int32, (seen, height * width)),
+                "window": (np.int32, (1 + config.codebooks, seen, height * width)),
             },
         )
         for name, most in {
@@ -197,7 +198,8 @@ class GridTokenizer(LatticeTokenizer):
         for book, ids in zip(self._books, codes.shapes, strict=True):
             shape += book[ids]
         cells += np.floor(shape * scales(codes.gains, self.floor)[..., None] / SCALE + 0.5)
-        cells = lapped.smoothed(cells, codes.means, codes.there, self.window, self.patch)
+        count = shapes_of(codes.gains, len(self.codewords))
+        cells = lapped.smoothed(cells, codes.means, codes.there, count, self.window, self.patch)
         cells[~codes.there] = np.nan
         return lapped.joined(cells, self.patch) / lapped.UNIT
 

@@ -17,9 +17,11 @@ from tokenshard.tokenizers.grid_split import (
     patch_means,
     projected,
     scales,
+    shapes_of,
     split,
     whole_cells,
 )
+from tokenshard.tokenizers.grid_window import SAMPLE, Decoded, fit_window
 from tokenshard.tokenizers.kmeans import integer_kmeans
 from tokenshard.tokenizers.nearest import build_tree, leaf_order, nearest
 
@@ -66,8 +68,9 @@ def fit_grid(
     for field, part in zip(fields, parts, strict=True):
         shape = _nearest_shapes(part.shapes, part.gains, books, whole_axes)
         cells = lapped.surfaces(field.means, field.there, surface)
-        decoded.append(cells + np.floor(shape * scales(part.gains, floor)[..., None] / SCALE + 0.5))
-    window = _fitted_window(fields, decoded, patch, floor, seed)
+        cells += np.floor(shape * scales(part.gains, floor)[..., None] / SCALE + 0.5)
+        decoded.append(Decoded(*field, cells, shapes_of(part.gains, codebooks)))
+    window = fit_window(decoded, 1 + codebooks, patch, floor, seed)
     return Fitted(axes, (books / SCALE).astype(np.float32), surface, window, _widest(fields))
 
 
@@ -115,37 +118,17 @@ def _in_patches(field: NDArray[Any], patch: tuple[int, int]) -> _Field:
     return _Field(cells, valid, *patch_means(cells, valid))
 
 
-def _sample(count: int, seed: int) -> NDArray[np.intp] | slice:
-    if count <= lapped.SAMPLE:
-        return slice(None)
-    return np.sort(np.random.default_rng(seed).choice(count, lapped.SAMPLE, replace=False))
-
-
 def _fitted_surface(fields: Sequence[_Field], floor: int, seed: int) -> NDArray[np.int32]:
     inputs, outputs = [], []
     for field in fields:
         whole = field.valid.all(axis=2)
         inputs.append(lapped.differences(field.means, field.there)[whole])
         outputs.append((field.cells - (field.means * lapped.UNIT)[..., None])[whole])
-    return _fitted(inputs, outputs, floor, seed, lapped.SURFACE_BITS)
-
-
-def _fitted_window(
-    fields: Sequence[_Field], decoded: Sequence[Real], patch: tuple[int, int], floor: int, seed: int
-) -> NDArray[np.int32]:
-    inputs, outputs = [], []
-    for field, cells in zip(fields, decoded, strict=True):
-        whole = field.valid.all(axis=2)
-        seen = lapped.windows(cells, field.there, patch) - (field.means * lapped.UNIT)[..., None]
-        inputs.append(seen[whole])
-        outputs.append((field.cells - cells)[whole])
-    return _fitted(inputs, outputs, floor, seed, lapped.WINDOW_BITS)
-
-
-def _fitted(inputs: list[Real], outputs: list[Real], floor: int, seed: int, bits: int) -> NDArray[np.int32]:
     left, right = np.concatenate(inputs), np.concatenate(outputs)
-    chosen = _sample(len(left), seed)
-    return lapped.fitted(left[chosen], right[chosen], floor / 2, bits)
+    if len(left) > SAMPLE:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(left), SAMPLE, replace=False))
+        left, right = left[chosen], right[chosen]
+    return lapped.fitted(left, right, floor / 2, lapped.SURFACE_BITS)
 
 
 def _codebooks(

@@ -65,6 +65,11 @@ def split(field: NDArray[Any], patch: tuple[int, int], surface: NDArray[np.int32
     return Split(found.there, found.means, found.gains, np.clip(shapes, -REACH, REACH))
 
 
+def shapes_of(gains: NDArray[np.int64], codebooks: int) -> NDArray[np.int64]:
+    """How many shapes a patch of each id of a gain has: one an octave, as far as there are codebooks."""
+    return np.minimum(gains, codebooks)
+
+
 def scales(gains: NDArray[np.int64], floor: int) -> NDArray[np.float64]:
     """The gain of each id in units; 0 for id 0."""
     return np.where(gains > 0, np.ldexp(float(floor), gains - 1), 0.0)

@@ -1,8 +1,9 @@
 """Patches on a lattice and linear maps between neighbours, in whole numbers: what the `grid` tokenizer is made of.
 
 A patch is first the surface that its own mean and those of its eight neighbours suggest; a second map, from the cells
-of the patch and two around it, takes back what the borders of patches show. Both are fitted by least squares. All
-numbers are integers in float64, so sums are exact in any order and a cell decodes alike on every machine.
+of the patch and two around it, takes back what the borders of patches show. There is one for each number of shapes that
+a patch can have: the fewer they are, the more its neighbours tell. All numbers are integers in float64, so sums are
+exact in any order and a cell decodes alike on every machine.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ SURFACE_BITS, WINDOW_BITS = 8, 12
 """Fractional bits of the weights of the two maps."""
 LARGEST = 1 << 20
 """The largest weight."""
-SAMPLE = 60_000
-"""Patches that a map is fitted to, at most."""
 _RIDGE = 1e-4
 _AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
@@ -83,11 +82,21 @@ def windows(cells: Real, there: NDArray[np.bool_], patch: tuple[int, int]) -> Re
 
 
 def smoothed(
-    cells: Real, means: Real, there: NDArray[np.bool_], weights: NDArray[np.int32], patch: tuple[int, int]
+    cells: Real,
+    means: Real,
+    there: NDArray[np.bool_],
+    shapes: NDArray[np.int64],
+    weights: NDArray[np.int32],
+    patch: tuple[int, int],
 ) -> Real:
-    """Cells [rows, columns, d] with what the second map adds to them."""
-    seen = windows(cells, there, patch) - (means * UNIT)[..., None]
-    return cells + _rounded(seen @ weights.astype(np.float64), WINDOW_BITS)
+    """Cells [rows, columns, d] with what the second maps [1 + codebooks, f, d] add; shapes: how many a patch has."""
+    seen = windows(cells, there, patch)
+    seen -= (means * UNIT)[..., None]
+    found = cells.copy()
+    for count, one in enumerate(weights):
+        chosen = np.nonzero(there & (shapes == count))
+        found[chosen] += _rounded(seen[chosen] @ one.astype(np.float64), WINDOW_BITS)
+    return found
 
 
 def fitted(inputs: Real, outputs: Real, noise: float, bits: int) -> NDArray[np.int32]:
@@ -98,12 +107,23 @@ def fitted(inputs: Real, outputs: Real, noise: float, bits: int) -> NDArray[np.i
     """
     weight = 1 / np.maximum(np.abs(outputs).mean(axis=1, keepdims=True), noise)
     gram = (inputs * weight).T @ inputs
+    return stored(solved(gram, (inputs * weight).T @ outputs), bits)
+
+
+def solved(gram: Real, products: Real) -> Real:
+    """The weights [f, d] of least squares, from the products of inputs with inputs [f, f] and with outputs [f, d]."""
     ridge = _RIDGE * np.trace(gram) / len(gram) + 1e-9
-    weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), (inputs * weight).T @ outputs)
+    return np.asarray(np.linalg.solve(gram + ridge * np.eye(len(gram)), products), np.float64)
+
+
+def stored(weights: Real, bits: int) -> NDArray[np.int32]:
+    """Weights times 2 ** bits, in whole numbers."""
     whole: NDArray[np.int32] = np.clip(np.rint(weights * (1 << bits)), -LARGEST, LARGEST).astype(np.int32)
     return whole
 
 
 def _rounded(sums: Real, bits: int) -> Real:
-    """Whole numbers divided by 2 ** bits and rounded half up."""
-    return np.floor((sums + (1 << (bits - 1))) / (1 << bits))
+    """Whole numbers divided by 2 ** bits and rounded half up, in place."""
+    sums += 1 << (bits - 1)
+    sums *= 2.0**-bits
+    return np.floor(sums, out=sums)
