@@ -46,8 +46,7 @@ def read(data: Path, scratch: Path) -> dict[str, list[Pair]]:
         folder = scratch / part
         if not folder.exists():
             converted(regions(data), names, folder, "--bound", "abs:0.5", "--levels", "1,2")
-        pairs = read_pairs(open_dataset(folder), GridLevelsSpec(path=str(folder)))
-        found[part] = [pair for pair in pairs if min(pair.coarse.shape) >= SIDE]  # else no crop could be larger
+        found[part] = read_pairs(open_dataset(folder), GridLevelsSpec(path=str(folder)))
     return found
 
 

@@ -17,8 +17,9 @@ from tokenshard.shards.dataset import open_dataset
 from tokenshard.spec.job import TrainGridSr, build_job
 from tokenshard.spec.upscaling import GridLevelsSpec
 from tokenshard.store import Store
+from tokenshard.training import grid_pairs
 from tokenshard.training.folder import load_model
-from tokenshard.training.grid_pairs import CropLoader, least_squares, read_pairs
+from tokenshard.training.grid_pairs import CropLoader, Pair, least_squares, read_pairs
 from tokenshard.training.grid_sr import figures, upscaled, verdict_of
 from tokenshard.training.models.upscaler import Upscaler, UpscalerConfig, bicubic
 from tokenshard.training.start import train
@@ -117,6 +118,20 @@ def test_crops_are_a_function_of_seed_and_position(depths: Path) -> None:
         assert batch["there"].float().mean() > 0.9
         means = batch["fine"].unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
         assert (means - batch["coarse"]).abs().median() < 0.01
+
+
+def test_small_fields_beside_large_ones_do_not_make_crops_small(depths: Path) -> None:
+    [large] = read_pairs(open_dataset(depths / "train-tokens"), GridLevelsSpec(path="x"))
+    small = Pair(large.coarse[:7], large.fine[:14], large.there[:14])
+    mixed = next(iter(CropLoader([small, large, small], 16, 8, 3, 0, 1)))
+    assert torch.equal(mixed["coarse"], next(iter(CropLoader([large], 16, 8, 3, 0, 1)))["coarse"])
+    assert next(iter(CropLoader([small], 16, 8, 3, 0, 1)))["coarse"].shape[2:] == (7, 7)
+
+
+def test_a_large_grid_is_read_in_blocks_of_much_the_same_size(depths: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid_pairs, "BLOCK", 40)
+    pairs = read_pairs(open_dataset(depths / "train-tokens"), GridLevelsSpec(path="x"))
+    assert [pair.coarse.shape for pair in pairs] == [(40, 32)] * 6
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(depths: Path, tmp_path: Path) -> None:

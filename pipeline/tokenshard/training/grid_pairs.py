@@ -69,10 +69,16 @@ def read_pairs(dataset: Dataset, spec: GridLevelsSpec) -> list[Pair]:
 def _blocks(grids: GridDataset, name: str, level: int) -> Iterator[Window]:
     """Windows of the coarser level whose cells lie above whole ones of the finer."""
     fine = grids.georeference(name, level).whole
-    height, width = fine.rows.stop // 2, fine.columns.stop // 2
-    for top in range(0, height, BLOCK):
-        for left in range(0, width, BLOCK):
-            yield Window(slice(top, min(height, top + BLOCK)), slice(left, min(width, left + BLOCK)))
+    for rows in _cut(fine.rows.stop // 2):
+        for columns in _cut(fine.columns.stop // 2):
+            yield Window(rows, columns)
+
+
+def _cut(length: int) -> Iterator[slice]:
+    """Equal spans of at most BLOCK."""
+    count = -(-length // BLOCK)
+    for number in range(count):
+        yield slice(number * length // count, (number + 1) * length // count)
 
 
 def _read(grids: GridDataset, name: str, block: Window, spec: GridLevelsSpec) -> Pair | None:
@@ -134,13 +140,17 @@ def least_squares(pairs: list[Pair], seed: int) -> NDArray[np.float64]:
 
 
 class CropLoader:
-    """Random crops of pairs, flipped and transposed at random: a function of seed and position alone."""
+    """Random crops of pairs, flipped and transposed at random: a function of seed and position alone.
+
+    Pairs smaller than a crop are left out; where all are, crops are as large as the largest allows.
+    """
 
     def __init__(self, pairs: list[Pair], crop: int, batch: int, seed: int, rank: int, world: int) -> None:
-        smallest = min(min(pair.coarse.shape) for pair in pairs)
-        self.pairs, self.crop, self.seed, self.position = pairs, min(crop, smallest), seed, 0
+        self.crop = min(crop, max(min(pair.coarse.shape) for pair in pairs))
+        self.pairs = [pair for pair in pairs if min(pair.coarse.shape) >= self.crop]
+        self.seed, self.position = seed, 0
         self.global_batch_size, self._part = batch, slice(rank * (batch // world), (rank + 1) * (batch // world))
-        sizes = np.array([pair.coarse.size for pair in pairs], np.float64)
+        sizes = np.array([pair.coarse.size for pair in self.pairs], np.float64)
         self._shares = np.cumsum(sizes / sizes.sum())
 
     def epoch_length(self, epoch: int) -> int:
