@@ -201,8 +201,8 @@ def test_a_damaged_manifest_and_a_newer_format_are_named(pictures: Path, tmp_pat
     shutil.copytree(pictures, tmp_path / "tokens")
     manifest = tmp_path / "tokens" / "manifest" / "00000001.json"
     whole = manifest.read_text(encoding="utf-8")
+    manifest.write_text(whole[:-9], encoding="utf-8")
     with viewing(tmp_path / "tokens") as browser:
-        manifest.write_text(whole[:-9], encoding="utf-8")
         reply = browser.ask("/api/dataset")
         assert (reply.status, reply.json["error"]["kind"]) == (422, "damaged")
         assert "restore the file" in reply.problem
