@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from tokenshard.grids.conformal import Calibration, Coverage, Tile, calibrate, coverage, paper_widths
 from tokenshard.shards.dataset import open_dataset
 from tokenshard.spec.upscaling import GridLevelsSpec
+from tokenshard.training.gain import gain_over
 from tokenshard.training.grid_pairs import Pair, least_squares, read_pairs
-from tokenshard.training.grid_sr import WANTED, figures
+from tokenshard.training.grid_sr import figures
 from tokenshard.training.models.upscaler import Upscaler, UpscalerConfig
 
 TRAINED, CALIBRATED, TESTED = ("guinea", "arabia", "atlantic", "america-west"), ("america-centre",), ("china",)
@@ -142,7 +143,7 @@ def main() -> int:
     for name, row in {"bicubic, aligned": {**bicubic, "val_rmse_ratio": 1.0}, **rows}.items():
         error, similar = (row[f"val_{what}"] for what in ("mae", "ssim"))
         print(f"| {name} | {error:.2f} | {row['val_rmse']:.2f} | {similar:.4f} | {row['val_rmse_ratio']:.3f} |")
-    print("gain over bicubic" if rows["VQ-VAE"]["val_rmse_ratio"] <= WANTED else "no gain over bicubic")
+    print(gain_over("bicubic", rows["VQ-VAE"]["val_rmse_ratio"]))
     weights = sum(parameter.numel() for parameter in module.parameters())
     used, bits = codes_used(module, test)
     print(f"{weights:,} weights, {options.steps} steps of {options.batch} tiles, {spent:.0f} CPU s; {used} codes used")

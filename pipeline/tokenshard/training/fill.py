@@ -27,6 +27,7 @@ from tokenshard.sources.grids.opened import valid_cells
 from tokenshard.sources.grids.tiles import Tile
 from tokenshard.tokenizers.grid_codes import Codes, LatticeTokenizer
 from tokenshard.training.folder import TrainedModel
+from tokenshard.training.gain import gain_over
 from tokenshard.training.heads.base import LevelHead
 from tokenshard.training.heads.parallel import ParallelHead
 from tokenshard.training.models.masked import MaskedModel
@@ -38,8 +39,6 @@ MOST_CELLS = 1 << 26
 """Of a window that is filled at once."""
 LEAST_SEEN = 0.25
 """Share of the patches of a model's window that must be known."""
-WANTED = 0.95
-"""Of the RMSE of harmonic interpolation: what is above is no gain."""
 Real = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -295,5 +294,4 @@ def measured(grid: FilledGrid, holes: int, side: int, seed: int) -> dict[str, fl
 
 def verdict_of(figures: Mapping[str, float]) -> str:
     """Whether a model is worth more than no model, by the figures of :func:`measured`."""
-    ratio = figures["model_rmse"] / max(figures["harmonic_rmse"], 1e-12)
-    return "gain over harmonic" if ratio <= WANTED else "no gain over harmonic"
+    return gain_over("harmonic", figures["model_rmse"] / max(figures["harmonic_rmse"], 1e-12))

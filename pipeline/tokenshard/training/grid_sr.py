@@ -17,12 +17,11 @@ from tokenshard.loading.decoding import Batch
 from tokenshard.spec.job import TrainGridSr
 from tokenshard.training.augment.draws import Draws
 from tokenshard.training.codes import CodeSpace
+from tokenshard.training.gain import gain_over
 from tokenshard.training.grid_pairs import CropLoader, Pair, filled, least_squares, read_pairs
 from tokenshard.training.models.upscaler import Upscaler, UpscalerConfig, bicubic
 from tokenshard.training.setting import Outcome, Setting, open_tokens
 
-WANTED = 0.95
-"""Of the error of bicubic interpolation: what is above is no gain."""
 SSIM_SIDE = 7
 """Of the windows of structural similarity: all cells alike, as in scikit-image."""
 
@@ -151,4 +150,4 @@ def verdict_of(outcome: Outcome) -> str | None:
     ratio = outcome.metrics.get("val_rmse_ratio")
     if ratio is None:
         return None
-    return "gain over bicubic" if ratio <= WANTED else "no gain over bicubic"
+    return gain_over("bicubic", ratio)
