@@ -18,7 +18,7 @@ from tokenshard.retrieval.exact import Multivectors
 from tokenshard.retrieval.first_stages.lists import InvertedLists
 
 THREADS = 2
-PARTS = 8
+EIGHTHS = 8
 SETTINGS = ((16, 64), (32, 64), (32, 128), (32, 256), (64, 512))
 """Of inverted lists: probes, and pages that are scored on their codes."""
 Queries = Sequence[NDArray[np.float32]]
@@ -40,7 +40,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Large:
-    """A collection made larger by documents of which each has an eighth of the vectors of eight others.
+    """A collection made larger by documents of which each has an eighth of the vectors of some others, eight or fewer.
 
     Document p has the vectors ``rows[offsets[p]:offsets[p + 1]]`` of the collection.
     """
@@ -53,16 +53,18 @@ class Large:
     exact: Rankings
 
     @classmethod
-    def of(cls, collection: Collection, count: int, queries: int, threads: int = THREADS) -> Large:
+    def of(
+        cls, collection: Collection, count: int, queries: int, threads: int = THREADS, others: int = EIGHTHS
+    ) -> Large:
         rng = np.random.default_rng(count)
         base = collection.pages.offsets
         parts = [np.arange(base[-1])]
         lengths = [collection.pages.lengths]
         for _ in range(count - len(collection.pages)):
             own = []
-            for page in rng.integers(0, len(collection.pages), PARTS):
+            for page in rng.integers(0, len(collection.pages), others):
                 mine = np.arange(base[page], base[page + 1])
-                own.append(rng.permutation(mine)[: len(mine) // PARTS])
+                own.append(rng.permutation(mine)[: len(mine) // EIGHTHS])
             parts.append(np.concatenate(own))
             lengths.append(np.array([len(parts[-1])]))
         rows = np.concatenate(parts).astype(np.int32)
