@@ -6,10 +6,11 @@
     python benchmarks/documents.py limit-small --judgements qrels.jsonl --measure recall@2 --codebooks-of cranfield
 
 FOLDER holds a corpus in the BEIR layout: `corpus.jsonl`, `queries.jsonl`, judgements. Its vectors are those of `minilm`
-(128 d, length 1), kept in the folder `--vectors` for the next run. Bytes a vector are those of all code columns with
-the models of their codecs; codebooks are listed apart, as bytes of the file over the vectors of the corpus. What is
-kept of the measure has a 95 % interval from resampled queries; overlap is the share of the exact ten best pages found.
-Speeds are CPU time of one thread. Reductions before a codec are counted at the vectors of the whole pages.
+(128 d, length 1), kept in the folder `--vectors` for the next run, as are centroids of k-means. Bytes a vector are
+those of all code columns with the models of their codecs; codebooks are listed apart, as bytes of the file over the
+vectors of the corpus. What is kept of the measure has a 95 % interval from resampled queries; overlap is the share of
+the exact ten best pages found. Speeds are CPU time of one thread.
+Reductions before a codec are counted at the vectors of the whole pages.
 
 A codec may be followed by `/quantized` (queries go through the same codebook) or `/hamming` (distance between the ids
 or signs of queries and pages, bit by bit): HPC-ColPali as published. `prune:cls` prunes by the attention of the first
@@ -27,6 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from retrieving.centroids import keep_centroids
 from retrieving.corpus import Corpus, load_corpus
 from retrieving.figure import plot
 from retrieving.measure import MEASURES, Fitted, Row, gemm_ns, measure_fitted
@@ -60,6 +62,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("documents-out"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.vectors:
+        options.vectors.mkdir(parents=True, exist_ok=True)
+        keep_centroids(options.vectors)
 
     def kept(*names: str) -> Path | None:
         return options.vectors and options.vectors / f"{'-by-'.join(names)}.npz"
