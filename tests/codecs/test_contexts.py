@@ -156,7 +156,7 @@ def test_few_large_samples_are_a_pilot_too() -> None:
     assert bits_per_id(codec, field.reshape(-1), grids_of(field)) < 1.15 * rate
 
 
-@pytest.mark.parametrize("alphabet", [2, 3, 33, 5000, 40_000, 100_000])
+@pytest.mark.parametrize("alphabet", [2, 3, 33, 5000, 16_384, 40_000, 100_000])
 def test_any_alphabet_takes_contexts(alphabet: int) -> None:
     rng = np.random.default_rng(alphabet)
     used = rng.choice(alphabet, min(alphabet, 50), replace=False)

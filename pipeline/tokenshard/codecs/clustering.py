@@ -44,20 +44,20 @@ class Symbols:
     width: int
     """the most children of a node"""
 
-    def contexts(self, sides: list[tuple[Array, Array, int]], classes: int) -> tuple[Array, ...]:
+    def contexts(self, sides: list[tuple[Array, Array, int]], classes: int, shared: bool) -> tuple[Array, ...]:
         """(both class maps, both refinements, counts [nodes, classes, classes, width]) for two neighbours.
 
-        A neighbour: its ids, their groups, its alphabet. A map of one node gives classes, others give clusters that
-        each node refines to classes of its own.
+        A neighbour: its ids, their groups, its alphabet. Maps give classes where each node of the step has its own;
+        where some nodes have ``shared`` ones, all give clusters that each node refines to classes of its own.
         """
         maps, refined, at = [], [], self.nodes.astype(np.int64)
         for neighbours, groups, alphabet in sides:
-            limit = classes if self.num_nodes == 1 else CLUSTERS * classes
+            limit = CLUSTERS * classes if shared else classes
             found = _classes(neighbours, alphabet + 1, self, groups, limit)
             chosen = found[neighbours]
             maps.append(found)
             refined.append(np.zeros((self.num_nodes, 0), np.uint8))
-            if self.num_nodes > 1:
+            if shared:
                 refined[-1] = self._refine(chosen, limit, classes)
                 chosen = refined[-1][self.nodes, chosen]
             at = at * classes + chosen

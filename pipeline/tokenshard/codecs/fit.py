@@ -223,12 +223,13 @@ class _Fitter:
         firsts = np.searchsorted(map_of, np.arange(map_of.max() + 2))
         order = np.argsort(map_of[nodes], kind="stable")
         parts = np.split(order, np.searchsorted(map_of[nodes[order]], np.arange(1, map_of.max() + 1)))
-        contexts = []
+        contexts, shared = [], len(parts) < len(children)
         for part, (first, last) in zip(parts, pairwise(firsts), strict=True):
             own = Symbols(nodes[part] - first, symbols[part], int(last - first), int(children.max()))
             around = (observed.first[part], observed.second[part])
             sides = zip(around, self.sides, strict=True)
-            contexts.append(own.contexts([(ids, groups, alphabet) for ids, (groups, alphabet) in sides], classes))
+            each_side = [(ids, groups, alphabet) for ids, (groups, alphabet) in sides]
+            contexts.append(own.contexts(each_side, classes, shared))
         first_map, second_map, first_refined, second_refined, counts = zip(*contexts, strict=True)
         each = zip(np.concatenate(counts), children, strict=True)
         fitted = [node_tables(node_counts[:, :, :own], tables) for node_counts, own in each]
