@@ -18,7 +18,7 @@ from tokenshard.cli.main import COMMANDS, cli
 
 PACKAGE = Path(__file__).parents[1] / "pipeline" / "tokenshard"
 ROOMS = [
-    *("errors", "extensions", "readable", "compiled", "atomic", "failures", "listing", "parquet"),
+    *("errors", "extensions", "readable", "compiled", "atomic", "failures", "listing", "parquet", "scratch"),
     *("ranged", "remote", "store"),
     *("spec", "codecs", "shards", "sources"),
     *("quantizers", "tokenizers", "retrieval", "grids"),

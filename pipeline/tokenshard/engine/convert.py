@@ -7,7 +7,6 @@ running it once more does nothing.
 from __future__ import annotations
 
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +33,7 @@ from tokenshard.engine.scheduler import Scheduler
 from tokenshard.engine.task import Done, Executor, WorkerAddress
 from tokenshard.errors import FormatError, SpecError
 from tokenshard.parquet import open_parquet
+from tokenshard.scratch import scratch_folder
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.drift import alarms
@@ -139,7 +139,7 @@ def _warnings(output: Store, parent: Manifest | None, manifest: Manifest) -> tup
 
 def _dry_run(spec: ConvertJob, progress: Progress, started: float) -> Conversion:
     """Plan in a scratch folder, to see what there is; the output is not touched."""
-    with progress, tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+    with progress, scratch_folder() as scratch:
         folder = JobFolder(Store(scratch), 1)
         progress.start("planning", None)
         make_plan(spec, open_source(spec), folder, advance=progress.advance)

@@ -6,7 +6,6 @@ until compaction, which puts new shard files in place of those with deleted rows
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tokenshard.engine.finalize import totals_of
 from tokenshard.engine.job_folder import JobFolder
 from tokenshard.engine.rewriting import rows_batch, user_columns
 from tokenshard.errors import JobError, ManifestConflict, SpecError
+from tokenshard.scratch import scratch_folder
 from tokenshard.shards.dataset import Dataset, read_model
 from tokenshard.shards.deleted import deleted_rows, live_rows, runs_of
 from tokenshard.shards.manifest import commit_manifest, list_versions, manifest_name, read_manifest
@@ -172,7 +172,7 @@ def _compacted(store: Store, manifest: Manifest, place: int, path: str) -> Shard
     def codec(spec: CodecSpec) -> Codec:
         return load_codec(spec, read_model(store, manifest, spec.model) if spec.model else None)
 
-    with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+    with scratch_folder() as scratch:
         file, start = Path(scratch, "compacted.parquet"), 0
         codecs = [codec(spec) for spec in columns.codes]
         with ShardWriter(file, path, columns, codecs, reader.footer.tokenizer, user) as writer:

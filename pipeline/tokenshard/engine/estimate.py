@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from tokenshard.engine.plan import UnitPlace, make_plan, read_unit, unit_places
 from tokenshard.engine.progress import Progress
 from tokenshard.engine.task import Task
 from tokenshard.engine.unit import UnitRunner
+from tokenshard.scratch import scratch_folder
 from tokenshard.sources.registry import open_source
 from tokenshard.spec.conversion import ConvertJob
 from tokenshard.store import Store
@@ -57,7 +57,7 @@ def estimate(spec: ConvertJob, progress: Progress | None = None) -> Estimate:
     """
     check_job(spec)
     progress = progress or Progress.silent()
-    with progress, tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+    with progress, scratch_folder() as scratch:
         output = Store(scratch)
         progress.start("planning", None)
         plan = make_plan(spec, open_source(spec), JobFolder(output, 1), advance=progress.advance)

@@ -8,7 +8,6 @@ stay as they are; the new version lists others in their place, and is committed 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from tokenshard.engine.salvage import Salvage, salvage_group, zero_sectors
 from tokenshard.errors import FormatError, JobError, SpecError
 from tokenshard.parquet import read_parquet
 from tokenshard.readable import counted
+from tokenshard.scratch import scratch_folder
 from tokenshard.shards.dataset import read_model
 from tokenshard.shards.deleted import deleted_rows
 from tokenshard.shards.manifest import commit_manifest, read_manifest
@@ -165,7 +165,7 @@ class _Shard:
 
     def repaired(self, data: bytes) -> _Done:
         """``data``: what is left of the file."""
-        with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+        with scratch_folder() as scratch:
             copy = Store(scratch)
             copy.put(self._entry.path, data)
             try:

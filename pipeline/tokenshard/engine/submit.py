@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 import tokenshard
 from tokenshard.errors import JobError, SpecError
+from tokenshard.scratch import scratch_folder
 from tokenshard.spec.conversion import JobSpec
 from tokenshard.spec.secrets import is_secret_variable
 
@@ -73,9 +73,9 @@ class Cluster:
         """Start a job; its id. Raises SpecError for what cannot work on a cluster."""
         check_submittable(spec, submission)
         name = submission.id or f"{spec.kind}-{uuid.uuid4().hex[:8]}"
-        with tempfile.TemporaryDirectory(prefix="tokenshard-") as folder, _explained(self.address):
+        with scratch_folder() as folder, _explained(self.address):
             Path(folder, JOB_FILE).write_text(spec.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
-            environment = runtime_env(folder, submission)
+            environment = runtime_env(str(folder), submission)
             _patiently(
                 lambda: self._client.submit_job(
                     entrypoint=" ".join((ENTRYPOINT, *submission.options)),

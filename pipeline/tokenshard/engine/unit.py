@@ -10,7 +10,6 @@ then the receipt. The shard decides: an attempt that comes second takes the firs
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from tokenshard.engine.stages import Stages
 from tokenshard.engine.task import Cause, Task
 from tokenshard.errors import JobError
 from tokenshard.parquet import read_parquet
+from tokenshard.scratch import scratch_folder
 from tokenshard.shards.describe import describe_shard
 from tokenshard.shards.rejects import describe_rejects, read_rejects_file, rejects_bytes
 from tokenshard.shards.schema import ShardFooter
@@ -90,7 +90,7 @@ class UnitRunner:
             self._probe(inputs, task)
             return None
         stem = f"{self._job}-{unit:06d}"
-        with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+        with scratch_folder() as scratch:
             path = Path(scratch, "shard.parquet")
             rejects: list[Reject] = []
             with ShardWriter(

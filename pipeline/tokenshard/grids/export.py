@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tokenshard.grids.decode import Band, GridDecoder
 from tokenshard.grids.export_netcdf import write_netcdf
 from tokenshard.grids.export_tiff import BESIDE, write_tiff
 from tokenshard.grids.georeference import Box, Window
+from tokenshard.scratch import scratch_folder
 from tokenshard.store import Store
 
 Write = Callable[[Path, GridDecoder, Window, Sequence[Band]], None]
@@ -60,7 +60,7 @@ def export_grid(
     bands = decoder.bands(kinds)
     folder, slash, name = to.rpartition("/")
     store = Store(folder or ("/" if slash else "."), storage)
-    with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+    with scratch_folder() as scratch:
         path = Path(scratch, name)
         try:
             FORMATS[suffix](path, decoder, window, bands)

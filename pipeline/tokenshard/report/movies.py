@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from tokenshard.errors import SpecError
 from tokenshard.report.samples import sample_numbers
+from tokenshard.scratch import scratch_folder
 from tokenshard.shards.dataset import Dataset
 from tokenshard.store import Store
 from tokenshard.tokenizers.base import Tokenizer
@@ -63,7 +63,7 @@ def movie(frames: NDArray[np.uint8], pts: list[int] | None = None, fps: float = 
     if not height or not width:
         raise SpecError("frames of less than two rows or columns cannot be written as mp4")
     times = pts if pts is not None else [round(number * 1e6 / fps) for number in range(len(frames))]
-    with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+    with scratch_folder() as scratch:
         path = Path(scratch, "clip.mp4")  # faststart reads the file again
         _encode(path, frames[:, :height, :width], times, fps)
         return path.read_bytes()

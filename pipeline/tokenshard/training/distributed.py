@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tokenshard.errors import JobError, SpecError, TokenshardError
 from tokenshard.quantizers.distributed import rank_and_world, summed
+from tokenshard.scratch import scratch_folder
 from tokenshard.spec.engine import EngineSpec
 from tokenshard.spec.train import TrainingEngineSpec
 
@@ -175,14 +175,16 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = {"CPU": engine.cpus} | ({"GPU": engine.gpus} if engine.gpus else {})
-    with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+    with scratch_folder() as scratch:
         trainer = TorchTrainer(
             loop,
             train_loop_config=config,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=engine.workers, use_gpu=engine.gpus > 0, resources_per_worker=resources
             ),
-            run_config=ray.train.RunConfig(storage_path=scratch),  # checkpoints are ours; Ray writes only notes there
+            run_config=ray.train.RunConfig(
+                storage_path=str(scratch)
+            ),  # checkpoints are ours; Ray writes only notes there
             torch_config=TorchConfig(backend="nccl" if engine.gpus else "gloo"),
         )
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from tokenshard.grids.decode import GridDecoder
 from tokenshard.report.code_use import CodeUse
 from tokenshard.report.pictures import code_map
 from tokenshard.report.summary.figures import MOST_TILES, Summary
+from tokenshard.scratch import scratch_folder
 from tokenshard.sources.grids.tiles import level_size
 
 MOST_BYTES = 1_200_000
@@ -85,7 +85,7 @@ def grid_maps(summary: Summary, most: int = 2) -> list[Card]:
         fitting = [level for level in levels if sizes[level] <= MAP_CELLS]
         if not fitting:
             continue
-        with tempfile.TemporaryDirectory(prefix="tokenshard-") as scratch:
+        with scratch_folder() as scratch:
             path = Path(scratch, "map.png")
             depth_map(GridDecoder(grids, name, fitting[0]), path)
             with Image.open(path) as picture:

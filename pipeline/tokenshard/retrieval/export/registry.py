@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, cast
 
 from tokenshard.errors import SpecError
 from tokenshard.retrieval.export.pages import ExportedPages, PageWriter
+from tokenshard.scratch import scratch_folder
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.export.base import DEFAULT_SPLIT, Output
 from tokenshard.shards.export.registry import Exported, unfinished_named
@@ -49,7 +49,7 @@ def export_pages(
     pages = ExportedPages(dataset, None if columns is None else tuple(columns))
     module, _, name = PAGE_EXPORTERS[format].partition(":")
     done = 0
-    with unfinished_named(store), tempfile.TemporaryDirectory(prefix="tokenshard-export-") as scratch:
+    with unfinished_named(store), scratch_folder() as scratch:
         output = Output(store, Path(scratch), options=dict(options or {}))
         writer = cast("type[PageWriter]", getattr(import_module(module), name))(pages, output)
         for batch in pages.batches():

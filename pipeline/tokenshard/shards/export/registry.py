@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenshard.errors import SpecError, StoreError, TokenshardError
+from tokenshard.scratch import scratch_folder
 from tokenshard.shards.dataset import Dataset
 from tokenshard.shards.export.base import GROUP_BYTES, Contents, Groups, Output, SplitWriter
 from tokenshard.spec.exchange import DESCRIPTION
@@ -78,7 +78,7 @@ def export(
     writers: dict[str, SplitWriter] = {}
     groups: dict[str, Groups] = {}
     samples: dict[str, int] = {}
-    with unfinished_named(store), tempfile.TemporaryDirectory(prefix="tokenshard-export-") as scratch:
+    with unfinished_named(store), scratch_folder() as scratch:
         output = Output(store, Path(scratch), options=chosen)
         for name, batch in contents.batches():
             if name not in writers:
