@@ -23,4 +23,4 @@ def keep_centroids(folder: Path) -> None:
         return np.asarray(np.load(file))
 
     for module in (hpc, ofec, plaid):
-        setattr(module, "trained_centroids", kept)  # noqa: B010 (mypy: not exported by name)
+        module.trained_centroids = kept
