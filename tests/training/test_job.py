@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -13,9 +14,11 @@ from PIL import Image
 import tokenshard as ts
 from integration.command import refused, tokenshard_command
 from tokenshard.errors import SpecError
+from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.job import TrainTokenizer, build_job, parse_job
 from tokenshard.store import Store
 from tokenshard.tokenizers.folder import load_tokenizer
+from tokenshard.training.images import read_samples
 from tokenshard.training.job import Training, recipe_of, train_tokenizer
 from tokenshard.training.recipe import PRESETS
 from training.small import TINY, photos, tiny
@@ -81,6 +84,17 @@ def test_pictures_beyond_the_memory_allowed_are_left_out(folder: Path, tmp_path:
     said: list[str] = []
     train_tokenizer(job(folder, tmp_path / "out", source={"memory": 300_000}), said.append)
     assert said[0].startswith("1 images are left out: the others take 0.0 GB")
+
+
+def test_of_more_pictures_than_the_memory_allowed_holds_a_part_is_spread_over_all(tmp_path: Path) -> None:
+    for number in range(60):
+        Image.new("L", (10, 10), number).save(tmp_path / f"{number:02d}.png")
+    said: list[str] = []
+    samples = read_samples([ImageSourceSpec(path=str(tmp_path), labels="none")], {}, said.append, memory=20 * 300)
+    kept = [int(sample.data.flat[0]) for sample in samples]
+    assert said == ["41 images are left out: the others take 0.0 GB, more memory must be allowed"]
+    assert (kept[0], kept[-1], len(kept)) == (0, 59, 19)
+    assert set(np.diff(kept)) == {3, 4}
 
 
 @pytest.mark.integration

@@ -45,7 +45,11 @@ class TrainingImagesSpec(ImageSourceSpec):
     grids: TrainingGridsSpec | None = Field(
         default=None, description="how grids are read; default: only where the network is one of grids"
     )
-    memory: ByteSize = Field(default=ByteSize(8_000_000_000), ge=1, description="most decoded pixels held, a worker")
+    memory: ByteSize = Field(
+        default=ByteSize(8_000_000_000),
+        ge=1,
+        description="most decoded pixels held, a worker; of more, a part spread evenly",
+    )
 
     @property
     def places(self) -> tuple[ImageSourceSpec, ...]:

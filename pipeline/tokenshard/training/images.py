@@ -8,12 +8,13 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tokenshard.errors import SpecError
 from tokenshard.sources.base import Sample, Source
-from tokenshard.sources.images.decoded import decoded_samples
+from tokenshard.sources.images.decoded import decoded, planned, spread
 from tokenshard.sources.images.open import open_image_source
 from tokenshard.spec.images import ImageSourceSpec
 from tokenshard.spec.train import TrainingClipsSpec, TrainingImagesSpec
@@ -22,6 +23,8 @@ from tokenshard.training.clips import ClipPool, Pool
 from tokenshard.training.crops import PixelPool
 
 Item = TypeVar("Item")
+_PROBED, _FILLED = 32, 0.95
+"""Inputs of a place that are decoded to learn their size; share of the memory that is then filled."""
 
 
 def read_samples(
@@ -31,15 +34,20 @@ def read_samples(
     most: int | None = None,
     memory: float = 64e9,
 ) -> list[Sample]:
-    """The images (or clips) of all places, or ``most`` of each, in order, up to so many bytes when decoded.
+    """The images (or clips) of all places, or ``most`` of each, in order; where they do not fit, fewer, spread evenly.
 
-    Says how many could not be read. Raises :class:`SpecError` where none could.
+    ``memory``: bytes of decoded pixels. Says how many could not be read or did not fit. Raises :class:`SpecError`
+    where none could be read.
     """
-    what = places[0].what
+    what, threads = places[0].what, os.cpu_count() or 4
+    sources = [_opened(place, storage) for place in places]
+    plans = [planned(source, most) for source in sources]
+    chosen = _that_fit(sources, plans, memory, threads)
     samples: list[Sample] = []
-    rejected = left_out = held = 0
-    for place in places:
-        for item in decoded_samples(_opened(place, storage), most=most, threads=os.cpu_count() or 4):
+    rejected = held = 0
+    left_out = sum(map(len, plans)) - sum(map(len, chosen))
+    for source, plan in zip(sources, chosen, strict=True):
+        for item in decoded(source, plan, threads):
             if not isinstance(item, Sample):
                 rejected += 1
             elif held + item.data.nbytes > memory:
@@ -54,6 +62,20 @@ def read_samples(
     if not samples:
         raise SpecError(f"{', '.join(place.path for place in places)}: no {what} could be read")
     return samples
+
+
+def _that_fit(sources: Sequence[Source], plans: Sequence[pa.Table], memory: float, threads: int) -> Sequence[pa.Table]:
+    """The plans, or the same share of each, where samples of some of its inputs say that all would take too much."""
+    if sum(map(len, plans)) <= _PROBED:
+        return plans
+    expected = 0.0
+    for source, plan in zip(sources, plans, strict=True):
+        probed = [
+            item.data.nbytes for item in decoded(source, spread(plan, _PROBED), threads) if isinstance(item, Sample)
+        ]
+        expected += len(plan) * sum(probed) / max(len(probed), 1)
+    share = _FILLED * memory / max(expected, 1)
+    return plans if expected <= memory else [spread(plan, max(1, int(share * len(plan)))) for plan in plans]
 
 
 def _opened(place: ImageSourceSpec, storage: Mapping[str, Any]) -> Source:

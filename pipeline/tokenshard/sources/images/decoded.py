@@ -31,9 +31,24 @@ def decoded_samples(source: Source, *, most: int | None = None, threads: int = 4
 
     Raises SpecError when there is nothing to read.
     """
+    yield from decoded(source, planned(source, most), threads)
+
+
+def planned(source: Source, most: int | None = None) -> pa.Table:
+    """The plan of a source, or ``most`` of its rows. Raises SpecError when there is nothing to read."""
     plan = pa.Table.from_batches(list(source.plan()))
-    if most is not None and most < len(plan):
-        plan = plan.take(np.linspace(0, len(plan) - 1, most).round().astype(np.int64))
+    return plan if most is None else spread(plan, most)
+
+
+def spread(plan: pa.Table, most: int) -> pa.Table:
+    """At most so many rows, evenly spread from the first to the last."""
+    if most >= len(plan):
+        return plan
+    return plan.take(np.linspace(0, len(plan) - 1, most).round().astype(np.int64))
+
+
+def decoded(source: Source, plan: pa.Table, threads: int) -> Iterator[Sample | Reject]:
+    """The samples of planned rows, in order, decoded ahead on threads."""
     running: deque[Future[Sample | Reject]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for thunk in source.read(plan):
