@@ -8,7 +8,8 @@ from pathlib import Path
 
 from retrieving.measure import Row
 
-_MARKERS = "osD^v<>Ph*"
+_MARKERS = "osD^v<>Ph*X"
+"""Not as many as colours, so that no two methods have both in common."""
 
 
 def plot(rows: Sequence[Row], label: str, file: Path) -> None:
