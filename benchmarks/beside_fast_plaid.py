@@ -1,21 +1,20 @@
 """Search on two cores beside fast-plaid: the same vectors, queries and machine, in one run.
 
     python benchmarks/beside_fast_plaid.py pack VECTORS.npz FOLDER MATERIAL [--zero-grade 4]
-    python benchmarks/beside_fast_plaid.py run MATERIAL WORK [--documents 5000 100000] [--eighths 2]
-        [--kmeans-documents 8000] [--build-device cuda]
+    python benchmarks/beside_fast_plaid.py run MATERIAL WORK [--documents 5000] [--eighths 8] [--build-device cuda]
 
 fast-plaid needs a torch of its own (wheels up to 2.11), so that both are seldom installed side by side: `pack` writes
 vectors, queries, judgements and codebooks into one folder (VECTORS.npz and FOLDER are those of documents.py), and `run`
 needs numba, pyarrow, pydantic, safetensors and zstandard, but neither faiss nor an encoder. The corpus is made larger
-as in search_latency.py; with `--eighths 2` by short documents, each of vectors of two others.
+as in search_latency.py; with `--eighths 1` by short documents, each of an eighth of one other.
 
 Each search runs in a process of its own that may use two cores (``--cores``). tokenshard answers two queries at a time;
 fast-plaid does that, too (`n_processes`), or one query on two threads. nDCG@10, overlap with the ten best by exact
 MaxSim, CPU time of all threads a query, queries a second by the clock (the best of three), growth of the process's
 memory from before the index is opened until it has answered, bytes of the index on disk and seconds to build it.
 fast-plaid's index is built on `--build-device`, and its k-means is in that time; codebooks of tokenshard come packed.
-`--kmeans-documents` bounds its sample for k-means (its own choice is 55,000 of 100,000). With a GPU fast-plaid also
-searches there. `--seconds` bounds the work at each size: what comes later is left out, and fast-plaid comes first.
+With a GPU fast-plaid also searches there. `--seconds` bounds the work at each size: what comes later is left out,
+and fast-plaid comes first.
 
 WORK gets the indexes and `fast_plaid.json`.
 """
@@ -59,7 +58,6 @@ def main() -> None:
     running.add_argument("--queries", type=int, default=225)
     running.add_argument("--bits", type=int, nargs="*", default=[4, 2], help="of fast-plaid")
     running.add_argument("--eighths", type=int, default=8, choices=range(1, 9))
-    running.add_argument("--kmeans-documents", type=int, help="of fast-plaid")
     running.add_argument("--cores", type=int, default=2)
     running.add_argument("--build-device", default="cpu")
     running.add_argument("--codecs", nargs="+", help="of those packed, as file names: ofec-0.12,4096")
@@ -159,8 +157,7 @@ def _fast_plaid(options: argparse.Namespace, work: Path, end: float) -> Iterator
     for bits in options.bits:
         folder = str(work / f"plaid-{bits}")
         words = {"material": str(options.material), "large": str(work / "large.npz"), "folder": folder, "bits": bits}
-        words |= {"device": options.build_device, "kmeans_documents": options.kmeans_documents}
-        built = list(_child("build-fast-plaid", words, end))
+        built = list(_child("build-fast-plaid", {**words, "device": options.build_device}, end))
         print(f"fast-plaid, {bits} bits: {built}", flush=True)
         ways = [("cpu", options.cores, PLAID_SETTINGS), ("cpu", 1, PLAID_SETTINGS[:2])]
         if options.build_device != "cpu":
@@ -255,9 +252,7 @@ def _plaid(folder: str, device: str) -> Any:
     return search.FastPlaid(index=folder, device=device)
 
 
-def _build_fast_plaid(
-    material: str, large: str, folder: str, bits: int, device: str, kmeans_documents: int | None
-) -> None:
+def _build_fast_plaid(material: str, large: str, folder: str, bits: int, device: str) -> None:
     import torch
     from retrieving.packed import unpacked
 
@@ -266,7 +261,7 @@ def _build_fast_plaid(
     documents = list(every.split(np.diff(held["offsets"]).tolist()))
     _plaid(f"{folder}-warm", device).create(documents[:300], nbits=bits)  # libraries of the device are loaded
     began = time.perf_counter()
-    _plaid(folder, device).create(documents, nbits=bits, seed=0, n_samples_kmeans=kmeans_documents)
+    _plaid(folder, device).create(documents, nbits=bits, seed=0)
     seconds = time.perf_counter() - began
     size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     print(json.dumps({"build_seconds": seconds, "build": device, "index_bytes": size}), flush=True)

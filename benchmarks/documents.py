@@ -9,8 +9,8 @@ FOLDER holds a corpus in the BEIR layout: `corpus.jsonl`, `queries.jsonl`, judge
 (128 d, length 1), kept in the folder `--vectors` for the next run, as are centroids of k-means. Bytes a vector are
 those of all code columns with the models of their codecs; codebooks are listed apart, as bytes of the file over the
 vectors of the corpus. What is kept of the measure has a 95 % interval from resampled queries; overlap is the share of
-the exact ten best pages found. Speeds are CPU time of one thread.
-Reductions before a codec are counted at the vectors of the whole pages.
+the exact ten best pages found. Speeds are CPU time of one thread. Reductions before a codec are counted at the vectors
+of the whole pages.
 
 A codec may be followed by `/quantized` (queries go through the same codebook) or `/hamming` (distance between the ids
 or signs of queries and pages, bit by bit): HPC-ColPali as published. `prune:cls` prunes by the attention of the first

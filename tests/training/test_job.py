@@ -83,7 +83,12 @@ def test_several_places_are_read_and_what_cannot_be_read_is_said(folder: Path, t
 def test_pictures_beyond_the_memory_allowed_are_left_out(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     train_tokenizer(job(folder, tmp_path / "out", source={"memory": 300_000}), said.append)
-    assert said[0].startswith("1 images are left out: the others take 0.0 GB")
+    assert said[0].startswith("1 images are left out: the others take 192 kB; allow more with --memory-gb")
+
+
+def test_memory_for_not_one_picture_says_what_to_allow(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"photos: none of the images fits into 10 B; allow more with --memory-gb"):
+        train_tokenizer(job(folder, tmp_path / "out", source={"memory": 10}), lambda text: None)
 
 
 def test_of_more_pictures_than_the_memory_allowed_holds_a_part_is_spread_over_all(tmp_path: Path) -> None:
@@ -92,7 +97,8 @@ def test_of_more_pictures_than_the_memory_allowed_holds_a_part_is_spread_over_al
     said: list[str] = []
     samples = read_samples([ImageSourceSpec(path=str(tmp_path), labels="none")], {}, said.append, memory=20 * 300)
     kept = [int(sample.data.flat[0]) for sample in samples]
-    assert said == ["41 images are left out: the others take 0.0 GB, more memory must be allowed"]
+    assert len(said) == 1
+    assert said[0].startswith("41 images are left out: the others take 5.70 kB; allow more with --memory-gb, or")
     assert (kept[0], kept[-1], len(kept)) == (0, 59, 19)
     assert set(np.diff(kept)) == {3, 4}
 

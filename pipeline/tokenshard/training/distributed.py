@@ -182,9 +182,8 @@ def _fit(
             scaling_config=ray.train.ScalingConfig(
                 num_workers=engine.workers, use_gpu=engine.gpus > 0, resources_per_worker=resources
             ),
-            run_config=ray.train.RunConfig(
-                storage_path=str(scratch)
-            ),  # checkpoints are ours; Ray writes only notes there
+            # checkpoints are ours; Ray writes only notes there
+            run_config=ray.train.RunConfig(storage_path=str(scratch)),
             torch_config=TorchConfig(backend="nccl" if engine.gpus else "gloo"),
         )
         try:

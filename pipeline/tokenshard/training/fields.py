@@ -26,7 +26,7 @@ from tokenshard.tokenizers.grid_fit import fit_surface, floor_units, ids_of_mean
 from tokenshard.tokenizers.grid_network import GAIN, Frame, Planes, planes_of
 from tokenshard.tokenizers.grid_split import rest_of
 from tokenshard.tokenizers.lapped import UNIT
-from tokenshard.training.images import apart
+from tokenshard.training.images import apart, beyond_memory
 
 TILE = 512
 """Cells of a side of the fields that are held."""
@@ -192,4 +192,4 @@ def _read(
     if rejected:
         say(f"{rejected:,} tiles could not be read and are left out")
     if left_out:
-        say(f"{left_out:,} tiles are left out: the others take {held / 1e9:.1f} GB, more memory must be allowed")
+        say(beyond_memory(left_out, "tiles", held))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tokenshard.errors import SpecError
+from tokenshard.readable import readable_bytes
 from tokenshard.sources.base import Sample, Source
 from tokenshard.sources.images.decoded import decoded, planned, spread
 from tokenshard.sources.images.open import open_image_source
@@ -23,8 +24,14 @@ from tokenshard.training.clips import ClipPool, Pool
 from tokenshard.training.crops import PixelPool
 
 Item = TypeVar("Item")
-_PROBED, _FILLED = 32, 0.95
-"""Inputs of a place that are decoded to learn their size; share of the memory that is then filled."""
+_FEW = 32
+"""Inputs of which all are read."""
+_EVERY = 16
+"""Of more, each so many one is decoded to learn their size, but not more than `_FEW`."""
+_FILLED = 0.95
+"""Share of the memory that is filled where not all fit."""
+
+_ALLOW_MORE = "allow more with --memory-gb, or `memory` in the source of a job"
 
 
 def read_samples(
@@ -58,21 +65,26 @@ def read_samples(
     if rejected:
         say(f"{rejected:,} {what} could not be read and are left out")
     if left_out:
-        say(f"{left_out:,} {what} are left out: the others take {held / 1e9:.1f} GB, more memory must be allowed")
+        say(beyond_memory(left_out, what, held))
     if not samples:
-        raise SpecError(f"{', '.join(place.path for place in places)}: no {what} could be read")
+        why = f"fits into {readable_bytes(memory)}; {_ALLOW_MORE}" if left_out else "could be read"
+        raise SpecError(f"{', '.join(place.path for place in places)}: none of the {what} {why}")
     return samples
+
+
+def beyond_memory(left_out: int, what: str, held: int) -> str:
+    """What is said where not all images, clips or tiles fit into the memory allowed."""
+    return f"{left_out:,} {what} are left out: the others take {readable_bytes(held)}; {_ALLOW_MORE}"
 
 
 def _that_fit(sources: Sequence[Source], plans: Sequence[pa.Table], memory: float, threads: int) -> Sequence[pa.Table]:
     """The plans, or the same share of each, where samples of some of its inputs say that all would take too much."""
-    if sum(map(len, plans)) <= _PROBED:
+    if sum(map(len, plans)) <= _FEW:
         return plans
     expected = 0.0
     for source, plan in zip(sources, plans, strict=True):
-        probed = [
-            item.data.nbytes for item in decoded(source, spread(plan, _PROBED), threads) if isinstance(item, Sample)
-        ]
+        few = spread(plan, min(_FEW, -(-len(plan) // _EVERY)))
+        probed = [item.data.nbytes for item in decoded(source, few, threads) if isinstance(item, Sample)]
         expected += len(plan) * sum(probed) / max(len(probed), 1)
     share = _FILLED * memory / max(expected, 1)
     return plans if expected <= memory else [spread(plan, max(1, int(share * len(plan)))) for plan in plans]
