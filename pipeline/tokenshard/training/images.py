@@ -64,11 +64,11 @@ def read_samples(
                 held += item.data.nbytes
     if rejected:
         say(f"{rejected:,} {what} could not be read and are left out")
-    if left_out:
-        say(beyond_memory(left_out, what, held))
     if not samples:
         why = f"fits into {readable_bytes(memory)}; {_ALLOW_MORE}" if left_out else "could be read"
         raise SpecError(f"{', '.join(place.path for place in places)}: none of the {what} {why}")
+    if left_out:
+        say(beyond_memory(left_out, what, held))
     return samples
 
 
